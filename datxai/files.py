@@ -1,0 +1,131 @@
+"""Reading and writing files so that nothing is ever half-written: atomic replacement, tables, JSON, hashes."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from datxai.errors import InputError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it replaces ``path``, on any exception it is removed.
+
+    The temporary name ends with the full name of ``path``, so that writers which look at the suffix
+    (``.nii.gz``, ``.png``) do the right thing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix="-" + path.name)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write ``text`` to ``path`` atomically, UTF-8."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, content: object) -> None:
+    """Write JSON atomically: two spaces, UTF-8, numpy scalars and arrays as numbers and lists, NaN as null."""
+    write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """Read a JSON file; a damaged one is an `InputError`."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); delete it and run the stage again.") from error
+
+
+def write_table(path: str | os.PathLike, rows: Iterable[Mapping], columns: Sequence[str]) -> None:
+    """Write a tab-separated table with a header (BIDS style: missing values are ``n/a``, booleans true/false)."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+
+
+def read_table(path: str | os.PathLike) -> list[dict[str, str]]:
+    """Read a table with a header; ``.csv`` is comma- or semicolon-separated, anything else tab-separated.
+
+    Returns one dict of strings per row. Raises `InputError` if the file is missing, empty, or a row has
+    more or fewer cells than the header.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such table.")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text table in UTF-8; save it as UTF-8.") from error
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        raise InputError(f"{path}: the table is empty; expected a header and one row per entry.")
+    delimiter = "\t"
+    if path.suffix.lower() == ".csv":
+        delimiter = ";" if lines[0].count(";") > lines[0].count(",") else ","
+    header, *body = csv.reader(lines, delimiter=delimiter)
+    header = [name.strip() for name in header]
+    for number, cells in enumerate(body, start=2):
+        if len(cells) != len(header):
+            raise InputError(
+                f"{path}: row {number} has {len(cells)} cells, the header has {len(header)}; "
+                f"check the separator and the quoting."
+            )
+    return [dict(zip(header, (cell.strip() for cell in cells))) for cells in body]
+
+
+def hash_file(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_content(content: object) -> str:
+    """SHA-256 of a JSON-like value, independent of the order of keys."""
+    text = json.dumps(_plain(content), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value
+
+
+def _cell(value: object) -> object:
+    value = _plain(value)
+    if value is None or value == "":
+        return "n/a"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.7g}"
+    return value

@@ -1,0 +1,268 @@
+"""Volumes: float32 arrays in RAS+ millimetre space, with a record of what was done to them.
+
+Inside datxai there is one kind of image. Array axes are (X, Y, Z), growing to the patient's right, front
+and top as closely as the scanner's axes allow; the affine maps voxel indices to world millimetres.
+Conversion from other conventions happens here, when a file is read, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from datxai.errors import InputError
+from datxai.files import replacing, write_json
+
+MNI_CODE, SCANNER_CODE = 4, 1  # NIfTI-1 xform codes
+AFFINE_TOLERANCE_MM = 1e-3  # two grids are the same if no affine element differs by more
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A regular lattice of voxels: shape (X, Y, Z) and affine (4 x 4, voxel index to RAS+ mm)."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    name: str = ""
+
+    @classmethod
+    def axis_aligned(
+        cls, shape: Sequence[int], spacing: Sequence[float], origin: Sequence[float], name: str = ""
+    ) -> Grid:
+        """Grid with axes along RAS+; ``origin`` is the centre of voxel (0, 0, 0) and all lengths are in mm."""
+        affine = np.diag([*map(float, spacing), 1.0])
+        affine[:3, 3] = origin
+        return cls(tuple(int(n) for n in shape), affine, name)
+
+    @cached_property
+    def spacing(self) -> np.ndarray:
+        """Voxel edge lengths in mm, shape (3,)."""
+        return np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in millilitres."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])) / 1000.0)
+
+    def same_as(self, other: Grid) -> bool:
+        """Whether shape and affine agree (to `AFFINE_TOLERANCE_MM`)."""
+        return self.shape == other.shape and np.allclose(
+            self.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE_MM
+        )
+
+    def world_coordinates(self) -> np.ndarray:
+        """World coordinates of all voxel centres in mm, shape (X, Y, Z, 3), float64."""
+        index = np.stack(np.meshgrid(*map(np.arange, self.shape), indexing="ij"), axis=-1)
+        return index @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def index_to_mm(self, index: Sequence[float]) -> np.ndarray:
+        """World coordinates in mm of a voxel index (or of an array of indices, last axis 3)."""
+        return np.asarray(index, float) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def mm_to_index(self, position: Sequence[float]) -> np.ndarray:
+        """Fractional voxel index of a world position in mm."""
+        return np.linalg.solve(self.affine[:3, :3], np.asarray(position, float) - self.affine[:3, 3])
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scan, a template, a mask or a relevance map.
+
+    ``data`` is float32 of shape (X, Y, Z), ``affine`` maps indices to RAS+ mm, ``history`` lists what was done,
+    oldest first: one mapping per step with its ``step`` name and its parameters, JSON-like.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+    history: tuple[Mapping, ...] = field(default=())
+
+    def __post_init__(self):
+        object.__setattr__(self, "data", np.asarray(self.data, dtype=np.float32))
+        object.__setattr__(self, "affine", np.asarray(self.affine, dtype=np.float64))
+        assert self.data.ndim == 3, self.data.shape
+        assert self.affine.shape == (4, 4), self.affine.shape
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.data.shape
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.data.shape, self.affine)
+
+    def after(self, step: str, data: np.ndarray, affine: np.ndarray | None = None, **parameters) -> Volume:
+        """The volume that ``step`` made of this one; the step and its parameters are added to the history."""
+        return replace(
+            self,
+            data=data,
+            affine=self.affine if affine is None else affine,
+            history=(*self.history, {"step": step, **parameters}),
+        )
+
+    def recorded(self, step: str) -> Mapping | None:
+        """The latest record of ``step`` in the history, or None."""
+        return next((record for record in reversed(self.history) if record["step"] == step), None)
+
+
+def load(path: str | os.PathLike) -> Volume:
+    """Read a NIfTI file as a `Volume`, axes permuted and flipped to the closest RAS+ order.
+
+    Raises `InputError` for what cannot be one scan: unreadable or truncated files, several frames, an affine that
+    cannot be inverted, NaN or infinite values, and an image that is zero everywhere.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a NIfTI volume (.nii or .nii.gz).")
+    try:
+        image = nib.load(path)
+        data = np.asanyarray(image.dataobj)
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(
+            f"{path}: cannot be read as NIfTI ({_first_line(error)}); the file is truncated or of another format, "
+            f"export it again."
+        ) from error
+    if data.ndim > 3 and all(n == 1 for n in data.shape[3:]):
+        data = data.reshape(data.shape[:3])
+    if data.ndim != 3:
+        raise InputError(
+            f"{path}: has shape {data.shape}, expected one 3-D volume; extract or average the frames first."
+        )
+    affine = np.asarray(image.affine, float)
+    require_invertible(affine, path)
+    data = data.astype(np.float32)
+    require_signal(data, path)
+    volume = to_ras(data, affine)
+    return replace(volume, history=({"step": "load", "file": path.name},))
+
+
+def save(volume: Volume, path: str | os.PathLike, sidecar: Mapping | None = None, mni: bool = True) -> None:
+    """Write NIfTI-1 float32 atomically, and beside it a JSON with ``history`` and the entries of ``sidecar``.
+
+    The JSON is written last: where it exists, the volume is complete. ``mni`` says which space the header names
+    (MNI 152, else scanner space).
+    """
+    path = Path(path)
+    image = nib.Nifti1Image(volume.data, volume.affine)
+    code = MNI_CODE if mni else SCANNER_CODE
+    image.set_sform(volume.affine, code)
+    image.set_qform(volume.affine, code)
+    image.header.set_xyzt_units("mm")
+    sidecar_path(path).unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        nib.save(image, temporary)
+    write_json(sidecar_path(path), {**(sidecar or {}), "history": list(volume.history)})
+
+
+def sidecar_path(path: str | os.PathLike) -> Path:
+    """The JSON that stands beside a NIfTI file."""
+    path = Path(path)
+    return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+
+
+def to_ras(data: np.ndarray, affine: np.ndarray) -> Volume:
+    """Permute and flip array axes to the closest RAS+ order; the affine follows, world positions stay."""
+    orientation = nib.io_orientation(affine)
+    affine = affine @ nib.orientations.inv_ornt_aff(orientation, data.shape)
+    return Volume(np.ascontiguousarray(nib.apply_orientation(data, orientation), dtype=np.float32), affine)
+
+
+def require_invertible(affine: np.ndarray, name: object) -> None:
+    """Raise `InputError` unless the affine is finite and maps voxels one to one."""
+    spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    if not np.isfinite(affine).all() or (spacing <= 0).any() or (
+        abs(np.linalg.det(affine[:3, :3])) < 1e-3 * spacing.prod()
+    ):
+        raise InputError(
+            f"{name}: the affine in the header cannot be inverted, expected three independent voxel axes; "
+            f"repair the header (sform/qform) or convert the scan again."
+        )
+
+
+def require_signal(data: np.ndarray, name: object) -> None:
+    """Raise `InputError` if the data hold NaN or infinite values, or nothing but zeros."""
+    if not np.isfinite(data).all():
+        raise InputError(
+            f"{name}: {int((~np.isfinite(data)).sum())} voxels are NaN or infinite, expected finite values only; "
+            f"export the scan again or replace them."
+        )
+    if not data.any():
+        raise InputError(f"{name}: every voxel is zero, expected a scan; export it again.")
+
+
+def resample(
+    volume: Volume, grid: Grid, transform: np.ndarray | None = None, step: str = "resample"
+) -> Volume:
+    """Sample a volume on another grid, averaging where the grid is coarser than the volume.
+
+    Trilinear interpolation; zero outside the volume. Where a voxel of ``grid`` is larger than the source's along an
+    axis, it is the mean of evenly spaced points within it, so that no source voxel is passed over.
+
+    Parameters
+    ----------
+    volume : Volume
+    grid : Grid
+        The target lattice.
+    transform : array (4, 4), optional
+        Maps world mm of ``grid`` to world mm of ``volume`` (as a registration gives it). Identity if left out.
+    """
+    transform = np.eye(4) if transform is None else np.asarray(transform, float)
+    index_map = np.linalg.inv(volume.affine) @ transform @ grid.affine  # target index -> source index
+    record = _resample_record(grid, transform)
+    offset = _integer_offset(index_map, grid.shape, volume.shape)
+    if offset is not None:  # a crop: the values themselves
+        data = volume.data[tuple(slice(o, o + n) for o, n in zip(offset, grid.shape))]
+        return volume.after(step, np.ascontiguousarray(data), grid.affine, **record)
+    steps = np.linalg.norm(index_map[:3, :3], axis=0)  # source voxels per target voxel, along target axes
+    factors = np.maximum(1, np.ceil(steps - 1e-3).astype(int))
+    fine = np.diag([*(1.0 / factors), 1.0])
+    fine[:3, 3] = (1.0 / factors - 1.0) / 2.0  # centres of the sub-voxels of target voxel 0
+    fine_map = index_map @ fine
+    fine_shape = tuple(int(n) for n in np.asarray(grid.shape) * factors)
+    data = ndimage.affine_transform(
+        volume.data, fine_map[:3, :3], fine_map[:3, 3], fine_shape, order=1, mode="constant", cval=0.0, prefilter=False
+    )
+    if (factors > 1).any():
+        x, y, z = grid.shape
+        data = data.reshape(x, factors[0], y, factors[1], z, factors[2]).mean(axis=(1, 3, 5), dtype=np.float64)
+    return volume.after(step, data, grid.affine, **record)
+
+
+def covered_fraction(volume: Volume, grid: Grid, transform: np.ndarray | None = None) -> float:
+    """Fraction of the voxels of ``grid`` whose centres lie inside the volume's field of view."""
+    transform = np.eye(4) if transform is None else transform
+    index_map = np.linalg.inv(volume.affine) @ transform @ grid.affine
+    index = Grid(grid.shape, index_map).world_coordinates()
+    inside = ((index > -0.5 - 1e-6) & (index < np.asarray(volume.shape) - 0.5 + 1e-6)).all(axis=-1)
+    return float(inside.mean())
+
+
+def _integer_offset(index_map: np.ndarray, shape: Sequence[int], source: Sequence[int]) -> tuple | None:
+    """Offset if the target is a crop of the source lattice, else None."""
+    offset = np.rint(index_map[:3, 3])
+    shift = np.eye(4)
+    shift[:3, 3] = offset
+    if not np.allclose(index_map, shift, rtol=0, atol=1e-5):
+        return None
+    offset = offset.astype(int)
+    if (offset < 0).any() or (offset + np.asarray(shape) > np.asarray(source)).any():
+        return None
+    return tuple(offset)
+
+
+def _resample_record(grid: Grid, transform: np.ndarray) -> dict:
+    record = {"grid": grid.name, "shape": list(grid.shape), "spacing_mm": grid.spacing.tolist()}
+    if not np.array_equal(transform, np.eye(4)):
+        record["transform"] = transform.tolist()
+    return record
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

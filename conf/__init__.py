@@ -1,0 +1,1 @@
+"""The configuration tree, installed with the package as ``datxai.conf``."""

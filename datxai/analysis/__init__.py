@@ -1,0 +1,1 @@
+"""What numbers and maps say: classification figures, relevance of groups, pictures and the report."""

@@ -1,0 +1,117 @@
+"""Relevance maps on the group level: where they peak, their means, and whether one looks like its class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from datxai.volume import Grid
+
+
+def find_peak(relevance: np.ndarray, grid: Grid, striatum: np.ndarray) -> dict:
+    """The voxel of highest absolute relevance and how far it lies from the striatum.
+
+    Parameters
+    ----------
+    relevance : array (X, Y, Z)
+    grid : Grid
+        Its shape and affine.
+    striatum : bool array (X, Y, Z)
+
+    Returns
+    -------
+    dict with ``x, y, z`` (mm), ``value`` (signed), ``distance_mm`` to the centre of the nearest striatal
+    voxel (0 inside) and ``inside``. A map that is zero everywhere has no peak: position and distance are
+    None.
+    """
+    assert relevance.shape == striatum.shape == tuple(grid.shape), (relevance.shape, striatum.shape)
+    assert striatum.any(), "empty striatum"
+    index = np.unravel_index(np.abs(relevance).argmax(), relevance.shape)
+    value = float(relevance[index])
+    if value == 0:
+        return {"x": None, "y": None, "z": None, "value": 0.0, "distance_mm": None, "inside": False}
+    position = grid.index_to_mm(index)
+    distances = np.linalg.norm(grid.index_to_mm(np.argwhere(striatum)) - position, axis=1)
+    where = dict(zip("xyz", position.tolist()))
+    return {**where, "value": value, "distance_mm": float(distances.min()), "inside": bool(striatum[index])}
+
+
+def summarise_peaks(peaks: Sequence[Mapping], near_mm: float = 4.0) -> dict:
+    """How many peaks (of `find_peak`) lie inside the striatum, how many within ``near_mm`` of it."""
+    distances = [peak["distance_mm"] for peak in peaks if peak["distance_mm"] is not None]
+    return {
+        "n": len(peaks),
+        "inside": sum(peak["inside"] for peak in peaks),
+        "near": sum(distance <= near_mm for distance in distances),
+        "near_mm": near_mm,
+        "median_distance_mm": float(np.median(distances)) if distances else None,
+    }
+
+
+class MeanMap:
+    """Mean and standard deviation of maps added one at a time (Welford's recurrence, float64).
+
+    Memory does not grow with the number of maps. ``mean`` and ``sd`` (n - 1 in the denominator) have the
+    shape of the maps; they are None before the first and the second map.
+    """
+
+    def __init__(self):
+        self.n = 0
+        self.mean: np.ndarray | None = None
+        self._squares: np.ndarray | None = None
+
+    def add(self, data: np.ndarray) -> None:
+        """Take one more map into the mean."""
+        if self.mean is None:
+            self.mean, self._squares = np.zeros(data.shape), np.zeros(data.shape)
+        assert data.shape == self.mean.shape, (data.shape, self.mean.shape)
+        self.n += 1
+        step = data - self.mean
+        self.mean += step / self.n
+        self._squares += step * (data - self.mean)
+
+    @property
+    def sd(self) -> np.ndarray | None:
+        return np.sqrt(self._squares / (self.n - 1)) if self.n > 1 else None
+
+
+def make_heat_map(true_positive: np.ndarray, true_negative: np.ndarray) -> np.ndarray:
+    """Mean relevance of the true positive minus that of the true negative cases.
+
+    The sign is that of the caption of Fig. 3 in Nazari et al. 2022 (doi:10.1007/s00259-021-05569-9); the
+    text there has it the other way round.
+    """
+    return true_positive - true_negative
+
+
+def check_consistency(
+    relevance: np.ndarray,
+    predicted: int,
+    mean_normal: np.ndarray,
+    mean_reduced: np.ndarray,
+    mask: np.ndarray | None = None,
+) -> dict:
+    """Whether a case's relevance map looks like the mean map of the class that was predicted for it.
+
+    Correlates the map with the mean maps of the true negative and the true positive cases, over ``mask`` or
+    over all voxels.
+
+    Returns
+    -------
+    dict with ``r_normal, r_reduced`` (Pearson) and ``consistent``: the map is nearer to the mean map of its
+    own predicted class than to the other. None where a map is constant.
+    """
+    where = slice(None) if mask is None else mask
+    r_normal, r_reduced = (_correlate(relevance[where], mean[where]) for mean in (mean_normal, mean_reduced))
+    consistent = None
+    if r_normal is not None and r_reduced is not None:
+        consistent = (r_reduced > r_normal) == bool(predicted)
+    return {"r_normal": r_normal, "r_reduced": r_reduced, "consistent": consistent}
+
+
+def _correlate(a: np.ndarray, b: np.ndarray) -> float | None:
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    a, b = (np.asarray(x, float).ravel() - np.mean(x, dtype=float) for x in (a, b))
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))

@@ -1,0 +1,181 @@
+"""One scan through the house: imaging, network, explanation. The stages do it for many, `explain_scan` for one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from datxai.config import Config
+from datxai.errors import InputError
+from datxai.run import Run
+from datxai.volume import Grid, Volume, covered_fraction, load, resample
+
+SBR = [f"{region}_{side}" for region in ("putamen", "caudate", "striatum") for side in ("left", "right")]
+SIDES = {"ipsilateral": "left", "contralateral": "right"}  # after mirroring
+WORKING_GRID = Grid.axis_aligned((91, 109, 91), (2, 2, 2), (-90, -126, -72), "mni_2mm")  # where scans are measured
+
+
+@dataclass(frozen=True)
+class Imaging:
+    """What every scan of a cohort is preprocessed with."""
+
+    settings: Config
+    grid: Grid
+    regions: Mapping[str, np.ndarray]  # on WORKING_GRID
+    bases: Mapping[str, Volume] | None  # what a scan is registered to; None: it is in MNI space
+
+    @classmethod
+    def of(cls, settings: Config) -> Imaging:
+        from datxai.imaging.atlas import load_atlas, make_regions, make_template_bases
+
+        atlas = load_atlas(settings.atlas.labels, settings.atlas.names)
+        kind, file = settings.registration.kind, settings.registration.template
+        if kind not in ("affine", "none"):
+            raise InputError(f"registration.kind={kind}: expected affine or none.")
+        bases = None
+        if kind == "affine":
+            bases = make_template_bases(atlas) if file is None else {"template": load(file)}
+        return cls(settings, grid_of(settings), make_regions(WORKING_GRID, atlas), bases)
+
+    def process(self, scan: Volume, name: str) -> tuple[Volume, dict]:
+        """One scan through imaging: MNI space, intensity scaling, SBR, mirroring, the grid of the network.
+
+        Returns the volume and its measures (SBR of the patient's own sides, ``mirrored``, registration).
+        """
+        from datxai.imaging.intensity import scale
+        from datxai.imaging.mirror import mirror_to_lower_left
+        from datxai.imaging.quantification import measure_sbr
+
+        chosen = self.settings.preprocessing
+        transform, quality = np.eye(4), {"similarity": None}
+        if self.bases is not None:
+            from datxai.imaging.registration import register
+
+            found = register(scan, self.bases)
+            if not found.plausible:
+                raise InputError(
+                    f"{name}: registration to the template failed ({found.reason}); check that it is a head and that "
+                    f"its orientation is right, or leave it out with on_error=skip."
+                )
+            transform, quality = found.affine, {"similarity": found.similarity}
+        covered = covered_fraction(scan, self.grid, transform)
+        if covered < chosen.min_coverage:
+            raise InputError(
+                f"{name}: the scan covers {covered:.0%} of grid {self.grid.name}, expected "
+                f"{chosen.min_coverage:.0%} or more; choose a smaller grid or a scan with a larger field of view."
+            )
+        volume = resample(scan, WORKING_GRID, transform, step="register")
+        volume = scale(volume, self.regions["reference_region"], chosen.reference_percentile)
+        sbr = measure_sbr(volume, self.regions, chosen.putamen_ml, chosen.caudate_ml, chosen.striatum_ml)
+        mirrored = False
+        if chosen.mirror:
+            volume, mirrored = mirror_to_lower_left(volume, sbr)
+        reference = volume.recorded("scale")["reference_value"]
+        return resample(volume, self.grid), {
+            **sbr, "mirrored": mirrored, "reference_value": reference, "transform": transform, **quality
+        }
+
+
+def read_scan(files: Sequence[Path], format: str) -> Volume:
+    """A scan from its files, whatever it is stored as."""
+    if format == "dicom":
+        from datxai.imaging.dicom import read_series
+
+        return read_series(files)
+    return load(files[0])
+
+
+def grid_of(settings: Config) -> Grid:
+    """The grid of the network's input."""
+    chosen = settings.grid
+    return Grid.axis_aligned(chosen.shape, chosen.spacing, chosen.origin, chosen.name)
+
+
+def predict_label(logits: Sequence[float]) -> dict:
+    """What a pair of logits (normal, reduced) says: label, probability of reduced, the logits."""
+    normal, reduced = map(float, logits)
+    return {
+        "predicted": int(reduced > normal),
+        "p_reduced": float(1 / (1 + np.exp(np.clip(normal - reduced, -700, 700)))),
+        "logit_normal": normal,
+        "logit_reduced": reduced,
+    }
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """A trained network and how its decisions are explained."""
+
+    model: object
+    settings: Config
+    device: str
+
+    @classmethod
+    def of(cls, settings: Config, run: Run) -> Explainer:
+        from datxai.model import checkpoint
+
+        device = choose_device(settings)
+        model, _ = checkpoint.load(run.model, device)
+        return cls(model, settings, device)
+
+    def explain(self, x, labels: Sequence[int] | None = None) -> list[tuple[np.ndarray, dict]]:
+        """Relevance map (X, Y, Z) and its record for each case of a batch, a float32 tensor (n, 1, X, Y, Z)."""
+        from datxai.explain.attribution import attribute
+
+        chosen, composite = self.settings.attribution, self.settings.composite
+        found = attribute(
+            self.model,
+            x.to(self.device),
+            chosen.method,
+            [asdict(layer) for layer in composite.layers],
+            composite.canonizers,
+            self.settings.target,
+            labels,
+            chosen.start,
+        )
+        method = {"attribution": chosen.method, "target": self.settings.target, "start": chosen.start}
+        if chosen.method == "lrp":
+            method["composite"] = composite.name
+        maps = found.relevance[:, 0].cpu().numpy()
+        return [
+            (data, {"method": method, "logits": pair, "seed": seed, "sum": float(data.sum(dtype=float)), "ledger": ledger})
+            for data, pair, seed, ledger in zip(maps, found.logits.tolist(), found.seeds, found.ledgers)
+        ]
+
+
+def measure_map(
+    relevance: np.ndarray, grid: Grid, regions: Mapping[str, np.ndarray], settings: Config
+) -> dict[str, float]:
+    """Mean relevance of the hottest voxels in putamen and caudate of both sides, as the SBR is measured."""
+    from datxai.imaging.quantification import average_hottest
+
+    return {
+        f"{region}_{side}": average_hottest(
+            relevance,
+            regions[f"{region}_roi_{hemisphere}"],
+            getattr(settings.preprocessing, f"{region}_ml"),
+            grid.voxel_ml,
+        )
+        for region in ("putamen", "caudate")
+        for side, hemisphere in SIDES.items()
+    }
+
+
+def choose_device(settings: Config) -> str:
+    """The device asked for; ``auto`` is a GPU where there is one."""
+    import torch
+
+    from datxai.memory import keep_freed_memory
+
+    keep_freed_memory()
+    if settings.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=settings.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device={settings.device} cannot be used here ({reason}); try device=auto.") from error
+    return settings.device

@@ -1,0 +1,191 @@
+"""The command ``datxai``: a Hydra application whose first word may be a stage.
+
+This is the only file that imports Hydra, and it imports nothing heavy, so that ``datxai --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from datxai.config import ALL, CASE, STAGES
+from datxai.errors import InputError
+
+HELP = """\
+datxai: DAT-SPECT scans to classified scans with relevance maps that can be checked.
+Research use, not diagnostic.
+
+  datxai                                  the whole journey with the phantom cohort
+  datxai STAGE [overrides]                one stage, in the run folder of `run=`
+  datxai experiment=paper                 the configuration of Nazari et al. 2022
+  datxai case scan=PATH run=RUN_DIR       one new scan through a trained run
+
+Stages, in order
+{stages}
+
+Choices (GROUP=NAME), and every setting in them (GROUP.KEY=VALUE)
+{groups}
+
+Settings
+  run=DIR seed=0 target=predicted device=auto n_jobs=-1 on_error=raise
+
+Hydra's own
+  --cfg job        show the configuration and stop (--resolve: with interpolations replaced)
+  --config-dir D   add your own configuration files, e.g. D/composite/mine.yaml: composite=mine
+  -m               sweep: datxai -m seed=0,1,2
+  --hydra-help     everything else
+"""
+
+
+def main() -> None:
+    """Entry point. Exit status: 0 done, 2 something given cannot be used, 1 a fault of ours, 130 interrupted."""
+    arguments = sys.argv[1:]
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text())
+        return
+    if "--version" in arguments:
+        from datxai import __version__
+
+        print(__version__)
+        return
+    stage, arguments = _stage(arguments)
+    sys.argv[1:] = [*arguments, f"stage={stage}", *_hydra_overrides(stage, arguments)]
+    _launch()
+
+
+def help_text() -> str:
+    """The text of ``datxai --help``, with the choices found in the installed configuration tree."""
+    conf = _conf()
+    width = max(map(len, STAGES)) + 2
+    stages = "\n".join(f"  {name:<{width}}{text}" for name, text in STAGES.items())
+    groups = sorted(
+        path for path in conf.iterdir() if path.is_dir() and path.name != "hydra" and any(path.glob("*.yaml"))
+    )
+    width = max(len(path.name) for path in groups) + 2
+    lines = [f"  {path.name:<{width}}{', '.join(sorted(p.stem for p in path.glob('*.yaml')))}" for path in groups]
+    return HELP.format(stages=stages, groups="\n".join(lines))
+
+
+def _conf() -> Path:
+    import datxai.conf
+
+    return Path(datxai.conf.__file__).parent
+
+
+def _stage(arguments: list[str]) -> tuple[str, list[str]]:
+    """Take the first bare word as the stage; `exit(2)` where it is none."""
+    for position, word in enumerate(arguments):
+        if word.startswith("-") or "=" in word or word.startswith("~"):
+            continue
+        if position and arguments[position - 1] in _FLAGS_WITH_VALUE:
+            continue
+        known = [*STAGES, CASE]
+        if word not in known:
+            _fail(f"'{word}' is not a stage; the stages are {', '.join(known)} (see `datxai --help`).")
+        return word, arguments[:position] + arguments[position + 1 :]
+    return ALL, arguments
+
+
+_FLAGS_WITH_VALUE = {
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--info", "-i", "--experimental-rerun",
+}  # fmt: skip
+
+
+def _hydra_overrides(stage: str, arguments: list[str]) -> list[str]:
+    """What a single stage takes over from its run folder: the overrides that the folder was begun with.
+
+    So ``datxai explain run=DIR composite=epsilon`` keeps the grid, the data and the network of DIR. Overrides given
+    now win. A sweep has a run folder per job and takes over nothing.
+    """
+    if stage == ALL or {"-m", "--multirun", "--cfg", "-c"} & set(arguments):
+        return []
+    run = next((word.removeprefix("run=") for word in arguments if word.startswith("run=")), None)
+    if stage == CASE:
+        if run is None:
+            _fail("`datxai case` needs run=RUN_DIR, the folder of a trained run.")
+        if not Path(run, "manifest.json").is_file():
+            _fail(f"run={run}: no run folder of datxai there (no manifest.json); train one with `datxai run={run}`.")
+    recorded = Path(run, ".hydra", "overrides.yaml") if run is not None else None
+    kept: list[str] = []
+    if recorded is not None and recorded.is_file():
+        import yaml
+
+        given = {_key(word) for word in arguments if "=" in word}
+        kept = [
+            word
+            for word in yaml.safe_load(recorded.read_text()) or []
+            if _key(word) not in given | {"stage", "run", "scan"} and not _key(word).startswith("hydra")
+        ]
+    if stage == CASE:
+        kept.append("hydra.output_subdir=null")  # a case leaves the run's record as it is
+    return kept
+
+
+def _key(override: str) -> str:
+    return override.split("=", 1)[0].lstrip("+~")
+
+
+def register_schemas() -> None:
+    """Tell Hydra the schema of the settings, so that a misspelt key or a wrong type is refused."""
+    from hydra.core.config_store import ConfigStore
+
+    from datxai import config
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=config.Config)
+    for name, node in {"phantom": config.Phantom, "folder": config.Tabular, "ppmi": config.Ppmi}.items():
+        store.store(group="data", name=f"{name}_schema", node=node)
+
+
+def _launch() -> None:
+    import logging
+
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    register_schemas()
+    started = False
+
+    @hydra.main(version_base="1.3", config_path="pkg://datxai.conf", config_name="config")
+    def job(cfg) -> None:
+        nonlocal started
+        started = True
+        from datxai import pipeline
+
+        hydra_config = HydraConfig.get()
+        folder = Path(hydra_config.runtime.output_dir)
+        try:
+            settings = _settings(cfg)
+            settings.run = str(folder)
+            if hydra_config.output_subdir is not None:
+                OmegaConf.save(cfg, folder / hydra_config.output_subdir / "config.yaml", resolve=True)
+            pipeline.run(settings)
+        except InputError as error:
+            logging.getLogger("datxai").error("datxai: %s", error)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            logging.getLogger("datxai").error("datxai: interrupted; the same command goes on from here.")
+            sys.exit(130)
+
+    def _settings(cfg):
+        try:
+            return OmegaConf.to_object(cfg)
+        except MissingMandatoryValue as error:
+            raise InputError(f"{error.full_key} has no value; give it as {error.full_key}=VALUE.") from error
+        except OmegaConfBaseException as error:
+            raise InputError(f"the configuration does not fit: {str(error).splitlines()[0]}") from error
+
+    try:
+        job()
+    except SystemExit as end:
+        if end.code == 1 and not started:  # Hydra refused the configuration and has said why
+            sys.exit(2)
+        raise
+
+
+def _fail(sentence: str) -> None:
+    print(f"datxai: {sentence}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,174 @@
+"""Readings of scans by two readers: consensus within and between them, and how well they agree."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from datxai.errors import InputError
+from datxai.files import read_table
+
+COLUMNS = ("participant_id", "reader", "session", "read")
+CONSENSUS_READER = "consensus"
+READS = {"0": 0, "normal": 0, "1": 1, "reduced": 1, "excluded": None}
+
+
+@dataclass(frozen=True)
+class Read:
+    """One reading: 0 normal, 1 reduced, None excluded (atypical; by the reader 'consensus' only)."""
+
+    participant_id: str
+    reader: str
+    session: int
+    read: int | None
+
+
+@dataclass(frozen=True)
+class Kappa:
+    """Cohen's kappa, its standard error, two-sided p value of kappa = 0, share of agreement, and n."""
+
+    kappa: float
+    standard_error: float
+    p_value: float
+    agreement: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """What the readings come to.
+
+    ``rows`` has one entry per participant, in order of appearance: participant_id, one entry per reader with
+    the intra-reader consensus, label, status ('agreed', 'consensus', 'excluded' or 'to read') and to_read,
+    what is still to be read. ``kappa`` is between the two readers' intra-reader consensuses where both are
+    complete, excluded scans included; None if there are none.
+    """
+
+    readers: tuple[str, str]
+    rows: list[dict]
+    kappa: Kappa | None
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Label by participant, of those who have one."""
+        return {row["participant_id"]: row["label"] for row in self.rows if row["label"] is not None}
+
+
+def read_reads(path: str | os.PathLike) -> list[Read]:
+    """Readings from a table (participant_id, reader, session, read).
+
+    ``session`` is 1, 2 or 3 (it does not matter for the reader 'consensus'). ``read`` is 0 or normal, 1 or
+    reduced; 'excluded' is for atypical scans, in rows of the reader 'consensus' only.
+    """
+    table = read_table(path)
+    if missing := [name for name in COLUMNS if table and name not in table[0]]:
+        raise InputError(f"{path}: has no column {missing[0]!r}, expected {', '.join(COLUMNS)}.")
+    reads = []
+    for row in table:
+        common = row["reader"] == CONSENSUS_READER
+        where = f"{path}: participant {row['participant_id']!r}, reader {row['reader']!r}"
+        read = row["read"].lower()
+        if read not in READS or (READS[read] is None and not common):
+            raise InputError(
+                f"{where}: read is {row['read']!r}, expected 0 or 1 (or excluded, by 'consensus')."
+            )
+        if not common and row["session"] not in ("1", "2", "3"):
+            raise InputError(f"{where}: session is {row['session']!r}, expected 1, 2 or 3.")
+        session = 1 if common else int(row["session"])
+        reads.append(Read(row["participant_id"], row["reader"], session, READS[read]))
+    return reads
+
+
+def reach_consensus(reads: Iterable[Read]) -> Consensus:
+    """Consensus of two readers who read every scan in two sessions (Nazari et al. 2022).
+
+    A reader whose two sessions differ reads a third time, and the majority counts. Where the readers differ,
+    a common reading (reader 'consensus') decides, and it may exclude the scan; where there is one it always
+    counts.
+    """
+    given: dict[str, dict[str, dict[int, int | None]]] = defaultdict(lambda: defaultdict(dict))
+    for read in reads:
+        sessions = given[read.participant_id][read.reader]
+        if read.session in sessions:
+            raise InputError(
+                f"reads: participant {read.participant_id!r} was read twice by {read.reader!r} in session "
+                f"{read.session}, expected once; remove one row."
+            )
+        sessions[read.session] = read.read
+    readers = sorted({reader for of_person in given.values() for reader in of_person} - {CONSENSUS_READER})
+    if len(readers) != 2:
+        raise InputError(
+            f"reads: {len(readers)} readers ({', '.join(readers)}), expected two, and '{CONSENSUS_READER}' "
+            f"for their common readings."
+        )
+    rows = [_conclude(identity, of_person, readers) for identity, of_person in given.items()]
+    pairs = [[row[reader] for reader in readers] for row in rows]
+    complete = np.array([pair for pair in pairs if None not in pair], dtype=int).reshape(-1, 2)
+    kappa = measure_kappa(*complete.T) if len(complete) else None
+    return Consensus(tuple(readers), rows, kappa)
+
+
+def measure_kappa(first: Iterable[int], second: Iterable[int]) -> Kappa:
+    """Cohen's kappa of two raters' categories.
+
+    Standard error and, for the p value, the standard error under independence are the large-sample ones of
+    Fleiss, Cohen and Everitt 1969 (doi:10.1037/h0028106). Undefined values, where a rater uses one
+    category only, are NaN.
+    """
+    first, second = np.asarray(first), np.asarray(second)
+    categories = np.union1d(first, second)
+    n = len(first)
+    p = np.array([[np.mean((first == a) & (second == b)) for b in categories] for a in categories])
+    rows, columns = p.sum(axis=1), p.sum(axis=0)
+    observed, expected = float(np.trace(p)), float(rows @ columns)
+    if len(categories) < 2:
+        return Kappa(math.nan, math.nan, math.nan, observed, n)
+    kappa = (observed - expected) / (1 - expected)
+    # p_ij counts with weight (1 - kappa) (p_.i + p_j.), which on the diagonal is held against 1
+    gradient = np.eye(len(p)) - (1 - kappa) * (columns[:, None] + rows[None, :])
+    variance = ((p * gradient**2).sum() - (kappa - expected * (1 - kappa)) ** 2) / (1 - expected) ** 2
+    null = expected + expected**2 - (rows * columns * (rows + columns)).sum()
+    standard_error = math.sqrt(max(variance, 0.0) / n)
+    p_value = math.nan
+    if min(np.count_nonzero(rows), np.count_nonzero(columns)) > 1:
+        z = kappa * (1 - expected) / math.sqrt(null / n)
+        p_value = math.erfc(abs(z) / math.sqrt(2))
+    return Kappa(kappa, standard_error, p_value, observed, n)
+
+
+def _conclude(identity: str, given: Mapping[str, Mapping[int, int | None]], readers: list[str]) -> dict:
+    """The row of one participant."""
+    own = {reader: _settle(given.get(reader, {})) for reader in readers}
+    to_read = [f"{reader} session {due}" for reader, (_, due) in own.items() if due]
+    reads = {reader: read for reader, (read, _) in own.items()}
+    common = given.get(CONSENSUS_READER, {})
+    label, status = None, "to read"
+    if common:
+        label = common[1]
+        status, to_read = ("excluded" if label is None else "consensus"), []
+    elif not to_read and len({*reads.values()}) == 1:
+        label, status = reads[readers[0]], "agreed"
+    elif not to_read:
+        to_read = [CONSENSUS_READER]
+    return {
+        "participant_id": identity,
+        **reads,
+        "label": label,
+        "status": status,
+        "to_read": ", ".join(to_read),
+    }
+
+
+def _settle(sessions: Mapping[int, int | None]) -> tuple[int | None, int | None]:
+    """(intra-reader consensus or None, session still to be read or None)."""
+    for session in (1, 2):
+        if session not in sessions:
+            return None, session
+    if sessions[1] == sessions[2]:
+        return sessions[1], None
+    return (sessions[3], None) if 3 in sessions else (None, 3)

@@ -1,0 +1,191 @@
+"""The split into training, validation and test set, and the table that describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from datxai.errors import InputError
+
+SETS = ("train", "validation", "test")
+PAPER_SIZES = (864, 144, 288)
+PAPER_FRACTIONS = (2 / 3, 1 / 9, 2 / 9)
+FRACTION_TOLERANCE = 1e-3  # written fractions need not add up to 1 more closely
+TABLE1_COLUMNS = ("set", "label", "sex", "n", "age_mean", "age_sd")
+
+
+def split(
+    subjects: Sequence[str],
+    labels: Sequence[int],
+    sexes: Sequence[str | None],
+    ages: Sequence[float | None],
+    sizes: Sequence[float] = PAPER_FRACTIONS,
+    candidates: int = 100,
+    seed: int = 0,
+) -> list[str]:
+    """The set ('train', 'validation' or 'test') of every case.
+
+    Stratified by label and sex, an unknown sex being a stratum of its own: first the labels, then the sexes
+    within each label are spread over the sets in proportion, rounded so that all totals hold. Of
+    ``candidates`` random splits the one is taken whose strata differ least in mean age between the sets
+    (Nazari et al. 2022, doi:10.1007/s00259-021-05569-9): the criterion is the difference between the highest
+    and the lowest of the three mean ages, averaged over the strata with their numbers of cases as weights.
+    Unknown ages are left out of it.
+
+    All cases of a subject share a set; a subject belongs to the stratum of its first case. With one case per
+    subject the sizes are exact; with up to k cases, a set may miss its share of a stratum by up to 2 (k - 1)
+    cases. The split depends on the subjects' names, not on the order of the rows.
+
+    Parameters
+    ----------
+    subjects, labels, sexes, ages : sequences of equal length, one entry per case
+    sizes : three numbers
+        Numbers of cases that add up to all, or fractions that add up to 1.
+
+    Raises
+    ------
+    InputError
+        If the sizes do not add up, there are no candidates, or a set would lack one of the labels.
+    """
+    labels, sexes = np.asarray(labels), np.asarray([sex or "" for sex in sexes])
+    ages = np.array([np.nan if age is None else age for age in ages], dtype=float)
+    totals = _count_sizes(sizes, len(labels))
+    if candidates < 1:
+        raise InputError(f"split.candidates: {candidates}, expected 1 or more random splits to choose from.")
+    names, first, subject = np.unique(np.asarray(subjects, dtype=str), return_index=True, return_inverse=True)
+    weights = np.bincount(subject)  # cases per subject
+    strata, stratum = np.unique(
+        np.stack([labels[first].astype(str), sexes[first]]), axis=1, return_inverse=True
+    )
+    counts = np.bincount(stratum, weights).astype(int)
+    quotas = _share_out(strata, counts, totals)
+
+    best, smallest = None, np.inf
+    for candidate in range(candidates):
+        rng = np.random.default_rng([seed, candidate])
+        drawn = np.empty(len(names), dtype=int)
+        for number, quota in enumerate(quotas):
+            members = np.flatnonzero(stratum == number)
+            drawn[members] = _draw(weights[members], quota, rng)
+        difference = _age_difference(drawn[subject], stratum[subject], ages, counts)
+        if difference < smallest:
+            best, smallest = drawn[subject], difference
+    for number, name in enumerate(SETS):
+        for label in (0, 1):
+            if not (labels[best == number] == label).any():
+                raise InputError(
+                    f"split: the {name} set would hold no case with label {label} ({int(totals[number])} "
+                    f"cases asked for, {int((labels == label).sum())} of {len(labels)} have that label); "
+                    "enlarge it or add cases."
+                )
+    return [SETS[number] for number in best]
+
+
+def make_table1(
+    sets: Sequence[str], labels: Sequence[int], sexes: Sequence[str | None], ages: Sequence[float | None]
+) -> list[dict]:
+    """Rows (`TABLE1_COLUMNS`) of age in the whole sample and per set, by label and sex: the paper's Table 1.
+
+    Means and sample standard deviations (divisor n - 1) are of the known ages, None where there are too few.
+    """
+    cases = list(zip(sets, labels, sexes, ages))
+    groups = sorted({(label, sex or "") for _, label, sex, _ in cases})
+    rows = []
+    for name in ("whole", *SETS):
+        for label, sex in groups:
+            members = [
+                case[3]
+                for case in cases
+                if name in ("whole", case[0]) and (case[1], case[2] or "") == (label, sex)
+            ]
+            known = [age for age in members if age is not None]
+            rows.append({
+                "set": name,
+                "label": label,
+                "sex": sex or None,
+                "n": len(members),
+                "age_mean": float(np.mean(known)) if known else None,
+                "age_sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+            })  # fmt: skip
+    return rows
+
+
+def _count_sizes(sizes: Sequence[float], n: int) -> np.ndarray:
+    """Cases per set, adding up to ``n``."""
+    sizes = np.asarray(sizes, dtype=float)
+    if sizes.shape == (len(SETS),) and (sizes >= 0).all():
+        if sizes.sum() == n and (sizes == np.rint(sizes)).all():
+            return sizes.astype(int)
+        if abs(sizes.sum() - 1.0) <= FRACTION_TOLERANCE:
+            return _round_table(np.array([n]), sizes / sizes.sum() * n)[0]
+    raise InputError(
+        f"split.sizes: {sizes.tolist()} for {n} cases, expected three numbers of cases (train, validation, "
+        f"test) that add up to {n}, or three fractions that add up to 1."
+    )
+
+
+def _share_out(strata: np.ndarray, counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Cases per stratum and set: labels over the sets, then sexes over what their label got."""
+    labels, label = np.unique(strata[0], return_inverse=True)
+    per_label = _round_table(np.bincount(label, counts).astype(int), totals)
+    quotas = np.zeros((len(counts), len(totals)), dtype=int)
+    for number in range(len(labels)):
+        quotas[label == number] = _round_table(counts[label == number], per_label[number])
+    return quotas
+
+
+def _round_table(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The integer table with these margins that is nearest to the proportional one, cell by cell within 1.
+
+    ``columns`` may be fractional if there is one row: that is the method of the largest remainder.
+    """
+    from scipy.optimize import linprog
+
+    exact = np.outer(rows, columns) / max(rows.sum(), 1)
+    floor = np.floor(exact + 1e-9)
+    if len(rows) == 1:
+        up = np.zeros_like(floor)
+        up[0, np.argsort(floor[0] - exact[0], kind="stable")[: int(rows[0] - floor.sum())]] = 1
+    else:  # which cells to round up: a transportation problem, whose corners are whole numbers
+        n_rows, n_columns = exact.shape
+        margins = np.vstack(
+            [np.kron(np.eye(n_rows), np.ones(n_columns)), np.kron(np.ones(n_rows), np.eye(n_columns))]
+        )
+        missing = np.concatenate([rows - floor.sum(axis=1), columns - floor.sum(axis=0)])
+        up = np.rint(linprog((floor - exact).ravel(), A_eq=margins, b_eq=missing, bounds=(0, 1)).x)
+    table = (floor + up.reshape(floor.shape)).astype(int)
+    assert (table.sum(axis=1) == rows).all()
+    return table
+
+
+def _draw(weights: np.ndarray, quota: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random set of every subject of a stratum; ``weights`` are numbers of cases, ``quota`` cases per set.
+
+    Subjects with several cases come first, each set drawn with the places it has left as odds; those with one
+    case fill the rest, so that every arrangement is equally likely where all have one.
+    """
+    drawn = np.empty(len(weights), dtype=int)
+    left = quota.copy()
+    order = rng.permutation(len(weights))
+    for member in order[np.argsort(-weights[order], kind="stable")]:
+        if weights[member] == 1:
+            break
+        odds = np.cumsum(np.maximum(left, 0))
+        drawn[member] = np.searchsorted(odds, rng.integers(odds[-1]), side="right")
+        left[drawn[member]] -= weights[member]
+    single = weights == 1
+    places = rng.permutation(np.repeat(np.arange(len(quota)), np.maximum(left, 0)))
+    drawn[single] = places[: single.sum()]
+    return drawn
+
+
+def _age_difference(sets: np.ndarray, stratum: np.ndarray, ages: np.ndarray, counts: np.ndarray) -> float:
+    """Range of the sets' mean ages in years, averaged over strata weighted by ``counts``."""
+    known = ~np.isnan(ages)
+    cell = (stratum * len(SETS) + sets)[known]
+    number = np.bincount(cell, minlength=len(counts) * len(SETS)).reshape(-1, len(SETS))
+    total = np.bincount(cell, ages[known], minlength=number.size).reshape(number.shape)
+    mean = np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
+    spread = np.fmax.reduce(mean, axis=1) - np.fmin.reduce(mean, axis=1)
+    return float(np.nan_to_num(spread) @ counts / counts.sum())

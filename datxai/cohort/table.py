@@ -1,0 +1,190 @@
+"""Participants: one row per person, as a TSV or CSV table holds them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from datxai.errors import InputError
+from datxai.files import read_table
+
+FIELDS = ("participant_id", "age", "sex", "label")
+LABELS = {
+    "0": 0, "0.0": 0, "false": 0, "normal": 0,
+    "1": 1, "1.0": 1, "true": 1, "reduced": 1,
+}  # fmt: skip
+SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
+MISSING = {"", "n/a", "na", "nan", "none", "null"}
+MISSING_SEX = MISSING | {"o", "other", "u", "unknown"}
+OLDEST_YEARS = 120
+UNSAFE = set('/\\:*?"<>|')  # in a file name, on any system
+
+
+@dataclass(frozen=True)
+class Participant:
+    """A person, or a person at one visit: age in years, sex 'F' or 'M', label 0 normal or 1 reduced."""
+
+    participant_id: str
+    age: float | None = None
+    sex: str | None = None
+    label: int | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_participants(
+    path: str | os.PathLike,
+    columns: Mapping[str, str | None] | None = None,
+    label_values: Mapping[str, int] | None = None,
+    require_label: bool = True,
+    skipped: list[tuple[str, str]] | None = None,
+) -> list[Participant]:
+    """Read a table of participants, tab-separated or ``.csv``.
+
+    Sex is F, M, female or male in any case; 'O', 'unknown' and ``n/a`` are missing, and numbers are refused,
+    since codings differ. ``participant_id`` is kept as written; '01' and 'sub-01' are the same person.
+    Columns that are not asked for go to ``extra`` as text.
+
+    Parameters
+    ----------
+    columns : mapping, optional
+        Column names of the table by field (participant_id, age, sex, label), where they differ from the
+        field's. A field that is mapped to None is not read.
+    label_values : mapping, optional
+        What the label column's texts mean (0 or 1), `LABELS` if left out.
+    require_label : bool
+        Whether everyone needs a label, and both labels must occur.
+    skipped : list, optional
+        Where given, rows that cannot be used are appended as (participant_id, reason) instead of raising
+        `InputError`.
+    """
+    names = _find_columns(path, rows := read_table(path), columns, require_label)
+    written = Counter(strip_prefix(row[names["participant_id"]]) for row in rows)
+    participants = []
+    for row in rows:
+        texts = {field: row[name] for field, name in names.items()}
+        identity = texts["participant_id"]
+        extra = {name: text for name, text in row.items() if name not in names.values()}
+        try:
+            if written[strip_prefix(identity)] > 1:
+                raise InputError(
+                    f"{path}: participant {identity!r} stands in {written[strip_prefix(identity)]} rows, "
+                    f"expected one row per participant; remove the others."
+                )
+            participants.append(make_participant(texts, label_values, extra, path, require_label))
+        except InputError as error:
+            refuse(identity, str(error), skipped)
+    if require_label:
+        require_classes((participant.label for participant in participants), path)
+    return participants
+
+
+def make_participant(
+    texts: Mapping[str, str],
+    label_values: Mapping[str, int] | None = None,
+    extra: Mapping[str, str] | None = None,
+    source: object = "participants",
+    require_label: bool = True,
+) -> Participant:
+    """Participant from the texts of a table's cells, by field; ``source`` is named in errors."""
+    identity = texts["participant_id"]
+    if (
+        identity.lower() in MISSING
+        or identity.startswith(".")
+        or not identity.isprintable()
+        or UNSAFE & {*identity}
+    ):
+        raise InputError(
+            f"{source}: participant_id {identity!r} cannot name files, expected letters, digits, '-' and "
+            f"'_'; rename the participant."
+        )
+    where = f"{source}: participant {identity!r}"
+    return Participant(
+        identity,
+        _parse_age(texts.get("age", ""), where),
+        _parse_sex(texts.get("sex", ""), where),
+        _parse_label(texts.get("label", ""), label_values, where, require_label),
+        extra or {},
+    )
+
+
+def strip_prefix(participant_id: str) -> str:
+    """The identity without the ``sub-`` of BIDS, for comparison."""
+    return participant_id.removeprefix("sub-")
+
+
+def require_classes(labels: Iterable[int | None], source: object) -> None:
+    """Raise `InputError` unless both labels, 0 and 1, occur."""
+    counts = Counter(labels)
+    for label, name in enumerate(("normal", "reduced")):
+        if not counts[label]:
+            raise InputError(
+                f"{source}: no participant with label {label} ({name}) among {counts.total()}, expected both "
+                f"classes; check the label column and what its values mean."
+            )
+
+
+def refuse(name: str, reason: str, skipped: list[tuple[str, str]] | None) -> None:
+    """Note what cannot be used in ``skipped``, or raise `InputError` where there is no such list."""
+    if skipped is None:
+        raise InputError(reason)
+    skipped.append((name, reason))
+
+
+def _find_columns(path, rows, columns, require_label) -> dict[str, str]:
+    """Field to column name, for the fields that the table has."""
+    columns = dict(columns or {})
+    if unknown := columns.keys() - set(FIELDS):
+        raise InputError(f"columns: unknown field {min(unknown)!r}, expected {', '.join(FIELDS)}.")
+    if not rows:
+        raise InputError(f"{path}: has a header but no rows, expected one row per participant.")
+    found = {}
+    for name in FIELDS:
+        column = columns.get(name, name)
+        needed = name == "participant_id" or (name == "label" and require_label)
+        if column in rows[0]:
+            found[name] = column
+        elif needed or (name in columns and column not in (None, name)):
+            raise InputError(
+                f"{path}: has no column {column!r} for {name}, found {', '.join(map(repr, rows[0]))}; "
+                f"rename the column or set data.columns.{name}."
+            )
+    return found
+
+
+def _parse_age(text: str, where: str) -> float | None:
+    if text.lower() in MISSING:
+        return None
+    try:
+        age = float(text.replace(",", "."))
+    except ValueError:
+        age = -1.0
+    if not 0 <= age <= OLDEST_YEARS:
+        raise InputError(f"{where}: age is {text!r}, expected years from 0 to {OLDEST_YEARS} or n/a.")
+    return age
+
+
+def _parse_sex(text: str, where: str) -> str | None:
+    if text.lower() in MISSING_SEX:
+        return None
+    if text.lower() not in SEXES:
+        raise InputError(f"{where}: sex is {text!r}, expected F, M or n/a; spell codes and numbers out.")
+    return SEXES[text.lower()]
+
+
+def _parse_label(text: str, values: Mapping[str, int] | None, where: str, required: bool) -> int | None:
+    if values is None:
+        values, text = LABELS, text.lower()
+    if text in values:
+        if values[text] not in (0, 1):
+            raise InputError(
+                f"data.label_values: {text!r} means {values[text]!r}, expected 0 (normal) or 1 (reduced)."
+            )
+        return values[text]
+    if text.lower() in MISSING and not required:
+        return None
+    raise InputError(
+        f"{where}: label is {text!r}, expected one of {', '.join(map(repr, values))}; correct it or set "
+        f"data.label_values."
+    )

@@ -1,0 +1,178 @@
+"""The schema of every setting: a misspelt key or a wrong type is refused before anything runs.
+
+Values live in ``conf/``; one dataclass here per group there. ``MISSING`` marks what a user must give.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MISSING: Any = "???"  # OmegaConf's marker, spelt out so that this file imports nothing
+
+STAGES = {
+    "simulate": "make the phantom cohort (data=phantom)",
+    "preprocess": "register to MNI, scale by the reference region, measure SBR, mirror",
+    "split": "training, validation and test set; Table 1",
+    "train": "train the CNN, predict every case",
+    "explain": "a relevance map of every test case",
+    "evaluate": "classification with intervals, regional relevance, mean maps",
+    "report": "figures and report.html",
+}
+ALL, CASE = "all", "case"
+
+
+@dataclass
+class Data:
+    """Where scans come from."""
+
+    kind: str = MISSING
+
+
+@dataclass
+class Tabular(Data):
+    """A folder of scans with a table of participants."""
+
+    root: str = MISSING
+    participants: str = "participants.tsv"
+    columns: dict[str, str] = field(default_factory=dict)
+    label_values: dict[str, int] = field(default_factory=dict)
+    pattern: str | None = None
+
+
+@dataclass
+class Ppmi(Data):
+    """A PPMI download as it lies on disk."""
+
+    root: str = MISSING
+    collection: str | None = None
+    groups: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Phantom(Data):
+    """The digital phantom cohort."""
+
+    n_subjects: int = MISSING
+    seed: int = MISSING
+
+
+@dataclass
+class Lattice:
+    """A voxel grid in MNI space; lengths in mm, ``origin`` is the centre of the first voxel."""
+
+    name: str = MISSING
+    shape: list[int] = MISSING
+    spacing: list[float] = MISSING
+    origin: list[float] = MISSING
+
+
+@dataclass
+class Registration:
+    """How a scan gets into MNI space."""
+
+    kind: str = MISSING  # affine | none
+    template: str | None = None
+
+
+@dataclass
+class Atlas:
+    """Regions: the packaged atlas, or a label image with a table of names."""
+
+    labels: str | None = None
+    names: str | None = None
+
+
+@dataclass
+class Preprocessing:
+    """Intensity scaling, SBR and mirroring."""
+
+    reference_percentile: float = 75.0
+    putamen_ml: float = 10.0
+    caudate_ml: float = 5.0
+    striatum_ml: float = 15.0
+    mirror: bool = True
+    min_coverage: float = 0.9
+
+
+@dataclass
+class Split:
+    """Sizes (cases) or fractions of training, validation and test set."""
+
+    sizes: list[float] = MISSING
+    candidates: int = 100
+
+
+@dataclass
+class Network:
+    """The CNN."""
+
+    channels: list[int] = MISSING
+    kernel_size: int = 3
+    padding: str = "auto"
+    hidden: list[int] = MISSING
+    dropout: float = 0.2
+
+
+@dataclass
+class Training:
+    """Optimisation."""
+
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    max_epochs: int = MISSING
+    patience: int | None = None
+    precision: str = "float32"
+
+
+@dataclass
+class Attribution:
+    """How a decision is explained."""
+
+    method: str = MISSING  # lrp | gradient | input_x_gradient
+    start: str = "logit"  # the relevance that the explanation starts with: the logit's value, or one
+    cases: str = "test"  # test | all
+    batch_size: int = 4
+
+
+@dataclass
+class LayerRule:
+    """One line of a composite: which layers, which rule, with which parameters."""
+
+    match: list[str] = MISSING
+    rule: str = MISSING
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Composite:
+    """Layers to LRP rules; the first line that names a layer wins."""
+
+    name: str = MISSING
+    reference: str = ""
+    layers: list[LayerRule] = field(default_factory=list)
+    canonizers: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Config:
+    """Everything."""
+
+    data: Data = field(default_factory=Data)
+    grid: Lattice = field(default_factory=Lattice)
+    registration: Registration = field(default_factory=Registration)
+    atlas: Atlas = field(default_factory=Atlas)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    split: Split = field(default_factory=Split)
+    network: Network = field(default_factory=Network)
+    training: Training = field(default_factory=Training)
+    attribution: Attribution = field(default_factory=Attribution)
+    composite: Composite = field(default_factory=Composite)
+    target: str = "predicted"  # predicted | normal | reduced | label | difference
+    run: str = MISSING
+    stage: str = ALL
+    scan: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    n_jobs: int = -1
+    on_error: str = "raise"  # raise | skip

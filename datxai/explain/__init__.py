@@ -1,0 +1,18 @@
+"""Which voxels a decision rests on: layer-wise relevance propagation through Zennit, for any network.
+
+`attribute` explains a batch, `describe_composite` shows which layer gets which rule. `datxai.explain.rules` holds
+rules that may be used in any Zennit composite.
+"""
+
+from datxai.explain.attribution import METHODS, TARGETS, Explanation, attribute
+from datxai.explain.composite import RULES, build_composite, describe_composite
+
+__all__ = [
+    "METHODS",
+    "RULES",
+    "TARGETS",
+    "Explanation",
+    "attribute",
+    "build_composite",
+    "describe_composite",
+]

@@ -1,0 +1,194 @@
+"""Explaining a decision: the relevance of every voxel for an output of a network, and where relevance was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from datxai.errors import InputError
+from datxai.explain.composite import build_composite
+from datxai.explain.ledger import Ledger
+
+NORMAL, REDUCED = 0, 1  # labels, and outputs of the network
+METHODS = ("lrp", "gradient", "input_x_gradient")
+TARGETS = ("predicted", "normal", "reduced", "label", "difference")
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Attribution maps of a batch and how they came about.
+
+    Attributes
+    ----------
+    relevance : tensor like the input [batch, 1, X, Y, Z]
+    logits : tensor [batch, outputs]
+    seed : tensor [batch, outputs]
+        The relevance that each output started with; its sum over outputs is what went into the network.
+    ledgers : list [batch] of lists of dicts
+        Per layer with a rule other than pass, from the output to the input: layer, type, rule, relevance_in,
+        relevance_out, absorbed = in - out, and of that by_bias and by_stabiliser. Empty for gradients.
+    """
+
+    relevance: Tensor
+    logits: Tensor
+    seed: Tensor
+    ledgers: list[list[dict]]
+
+    @property
+    def seeds(self) -> list[list[float]]:
+        """The seed as numbers: per case, what each output started with."""
+        return self.seed.tolist()
+
+
+def attribute(
+    model: nn.Module,
+    x: Tensor,
+    method: str = "lrp",
+    composite: Sequence[Mapping] = (),
+    canonizers: Sequence[str] = (),
+    target: str | int = "predicted",
+    labels: Sequence[int] | None = None,
+    start: str = "logit",
+    ledger: bool = True,
+    rules: str = "fast",
+) -> Explanation:
+    """Attribute an output of ``model`` to the voxels of ``x``.
+
+    The model runs in evaluation mode, without autocast and without TF32, and is afterwards as it was before, also
+    after an exception. The attribution of a case does not depend on the other cases of the batch.
+
+    Parameters
+    ----------
+    model
+        From [batch, 1, X, Y, Z] (or any input) to logits [batch, outputs]. One output alone is the log-odds of
+        class 1: class 0 is its negative.
+    x
+        Input; the relevance has its shape, type and device.
+    method
+        ``lrp``, through the rules of ``composite``; ``gradient``; or ``input_x_gradient``. The latter two use no
+        rules, but the same targets and starts.
+    composite, canonizers, rules
+        See `datxai.explain.composite.build_composite`. The rule zbox takes each case's own range if none is given.
+    target
+        The output explained: ``predicted``, that of the largest logit; ``normal`` (0), ``reduced`` (1) or any
+        number of an output; ``label``, that of each case's label; ``difference``, logit 1 minus logit 0.
+    labels
+        [batch], for the target ``label``.
+    start
+        The seed is w_k times the ``logit`` l_k, or times ``one``, where w_k is 1 for the explained output and 0 for
+        others; for the difference w = (-1, +1). The map is linear in the seed: with ``logit``, the map of the
+        difference is l_1 times the map of output 1 (start one) minus l_0 times that of output 0, and starts with
+        l_1 - l_0 in all; with ``one`` it starts with 1 - 1 = 0.
+    ledger
+        Whether to record what each layer hands on.
+
+    Raises
+    ------
+    InputError
+        For settings that are not among those above, and see `build_composite`.
+    """
+    if method not in METHODS:
+        raise InputError(f"attribution.method={method}: expected one of {', '.join(METHODS)}.")
+    if start not in ("logit", "one"):
+        raise InputError(f"attribution.start={start}: expected logit or one.")
+    with _unchanged(model), _exact(x.device):
+        x = x.detach().clone().requires_grad_()
+        bounds = tuple(_per_case(x.detach(), extreme) for extreme in (torch.amin, torch.amax))
+        book = Ledger()
+        lines = composite if method == "lrp" else [{"match": ["*"], "rule": "gradient"}]
+        hooks = build_composite(lines, model, canonizers if method == "lrp" else (), bounds, rules)
+        try:
+            hooks.register(model)
+            if ledger:
+                book.open(hooks.layer_rules.values())
+            logits = model(x).reshape(len(x), -1)
+            weights = _target_weights(logits.detach(), target, labels)
+            seed = weights * logits.detach() if start == "logit" else weights
+            (relevance,) = torch.autograd.grad(logits, x, seed)
+        finally:
+            book.close()
+            hooks.remove()
+    if method == "input_x_gradient":
+        relevance = relevance * x.detach()
+    return Explanation(relevance, logits.detach(), seed, book.rows(len(x)))
+
+
+def _target_weights(logits: Tensor, target: str | int, labels: Sequence[int] | None) -> Tensor:
+    """How much each output [batch, outputs] counts in the target: 1, -1 or 0."""
+    batch, outputs = logits.shape
+    classes = max(outputs, 2)
+    if target == "difference":
+        weights = _one_hot([REDUCED] * batch, classes) - _one_hot([NORMAL] * batch, classes)
+        return weights[:, -outputs:].to(logits)
+    if target == "label":
+        if labels is None or len(labels) != batch:
+            raise InputError("target=label: the labels of the cases are not known; choose another target.")
+        chosen = [int(label) for label in labels]
+    elif target == "predicted":
+        chosen = (logits.argmax(dim=1) if outputs > 1 else (logits[:, 0] > 0).long()).tolist()
+    elif target in ("normal", "reduced"):
+        chosen = [NORMAL if target == "normal" else REDUCED] * batch
+    elif isinstance(target, int) and not isinstance(target, bool):
+        chosen = [target] * batch
+    else:
+        raise InputError(f"target={target}: expected one of {', '.join(TARGETS)}, or the number of an output.")
+    outside = [number for number in chosen if not 0 <= number < classes]
+    if outside:
+        raise InputError(f"target={target}: there is no class {outside[0]}, the network has {classes} (from 0).")
+    weights = _one_hot(chosen, classes)
+    if outputs == 1:
+        weights = weights[:, REDUCED:] - weights[:, :REDUCED]
+    return weights.to(logits)
+
+
+def _one_hot(chosen: Sequence[int], classes: int) -> Tensor:
+    return nn.functional.one_hot(torch.tensor(chosen), classes)
+
+
+def _per_case(x: Tensor, extreme) -> Tensor:
+    return extreme(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without parameter gradients; afterwards every module's attributes are what they were."""
+    modules = list(model.modules())
+    before = [[held.copy() for held in _holders(module)] for module in modules]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, copies in zip(modules, before):
+            for held, copy in zip(_holders(module), copies):
+                for key in held.keys() - copy.keys():
+                    del held[key]
+                held.update(copy)
+        for parameter, requires_grad in wanted:
+            parameter.requires_grad_(requires_grad)
+
+
+def _holders(module: nn.Module) -> tuple[dict, ...]:
+    """Where a module keeps its state: canonizers and rules of some Zennit versions replace entries of these."""
+    return vars(module), module._parameters, module._buffers, module._modules
+
+
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """Gradients on, autocast and TF32 off."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, allowed in zip(backends, before):
+            backend.allow_tf32 = allowed

@@ -1,0 +1,253 @@
+"""Composites as data: which rule each layer of a network gets, from the lines of a configuration file.
+
+A composite is a sequence of lines ``{match: [PATTERN, ...], rule: NAME, parameters: {...}}``; the first line that
+matches a layer wins. Layers are the modules without children, in the order in which the network lists them.
+
+========================== =======================================================================================
+pattern                    matches
+========================== =======================================================================================
+``conv1``                  the layer of that name
+``conv*``, ``block?.fc``   layers by name, ``*`` any text, ``?`` any character
+``type:Linear``            layers by type: a class of `torch.nn` (or its base class), or a family of `LAYER_TYPES`
+``type:Convolution[0]``    the first of the layers that the pattern matches; ``[-1]`` the last
+``type:Convolution[:2]``   the first two; any Python slice of two numbers
+========================== =======================================================================================
+
+A name that the network has not is a mistake; a type may be absent, so that one file serves many networks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from datxai.errors import InputError
+from datxai.explain import rules as fast
+from datxai.explain._zennit import Composite, Hook, ResNetCanonizer, canonizers, layer, types
+from datxai.explain._zennit import rules as stock
+
+RULES: dict[str, type[Hook] | None] = {  # Zennit's; None is the layer's own gradient
+    "epsilon": stock.Epsilon,
+    "alpha_beta": stock.AlphaBeta,
+    "zplus": stock.ZPlus,
+    "gamma": stock.Gamma,
+    "flat": stock.Flat,
+    "wsquare": stock.WSquare,
+    "zbox": stock.ZBox,
+    "norm": stock.Norm,
+    "pass": stock.Pass,
+    "gradient": None,
+}
+FAST_RULES: dict[str, type[Hook]] = {
+    "epsilon": fast.Epsilon,
+    "alpha_beta": fast.AlphaBeta,
+    "zplus": fast.ZPlus,
+    "gamma": fast.Gamma,
+    "flat": fast.Flat,
+    "pass": fast.Pass,
+}
+LAYER_TYPES = {
+    "Activation": types.Activation,
+    "Affine": types.Linear,  # convolutions and linear layers
+    "AvgPool": types.AvgPool,
+    "BatchNorm": types.BatchNorm,
+    "Convolution": types.Convolution,
+    "Linear": nn.Linear,
+    "MaxPool": types.MaxPool,
+    "Sum": layer.Sum,  # residual additions, made visible by a canonizer
+}
+CANONIZERS = {
+    "sequential_merge_batch_norm": canonizers.SequentialMergeBatchNorm,
+    "resnet": ResNetCanonizer,
+}
+_PATTERN = re.compile(r"(?P<layers>[^\[\]]+)(\[(?P<first>-?\d+)\]|\[(?P<start>-?\d*):(?P<stop>-?\d*)\])?")
+_NEED_RULE = (types.Activation, types.AvgPool, types.BatchNorm, layer.Sum)  # beside all layers with parameters
+
+
+@dataclass
+class LayerRule:
+    """The rule of one layer. Zennit takes it for a hook: what `copy` returns is registered, and stays in ``hook``."""
+
+    name: str
+    module: nn.Module
+    rule: str
+    parameters: dict
+    hook_type: type[Hook]
+    hook: Hook | None = None
+
+    def copy(self) -> Hook:
+        self.hook = self.hook_type(**self.parameters)
+        return self.hook
+
+
+class RuleComposite(Composite):
+    """A Zennit composite whose ``layer_rules``, one per hook, are known while it is registered."""
+
+    def __init__(self, lines: Sequence[Mapping], canonizers: Sequence, x_bounds: tuple | None, hook_types: Mapping):
+        super().__init__(module_map=self._layer_rule, canonizers=list(canonizers))
+        self.lines, self.x_bounds, self.hook_types = lines, x_bounds, hook_types
+        self.layer_rules: dict[str, LayerRule] = {}
+
+    def _layer_rule(self, context: dict, name: str, module: nn.Module) -> LayerRule | None:
+        if name == "":  # the network itself comes first, and by now with what canonizers put into it
+            self.layer_rules = {}
+            for found, child, line in assign_rules(self.lines, module):
+                hook_type = self.hook_types.get(line["rule"]) if line else None
+                if hook_type is not None:
+                    parameters = dict(line.get("parameters") or {})
+                    if line["rule"] == "zbox" and self.x_bounds is not None:
+                        parameters = {"low": self.x_bounds[0], "high": self.x_bounds[1]} | parameters
+                    self.layer_rules[found] = LayerRule(found, child, line["rule"], parameters, hook_type)
+        return self.layer_rules.get(name)
+
+
+def build_composite(
+    lines: Sequence[Mapping],
+    model: nn.Module,
+    canonizers: Sequence[str] = (),
+    x_bounds: tuple[Tensor, Tensor] | None = None,
+    rules: str = "fast",
+) -> RuleComposite:
+    """A Zennit composite for ``model`` from the lines of a configuration file.
+
+    Parameters
+    ----------
+    lines
+        What each layer gets, see the head of this file. Rules are the names in `RULES`, with Zennit's parameters.
+    canonizers
+        Names in `CANONIZERS`, applied before the lines are matched.
+    x_bounds
+        Lowest and highest input for the rule ``zbox``, numbers or tensors that broadcast against the input, where
+        its line gives none.
+    rules
+        ``fast``: `datxai.explain.rules` where there is one; ``zennit``: Zennit's own throughout.
+
+    Raises
+    ------
+    InputError
+        For an unknown rule, parameter, canonizer, layer or layer type, for a parameter out of range, and for
+        layers that have parameters, or are element-wise or averaging, and get no rule.
+    """
+    if rules not in ("fast", "zennit"):
+        raise InputError(f"rules={rules}: expected fast or zennit.")
+    for number, line in enumerate(lines):
+        _require_valid(line, number, x_bounds)
+    unknown = [name for name in canonizers if name not in CANONIZERS]
+    if unknown:
+        raise InputError(
+            f"composite.canonizers names {_listed(unknown)}, expected some of {_listed(CANONIZERS)}."
+        )
+    assign_rules(lines, model)
+    hook_types = RULES | FAST_RULES if rules == "fast" else RULES
+    return RuleComposite(lines, [CANONIZERS[name]() for name in canonizers], x_bounds, hook_types)
+
+
+def assign_rules(lines: Sequence[Mapping], model: nn.Module) -> list[tuple[str, nn.Module, Mapping | None]]:
+    """Name, module and line of every layer of ``model``; no line where the gradient hands relevance on by itself."""
+    layers = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    lines_of: dict[str, Mapping] = {}
+    for number, line in enumerate(lines):
+        for pattern in line["match"]:
+            for name in _matching(pattern, layers, f"composite.layers[{number}].match"):
+                lines_of.setdefault(name, line)
+    without = [
+        f"{name} ({type(module).__name__})"
+        for name, module in layers
+        if name not in lines_of and (isinstance(module, _NEED_RULE) or any(True for _ in module.parameters()))
+    ]
+    if without:
+        raise InputError(
+            f"composite.layers gives no rule to {_listed(without)}; add a line for them, "
+            f"such as {{match: ['type:Activation'], rule: pass}}, or rule: gradient if that is meant."
+        )
+    return [(name, module, lines_of.get(name)) for name, module in layers]
+
+
+def describe_composite(lines: Sequence[Mapping], model: nn.Module) -> list[dict[str, str]]:
+    """One row per layer of ``model``: layer, type, rule, and the rule's parameters with Zennit's defaults."""
+    rows = []
+    for name, module, line in assign_rules(lines, model):
+        rule = line["rule"] if line else "gradient"
+        given = (line.get("parameters") or {}) if line else {}
+        values = {key: given.get(key, default) for key, default in _parameters(rule).items()}
+        shown = ", ".join(f"{key}={value:g}" for key, value in values.items() if isinstance(value, (int, float)))
+        rows.append({"layer": name, "type": type(module).__name__, "rule": rule, "parameters": shown})
+    return rows
+
+
+def _matching(pattern: str, layers: Sequence[tuple[str, nn.Module]], where: str) -> Iterator[str]:
+    parsed = _PATTERN.fullmatch(pattern)
+    if parsed is None:
+        raise InputError(
+            f"{where}: {pattern!r} is no pattern, expected a layer's name (* and ? allowed) or type:NAME, "
+            f"and behind it at most one position such as [0] or [:2]."
+        )
+    wanted = parsed["layers"]
+    if wanted.startswith("type:"):
+        wanted = wanted.removeprefix("type:")
+        found = [name for name, module in layers if _is_of_type(module, wanted)]
+        if not found and wanted not in LAYER_TYPES and not hasattr(nn, wanted):
+            raise InputError(
+                f"{where}: there is no layer type {wanted!r}, expected one of {_listed(LAYER_TYPES)} "
+                f"or a class of torch.nn."
+            )
+        by_name = False
+    else:
+        found, by_name = [name for name, _ in layers if fnmatchcase(name, wanted)], True
+    if parsed["first"]:
+        found = found[int(parsed["first"]) :][:1]
+    elif parsed["start"] is not None:
+        found = found[slice(*(int(part) if part else None for part in (parsed["start"], parsed["stop"])))]
+    if by_name and not found:
+        names = _listed(f"{name} ({type(module).__name__})" for name, module in layers)
+        raise InputError(f"{where} names {pattern!r}, which the network has not; its layers are {names}.")
+    return found
+
+
+def _is_of_type(module: nn.Module, wanted: str) -> bool:
+    if wanted in LAYER_TYPES:
+        return isinstance(module, LAYER_TYPES[wanted])
+    return any(base.__name__ == wanted for base in type(module).__mro__)
+
+
+def _parameters(rule: str) -> dict:
+    """A rule's parameters with Zennit's defaults."""
+    if RULES[rule] is None:
+        return {}
+    signature = inspect.signature(RULES[rule])
+    return {key: parameter.default for key, parameter in signature.parameters.items()}
+
+
+def _require_valid(line: Mapping, number: int, x_bounds: tuple | None) -> None:
+    where = f"composite.layers[{number}]"
+    rule, parameters = line["rule"], line.get("parameters") or {}
+    if rule not in RULES:
+        raise InputError(f"{where}.rule is {rule!r}, expected one of {_listed(RULES)}.")
+    known = _parameters(rule)
+    for key, value in parameters.items():
+        if key not in known:
+            expected = f"expected some of {_listed(known)}" if known else "it has none"
+            raise InputError(f"{where}: rule {rule} has no parameter {key!r}, {expected}.")
+        if key == "zero_params":
+            if not set([value] if isinstance(value, str) else value or []) <= {"weight", "bias"}:
+                raise InputError(f"{where}: zero_params is {value!r}, expected some of weight, bias.")
+        elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise InputError(f"{where}: {key} is {value!r}, expected a number (such as 1.0e-6).")
+        elif value < 0 and key not in ("low", "high"):
+            raise InputError(f"{where}: {key} is {value!r}, expected zero or more.")
+    if rule == "zbox" and x_bounds is None and not {"low", "high"} <= set(parameters):
+        raise InputError(f"{where}: rule zbox needs the parameters low and high, the bounds of the input.")
+    if rule == "alpha_beta":
+        alpha, beta = parameters.get("alpha", known["alpha"]), parameters.get("beta", known["beta"])
+        if alpha - beta != 1:
+            raise InputError(f"{where}: alpha={alpha:g} and beta={beta:g}, expected alpha - beta = 1.")
+
+
+def _listed(names) -> str:
+    return ", ".join(names)

@@ -1,0 +1,117 @@
+"""The ledger of an explanation: what each layer got, handed on, and lost to its bias and to the stabiliser.
+
+A rule hands on less than it gets (or more) for two reasons: the bias, which is an input of the layer without a place
+in the image, takes its share, and the stabiliser enlarges the denominators. What a layer absorbs is exactly the sum of
+the two. Outputs without any contribution of the rule's sign belong to the second: with alpha 2, beta 1, an output
+without negative contributions hands on twice its relevance, and the stabiliser's part is minus once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from datxai.explain import rules
+from datxai.explain._zennit import BasicHook, zero_wrap
+from datxai.explain.composite import LayerRule
+
+_NOTHING_TO_BIAS = {"flat", "zbox", "norm"}  # Zennit zeroes it, it cancels, there is none
+
+
+class Ledger:
+    """Records relevance while a composite is registered; open it after registering, close it before removing."""
+
+    def __init__(self):
+        self.entries: list[_Entry] = []
+
+    def open(self, layer_rules: Iterable[LayerRule]) -> None:
+        """Start to record every layer but those that pass relevance on unchanged."""
+        self.entries = [_Entry(rule) for rule in layer_rules if rule.rule != "pass"]
+
+    def close(self) -> None:
+        """Stop recording; what was recorded stays."""
+        for entry in self.entries:
+            for handle in entry.handles:
+                handle.remove()
+
+    def rows(self, batch: int) -> list[list[dict]]:
+        """Per case, one row per layer from the output to the input of the network, see `Explanation`."""
+        columns = [entry.columns() for entry in reversed(self.entries) if entry.relevance_in is not None]
+        return [
+            [{key: value[case] if isinstance(value, list) else value for key, value in row.items()} for row in columns]
+            for case in range(batch)
+        ]
+
+
+class _Entry:
+    """One layer: sums of relevance [batch] at its output (in), its input (out) and its bias."""
+
+    def __init__(self, layer_rule: LayerRule):
+        self.layer_rule = layer_rule
+        self.relevance_in: Tensor | None = None
+        self.relevance_out: Tensor | None = None
+        self.hook = getattr(layer_rule.hook, "fallback", None) or layer_rule.hook
+        if isinstance(self.hook, rules.Rule):
+            self.hook.keeps_books = True
+        elif isinstance(self.hook, BasicHook) and layer_rule.rule not in _NOTHING_TO_BIAS:
+            _note_bias(self.hook, layer_rule.module)
+        self.handles = [
+            layer_rule.module.register_forward_pre_hook(self._watch_input, prepend=True),
+            layer_rule.module.register_forward_hook(self._watch_output),
+        ]
+
+    def _watch_input(self, module: nn.Module, args: tuple) -> tuple:
+        x = args[0].view_as(args[0])  # its gradient is this layer's part alone where others read the input too
+        if x.requires_grad:
+            x.register_hook(lambda relevance: self._note("relevance_out", relevance))
+        return (x, *args[1:])
+
+    def _watch_output(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda relevance: self._note("relevance_in", relevance))
+
+    def _note(self, side: str, relevance: Tensor) -> None:
+        noted = getattr(self, side)
+        total = relevance.sum(dim=tuple(range(1, relevance.ndim))).double()
+        setattr(self, side, total if noted is None else noted + total)
+
+    def columns(self) -> dict:
+        """Name and values of every column; values differ by case where they are lists."""
+        to_bias = getattr(self.hook, "to_bias", None)
+        by_bias = torch.zeros_like(self.relevance_in) if to_bias is None else to_bias.to(self.relevance_in)
+        absorbed = self.relevance_in - self.relevance_out
+        return {
+            "layer": self.layer_rule.name,
+            "type": type(self.layer_rule.module).__name__,
+            "rule": self.layer_rule.rule,
+            "relevance_in": self.relevance_in.tolist(),
+            "relevance_out": self.relevance_out.tolist(),
+            "absorbed": absorbed.tolist(),
+            "by_bias": by_bias.tolist(),
+            "by_stabiliser": (absorbed - by_bias).tolist(),
+        }
+
+
+def _note_bias(hook: BasicHook, module: nn.Module) -> None:
+    """Let one of Zennit's hooks note in ``to_bias`` what its rule gives to the bias, an input of constant one."""
+    bias, mapper = getattr(module, "bias", None), hook.gradient_mapper
+    if bias is None:
+        return
+    hook.to_bias = 0.0
+    channels = -1 if isinstance(module, nn.Linear) else 1
+
+    def noting_mapper(relevance: Tensor, outputs: list[Tensor]) -> list[Tensor] | Tensor:
+        shares = mapper(relevance, outputs)
+        one, inputs, gradients = relevance.new_ones(len(relevance)), [], []
+        branches = zip(hook.input_modifiers, hook.param_modifiers, [shares] if len(outputs) == 1 else shares)
+        with torch.no_grad():
+            for modify_input, modify, share in branches:
+                contribution = zero_wrap(modify.zero_params)(modify.modifier)(bias.detach(), "bias")
+                inputs.append(modify_input(one))
+                gradients.append((share.movedim(channels, -1) * contribution).flatten(1).sum(dim=1))
+            hook.to_bias = hook.to_bias + hook.reducer(inputs, gradients)
+        return shares
+
+    hook.gradient_mapper = noting_mapper

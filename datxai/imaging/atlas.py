@@ -1,0 +1,343 @@
+"""Regions and the FP-CIT template in MNI space, on any grid, mirror images of themselves about x = 0.
+
+Source of the packaged anatomy: `datxai.mni`. Everything is worked out once on a 1 mm lattice and averaged onto
+the grid that is asked for; a voxel belongs to a region that fills at least half of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from datxai import mni
+from datxai.errors import InputError
+from datxai.files import read_table
+from datxai.volume import Grid, Volume, load, resample
+
+LATTICE = Grid.axis_aligned((153, 193, 165), (1, 1, 1), (-76, -112, -76), "atlas")
+HEAD = Grid.axis_aligned((103, 125, 117), (2, 2, 2), (-102, -142, -120), "head")
+MIDLINE = LATTICE.shape[0] // 2  # index of x = 0
+
+WHOLE = ("brain", "reference_region")  # regions without sides
+REQUIRED = ("caudate", "putamen", "thalamus")  # on both sides; accumbens, pallidum, brainstem where there are any
+ROI_REACH_MM = 6.0  # the large ROIs of the hottest-voxels analysis reach this far beyond the anatomy
+STRIATUM_MARGIN_MM = 12.0  # one FWHM of a clinical scan: nearer by, striatal counts spill into the reference
+MARGIN_MM = 4.0  # between the reference region and thalamus, brain stem and ventricles
+RIM_MM = 2.0  # of the brain's surface that the reference region leaves out
+VENTRICLE_DEPTH_MM = 20.0  # cerebrospinal fluid deeper than this below the surface counts as ventricle
+
+TEMPLATE_FWHM_MM = 12.0
+CSF_UPTAKE = 0.4
+# Uptake relative to the reference region before blurring, outside caudate and putamen: what an average of normal
+# FP-CIT scans shows.
+UPTAKE = {
+    "pallidum": 2.0, "accumbens": 2.5, "thalamus": 1.4, "amygdala": 1.2, "insula": 1.1, "hippocampus": 1.1,
+    "brainstem": 1.1, "cuneus": 0.9, "superiortemporal": 0.9, "medialorbitofrontal": 0.85,
+    "lateraloccipital": 0.8, "superiorfrontal": 0.8,
+}  # fmt: skip
+STRIATUM = ("caudate_left", "caudate_right", "putamen_left", "putamen_right")
+# Weights that make the template of the bases; caudate and putamen as in a healthy subject.
+BASES = {"brain": 1.0, **dict.fromkeys(STRIATUM, 4.5), "scalp": 0.8, "glands": 2.5}
+SCALP_MM = (7.0, 14.0)  # distance of the scalp from the brain's surface
+GLANDS_MM = (  # centre (x to either side, y, z) and semi-axes: parotid, submandibular, nasal mucosa
+    ((56, -22, -52), (9, 15, 20)),
+    ((28, 12, -84), (8, 14, 9)),
+    ((0, 58, -46), (12, 16, 14)),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """Anatomy on `LATTICE`, symmetric about x = 0.
+
+    ``labels`` holds whole numbers, ``names`` says which region each is (``caudate_left``, ``brainstem``),
+    ``tissue`` is the fraction of grey and white matter. ``masks`` has the regions of `make_regions` as boolean arrays; of
+    those that come in pairs, only the left one.
+    """
+
+    labels: Volume
+    names: Mapping[int, str]
+    tissue: Volume
+    masks: Mapping[str, np.ndarray] = field(repr=False)
+
+
+@cache
+def load_atlas(labels: Path | None = None, names: Path | None = None) -> Atlas:
+    """The packaged Desikan-Killiany atlas, or a user's own.
+
+    Parameters
+    ----------
+    labels : path, optional
+        NIfTI label image in MNI space, any resolution. Labels that ``names`` does not list are ignored.
+    names : path, optional
+        Table with the columns ``index``, ``name`` and optionally ``hemisphere`` (L, R or B); without it, names
+        end in ``_left`` or ``_right``. Caudate, putamen and thalamus must be there on both sides.
+    """
+    if (labels is None) != (names is None):
+        raise InputError("atlas: give both a label image and a table of its names, or neither.")
+    if labels is None:
+        image, table = mni.load_labels()
+    else:
+        image, table = load(labels), _read_names(Path(names))
+    matter = mni.load_tissue()
+    tissue = _symmetrise(sum(resample(matter[name], LATTICE).data for name in ("grey", "white")))
+    symmetric = _symmetrise_labels(_sample_nearest(image), table)
+    present = np.unique(symmetric)
+    missing = [name for index, name in table.items() if name.startswith(REQUIRED) and index not in present]
+    if missing:
+        raise InputError(
+            f"{labels}: no voxel of {', '.join(missing)} lies in the MNI brain; check the labels and the affine."
+        )
+    masks = _make_masks(symmetric, table, tissue)
+    return Atlas(Volume(symmetric, LATTICE.affine), table, Volume(tissue, LATTICE.affine), masks)
+
+
+def make_regions(grid: Grid, atlas: Atlas) -> dict[str, np.ndarray]:
+    """Boolean masks of shape ``grid.shape``.
+
+    ``brain``; ``reference_region``: brain without striata, thalamus, brain stem and ventricles and without what
+    lies near them (`STRIATUM_MARGIN_MM`, `MARGIN_MM`); anatomical ``caudate``, ``putamen`` and ``striatum`` (with
+    accumbens); and the large ROIs of the hottest-voxels analysis, ``caudate_roi``, ``putamen_roi`` and
+    ``striatum_roi``, which reach `ROI_REACH_MM` further; what is near both caudate and putamen goes to the nearer.
+    All but the first two end in ``_left`` or ``_right``. Raises `InputError` if the grid misses one of them.
+    """
+    regions = {}
+    for name, mask in atlas.masks.items():
+        if name in WHOLE:
+            regions[name] = _fill(mask, grid)
+        else:
+            regions[f"{name}_left"] = _fill(mask, grid)
+            regions[f"{name}_right"] = _fill(mask[::-1], grid)
+    empty = [name for name, mask in regions.items() if not mask.any()]
+    if empty:
+        raise InputError(
+            f"grid {grid.name or grid.shape}: holds no voxel of {', '.join(empty)}; "
+            f"expected a grid in MNI space that covers the striata with voxels of at most 12 mm."
+        )
+    return regions
+
+
+def make_parcellation(grid: Grid, atlas: Atlas) -> tuple[np.ndarray, dict[int, str]]:
+    """Every region of the atlas on a grid: int16 labels of shape ``grid.shape`` (0: none) and their names.
+
+    A voxel gets the label that fills most of it, or 0 if what has no label fills more.
+    """
+    labels = atlas.labels.data.astype(np.int16)
+    parts = ((index, *_average(labels == index, grid)) for index in np.unique(labels[labels > 0]))
+    parcellation = _vote(parts, grid.shape)
+    present = np.unique(parcellation[parcellation > 0])
+    return parcellation, {int(index): atlas.names[index] for index in present}
+
+
+def make_template(grid: Grid, atlas: Atlas) -> Volume:
+    """FP-CIT uptake of an average healthy subject on ``grid``, relative to the reference region.
+
+    The resolution is `TEMPLATE_FWHM_MM`.
+    """
+    bases = make_template_bases(atlas)
+    data = _symmetrise(sum(weight * bases[name].data for name, weight in BASES.items()))
+    return resample(Volume(data, HEAD.affine, ({"step": "template", "fwhm_mm": TEMPLATE_FWHM_MM},)), grid)
+
+
+@cache
+def make_template_bases(atlas: Atlas) -> dict[str, Volume]:
+    """The template's ingredients on `HEAD`, blurred: brain, each caudate and putamen, scalp, glands.
+
+    The template is their sum with the weights `BASES`; a registration fits weights of its own to each scan.
+    """
+    labels = atlas.labels.data.astype(np.int16)
+    factor = np.ones(max(atlas.names) + 1, np.float32)
+    maps = {"brain": np.where(atlas.masks["brain"], CSF_UPTAKE + (1 - CSF_UPTAKE) * atlas.tissue.data, 0)}
+    for index, name in atlas.names.items():
+        factor[index] = UPTAKE.get(name.removesuffix("_left").removesuffix("_right"), 1.0)
+        if name in STRIATUM:
+            factor[index] = 0.0
+            maps[name] = labels == index
+    maps["brain"] *= factor[labels]
+    bases = {name: _paste(*_average(data, HEAD), HEAD.shape) for name, data in maps.items()}
+    bases |= _make_extracranial(_fill(atlas.masks["brain"], HEAD))
+    sigma = TEMPLATE_FWHM_MM / np.sqrt(8 * np.log(2)) / HEAD.spacing
+    return {name: Volume(ndimage.gaussian_filter(data, sigma), HEAD.affine) for name, data in bases.items()}
+
+
+def _make_extracranial(brain: np.ndarray) -> dict[str, np.ndarray]:
+    """Scalp and glands on `HEAD`, 0 to 1, from the mask of the brain."""
+    inner, outer = SCALP_MM
+    distance = ndimage.distance_transform_edt(~brain, HEAD.spacing)
+    scalp = (distance > inner) & (distance <= outer)
+    position = HEAD.world_coordinates()
+    position[..., 0] = abs(position[..., 0])
+    glands = [(((position - centre) / axes) ** 2).sum(axis=-1) <= 1 for centre, axes in GLANDS_MM]
+    return {"scalp": scalp.astype(np.float32), "glands": np.logical_or.reduce(glands).astype(np.float32)}
+
+
+def _make_masks(labels: np.ndarray, names: Mapping[int, str], tissue: np.ndarray) -> dict[str, np.ndarray]:
+    """The masks of an `Atlas`; as all is symmetric, distances within the left half are those within the whole."""
+    left = labels[: MIDLINE + 1]
+
+    def structure(*wanted: str) -> np.ndarray:
+        return np.isin(left, [index for index, name in names.items() if name.removesuffix("_left") in wanted])
+
+    brain = ndimage.binary_fill_holes(ndimage.binary_closing(tissue >= 0.5, iterations=4))
+    depth = ndimage.distance_transform_edt(brain[: MIDLINE + 1])
+    ventricles = (depth > VENTRICLE_DEPTH_MM) & (tissue[: MIDLINE + 1] < 0.5)
+    caudate, putamen, accumbens = structure("caudate"), structure("putamen"), structure("accumbens")
+    striatum = caudate | putamen | accumbens
+    to_caudate, to_putamen = _distance(caudate, ROI_REACH_MM), _distance(putamen, ROI_REACH_MM)
+    to_striatum = _distance(striatum, STRIATUM_MARGIN_MM)
+    to_others = _distance(structure("thalamus", "brainstem", "pallidum") | ventricles, MARGIN_MM)
+    reference = (depth > RIM_MM) & np.isinf(to_striatum) & np.isinf(to_others)
+    lateral = np.ones_like(left, bool)
+    lateral[MIDLINE:] = False  # the plane x = 0 belongs to neither side
+    halves = {
+        "caudate": caudate,
+        "putamen": putamen,
+        "striatum": striatum,
+        "caudate_roi": (to_caudate < to_putamen) & lateral,
+        "putamen_roi": np.isfinite(to_putamen) & (to_putamen <= to_caudate) & lateral,
+        "striatum_roi": (to_striatum <= ROI_REACH_MM) & lateral,
+    }
+    masks = {"brain": brain, "reference_region": np.concatenate([reference, reference[-2::-1]])}
+    for name, half in halves.items():
+        masks[name] = np.concatenate([half, np.zeros_like(half[1:])])
+    return masks
+
+
+def _distance(mask: np.ndarray, reach: float) -> np.ndarray:
+    """Distance in mm (of 1 mm voxels) to a mask, infinite beyond ``reach``."""
+    distance = np.full(mask.shape, np.inf, np.float32)
+    if mask.any():
+        box = _grow(_box(mask), int(np.ceil(reach)), mask.shape)
+        distance[box] = ndimage.distance_transform_edt(~mask[box])
+        distance[distance > reach] = np.inf
+    return distance
+
+
+def _symmetrise(data: np.ndarray) -> np.ndarray:
+    return (data + data[::-1]) / 2
+
+
+def _symmetrise_labels(labels: np.ndarray, names: Mapping[int, str]) -> np.ndarray:
+    """Labels on `LATTICE` as mirror images: the mean of both sides, blurred by 1 mm, decides."""
+    index = {name: number for number, name in names.items()}
+    other = np.arange(max(*names, labels.max()) + 1)
+    for name, number in index.items():
+        if name.endswith("_left"):
+            other[number] = index[name.removesuffix("_left") + "_right"]
+    left_of = np.zeros_like(other)
+    for number, name in names.items():
+        if not name.endswith("_right"):
+            left_of[number] = left_of[other[number]] = number
+    folded = left_of[labels]
+    both = np.stack([folded, folded[::-1]])[:, : MIDLINE + 1]
+
+    def parts() -> Iterator[tuple]:
+        for number, found in enumerate(ndimage.find_objects(both), start=1):
+            if found is not None:
+                box = _grow(found[1:], 4, both.shape[1:])
+                mean = (both[(slice(None), *box)] == number).mean(axis=0, dtype=np.float32)
+                yield number, box, ndimage.gaussian_filter(mean, 1.0)
+
+    left = _vote(parts(), both.shape[1:])
+    paired = other != np.arange(len(other))
+    left[MIDLINE][paired[left[MIDLINE]]] = 0  # the plane x = 0 belongs to neither side
+    return np.concatenate([left, other[left][-2::-1]])
+
+
+def _vote(parts: Iterable[tuple], shape: tuple[int, ...]) -> np.ndarray:
+    """Label of the largest share in each voxel, int16; 0 where no label has as much as what remains.
+
+    ``parts``: (label, box of slices, share of the label in the voxels of the box), labels above 0.
+    """
+    labels = np.zeros(shape, np.int16)
+    largest = np.zeros(shape, np.float32)
+    rest = np.ones(shape, np.float32)
+    for label, box, share in parts:
+        rest[box] -= share
+        wins = share > largest[box]
+        largest[box][wins] = share[wins]
+        labels[box][wins] = label
+    labels[rest > largest] = 0
+    return labels
+
+
+def _fill(mask: np.ndarray, grid: Grid) -> np.ndarray:
+    """Voxels of ``grid`` of which a mask on `LATTICE` fills at least half."""
+    box, share = _average(mask, grid)
+    return _paste(box, share >= 0.5 - 1e-6, grid.shape)  # one half up to rounding, so that both sides agree
+
+
+def _average(data: np.ndarray, grid: Grid) -> tuple[tuple[slice, ...], np.ndarray]:
+    """Mean of data on `LATTICE` in the voxels of ``grid``: the box outside which it is zero, the means within."""
+    source = _grow(_box(data > 0), 1, data.shape)
+    start = [s.start for s in source]
+    crop = Volume(data[source], _shifted(LATTICE.affine, start))
+    corners = np.array(list(product(*((s.start - 1, s.stop) for s in source))))
+    index = (LATTICE.index_to_mm(corners) - grid.affine[:3, 3]) @ np.linalg.inv(grid.affine[:3, :3]).T
+    low = np.clip(np.floor(index.min(axis=0)), 0, grid.shape).astype(int)
+    high = np.clip(np.ceil(index.max(axis=0)) + 1, low, grid.shape).astype(int)
+    box = tuple(map(slice, low, high))
+    if (low == high).any():
+        return box, np.zeros(high - low, np.float32)
+    return box, resample(crop, Grid(tuple(high - low), _shifted(grid.affine, low))).data
+
+
+def _paste(box: tuple[slice, ...], values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    whole = np.zeros(shape, values.dtype)
+    whole[box] = values
+    return whole
+
+
+def _shifted(affine: np.ndarray, start: Iterable[int]) -> np.ndarray:
+    """The affine of a crop that begins at voxel ``start``."""
+    shifted = affine.copy()
+    shifted[:3, 3] += affine[:3, :3] @ np.asarray(start, float)
+    return shifted
+
+
+def _box(mask: np.ndarray) -> tuple[slice, ...]:
+    return ndimage.find_objects(mask.view(np.uint8))[0]
+
+
+def _grow(box: Iterable[slice], by: int, shape: Iterable[int]) -> tuple[slice, ...]:
+    return tuple(slice(max(s.start - by, 0), min(s.stop + by, n)) for s, n in zip(box, shape))
+
+
+def _sample_nearest(labels: Volume) -> np.ndarray:
+    """A label image on `LATTICE` by nearest neighbour, integers."""
+    index_map = np.linalg.inv(labels.affine) @ LATTICE.affine
+    data = ndimage.affine_transform(labels.data, index_map[:3, :3], index_map[:3, 3], LATTICE.shape, order=0)
+    return np.rint(data).astype(np.int16)
+
+
+def _read_names(path: Path) -> dict[int, str]:
+    """Names of the labels from a user's table, each with its side."""
+    rows = read_table(path)
+    if not {"index", "name"} <= rows[0].keys():
+        raise InputError(
+            f"{path}: has the columns {', '.join(rows[0])}, expected index and name (and hemisphere); rename them."
+        )
+    names: dict[int, str] = {}
+    for row in rows:
+        name = row["name"].lower()
+        side = {"L": "_left", "R": "_right"}.get(row.get("hemisphere", "").upper(), "")
+        if not row["index"].isdecimal() or not 0 < int(row["index"]) < 2**15 or int(row["index"]) in names:
+            raise InputError(
+                f"{path}: index {row['index']!r} is not a whole number from 1 to 32767, or is there twice; correct it."
+            )
+        names[int(row["index"])] = name if name.endswith(side) else name + side
+    listed = set(names.values())
+    expected = {f"{name}{side}" for name in REQUIRED for side in ("_left", "_right")}
+    for here, there in (("_left", "_right"), ("_right", "_left")):
+        expected |= {name.removesuffix(here) + there for name in listed if name.endswith(here)}
+    if expected - listed:
+        raise InputError(f"{path}: lacks {', '.join(sorted(expected - listed))}; add them to the table.")
+    if len(listed) < len(names):
+        raise InputError(f"{path}: several indices have the same name; give each region one index.")
+    return names

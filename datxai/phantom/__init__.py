@@ -1,0 +1,1 @@
+"""The digital phantom cohort: heads with FP-CIT uptake, a population with disease and readers, a SPECT camera."""

@@ -1,0 +1,300 @@
+"""Anatomy: where FP-CIT goes in the average head, and how one person's head differs from it.
+
+The average head is a table of region fractions on a 2 mm MNI grid, so that any regional uptake becomes an image by
+one sparse product. A person is that image seen through a pose, a head size, two striatal sizes and a smooth warp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from scipy import ndimage, sparse
+
+from datxai import mni
+from datxai.volume import Grid, Volume, resample
+
+HEAD_GRID = Grid.axis_aligned((112, 134, 130), (2, 2, 2), (-110.5, -145.5, -150.5), "MNI head 2 mm")
+_VOXEL_MM = 2.0
+_ORIGIN = HEAD_GRID.affine[:3, 3].reshape(3, 1, 1, 1)
+HEAD_CENTRE = np.array([0.0, -18.0, -10.0])  # MNI point that lies at the scan's origin in an unmoved head
+STRIATUM_CENTRE = np.array([22.0, 4.0, 4.0])  # of the right side, MNI
+STRIATUM_REACH_MM = 18.0  # standard deviation of the neighbourhood that stretches with a striatum
+WARP_SPACING_MM = 40.0
+WATER_PER_CM, BONE_PER_CM = 0.148, 0.21  # narrow-beam attenuation at 159 keV; bone with its marrow
+PUTAMEN_PARTS = ("putamen_posterior", "putamen_middle", "putamen_anterior")
+
+# Uptake per volume, 1 in the reference region: apparent values of a normal FP-CIT average, sharpened against the
+# blur to come. The striatum is missing here, its binding belongs to the person.
+UPTAKE = {
+    "pallidum": 1.7,
+    "thalamus": 1.10,
+    "midbrain": 1.28,
+    "brainstem": 1.12,
+    "hippocampus": 1.08,
+    "amygdala": 1.08,
+    "insula": 0.90,
+    "frontal": 0.89,
+    "orbitofrontal": 0.86,
+    "cingulate": 1.04,
+    "parietal": 0.98,
+    "precuneus": 1.10,
+    "temporal": 0.99,
+    "occipital": 1.02,
+    "cerebellum": 0.90,
+    "white": 0.84,
+    "csf": 0.35,
+    "skull": 0.30,
+    "scalp": 0.65,
+    "soft": 0.42,
+    "parotid": 2.3,
+    "submandibular": 2.0,
+    "nasal": 1.2,
+}
+# How that varies between people: standard deviation of the log.
+UPTAKE_SPREAD = {
+    "pallidum": 0.08,
+    "thalamus": 0.08,
+    "midbrain": 0.08,
+    "brainstem": 0.06,
+    "insula": 0.05,
+    "frontal": 0.04,
+    "cingulate": 0.04,
+    "parietal": 0.04,
+    "temporal": 0.04,
+    "occipital": 0.05,
+    "cerebellum": 0.05,
+    "white": 0.04,
+    "scalp": 0.25,
+    "soft": 0.2,
+    "parotid": 0.4,
+    "submandibular": 0.4,
+    "nasal": 0.3,
+}
+_LOBES = {
+    "orbitofrontal": "lateralorbitofrontal medialorbitofrontal frontalpole",
+    "frontal": "superiorfrontal rostralmiddlefrontal caudalmiddlefrontal parsopercularis parsorbitalis "
+    "parstriangularis precentral paracentral",
+    "cingulate": "caudalanteriorcingulate rostralanteriorcingulate posteriorcingulate isthmuscingulate",
+    "parietal": "postcentral superiorparietal inferiorparietal supramarginal",
+    "temporal": "bankssts entorhinal fusiform inferiortemporal middletemporal parahippocampal superiortemporal "
+    "temporalpole transversetemporal",
+    "occipital": "cuneus lateraloccipital lingual pericalcarine",
+}
+_LOBE_OF = {name: lobe for lobe, names in _LOBES.items() for name in names.split()}
+_CORTEX = {*_LOBES, "insula", "precuneus"}
+_RINGS = tuple(f"periventricular_{i}" for i in range(4))  # white matter that the ventricles take when they widen
+_RING_MM = 2.0
+_MIDBRAIN_FLOOR_MM = -24.0  # MNI z between pons and midbrain
+
+# Centre and semi-axes (MNI mm) of what lies in front of and below the brain, on both sides where x is not 0.
+_FACE = ((0, 38, -68), (62, 56, 62))
+_NECK = ((0, -32), (58, 62), -55)  # a cylinder: x and y, and its upper end in z
+_GLANDS = {
+    "parotid": ((57, -14, -74), (11, 16, 24)),
+    "submandibular": ((33, 14, -114), (10, 14, 11)),
+    "nasal": ((0, 70, -48), (13, 16, 20)),
+}
+_SUBARACHNOID_MM, _SKULL_MM, _SCALP_MM = 3.0, 9.0, 15.0  # outer surfaces, from the brain's
+
+
+@dataclass(frozen=True)
+class Head:
+    """How a person's head differs from the average one, and how it lies in the camera.
+
+    ``zooms``: size over the MNI head's along x, y, z. ``rotation_deg``: pitch, roll, yaw (about x, y, z).
+    ``shift_mm``: of the head's centre from the camera's. ``striata``: linear size of the left and right striatum.
+    ``ventricle_mm``: how far the ventricles have widened. ``warp_mm``: standard deviation of the smooth
+    displacement that ``warp_seed`` draws.
+    """
+
+    zooms: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    rotation_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    striata: tuple[float, float] = (1.0, 1.0)
+    ventricle_mm: float = 0.0
+    warp_mm: float = 0.0
+    warp_seed: int = 0
+
+    @property
+    def mni_to_scan(self) -> np.ndarray:
+        """The affine part, 4 x 4: MNI mm to scan mm, as `datxai.volume.resample` takes it."""
+        matrix = np.eye(4)
+        matrix[:3, :3] = _rotation(self.rotation_deg) @ np.diag(self.zooms)
+        matrix[:3, 3] = np.asarray(self.shift_mm) - matrix[:3, :3] @ HEAD_CENTRE
+        return matrix
+
+
+def place(head: Head, uptake: Mapping[str, float], grid: Grid) -> tuple[Volume, Volume]:
+    """Activity (per volume, 1 in the reference region) and attenuation (per cm) of a head on a scan grid.
+
+    ``uptake`` holds the striatal regions (`caudate`, `accumbens` and `PUTAMEN_PARTS`, each with `_left` and
+    `_right`) and whatever else shall differ from `UPTAKE`. ``grid`` has axes along x, y, z and cubic voxels.
+    """
+    fractions, names = average_head()
+    values = {**UPTAKE, **uptake}
+    for i, ring in enumerate(_RINGS):
+        taken = min(max(head.ventricle_mm / _RING_MM - i, 0.0), 1.0)
+        values[ring] = taken * values["csf"] + (1.0 - taken) * values["white"]
+    image = fractions @ np.array([values[name] for name in names], np.float32)
+    attenuation = fractions @ np.array([BONE_PER_CM if n == "skull" else WATER_PER_CM for n in names], np.float32)
+    index = (np.moveaxis(mni_positions(head, grid), -1, 0) - _ORIGIN) / _VOXEL_MM
+    # A target voxel averages what lies within it: the wider it is, the more the image is smoothed beforehand.
+    sigma = np.sqrt(max(grid.spacing[0] ** 2 - _VOXEL_MM**2, 0.0) / 12.0) / _VOXEL_MM
+    activity, attenuation = (
+        ndimage.map_coordinates(
+            ndimage.gaussian_filter(values.reshape(HEAD_GRID.shape), sigma, truncate=3.0), index, order=1
+        )
+        for values in (image, attenuation)
+    )
+    return Volume(activity, grid.affine), Volume(attenuation, grid.affine)
+
+
+def mni_positions(head: Head, grid: Grid) -> np.ndarray:
+    """Where each voxel of a scan grid lies in the average head: MNI mm, shape (X, Y, Z, 3)."""
+    scan = grid.world_coordinates()
+    back = np.linalg.inv(head.mni_to_scan)
+    position = (scan + _warp(head, grid)) @ back[:3, :3].T + back[:3, 3]
+    pull = np.zeros_like(position)
+    for side, size in zip((-1.0, 1.0), head.striata):
+        offset = position - STRIATUM_CENTRE * (side, 1.0, 1.0)
+        near = np.exp(-(offset**2).sum(axis=-1, keepdims=True) / (2.0 * STRIATUM_REACH_MM**2))
+        pull += (1.0 / size - 1.0) * near * offset
+    return position + pull
+
+
+def _warp(head: Head, grid: Grid) -> np.ndarray:
+    """Smooth random displacement in mm, shape (X, Y, Z, 3): Gaussians on a lattice fixed to the scan's origin."""
+    nodes = WARP_SPACING_MM * np.arange(-4, 5)
+    weights = np.random.default_rng(head.warp_seed).standard_normal((3, *3 * [nodes.size]))
+    bells = []
+    for axis in range(3):
+        position = grid.affine[axis, 3] + grid.affine[axis, axis] * np.arange(grid.shape[axis])
+        bell = np.exp(-((position[:, None] - nodes) ** 2) / (2.0 * (0.6 * WARP_SPACING_MM) ** 2))
+        bells.append(bell / np.linalg.norm(bell, axis=1, keepdims=True))  # the same variance everywhere
+    return head.warp_mm * np.einsum("dijk,xi,yj,zk->xyzd", weights, *bells, optimize=True)
+
+
+def _rotation(degrees: tuple[float, float, float]) -> np.ndarray:
+    """Rotation about x, then y, then z; angles in degrees."""
+    matrix = np.eye(3)
+    for axis, angle in enumerate(np.deg2rad(degrees)):
+        i, j = (axis + 1) % 3, (axis + 2) % 3
+        turn = np.eye(3)
+        turn[[i, j], [i, j]] = np.cos(angle)
+        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+        matrix = turn @ matrix
+    return matrix
+
+
+@cache
+def average_head() -> tuple[sparse.csr_array, tuple[str, ...]]:
+    """Volume fractions of the average head (voxels of `HEAD_GRID` x regions, float32), and the regions' names."""
+    fractions, names = _labelled()
+    covered = fractions.sum(axis=1)
+    tissue = mni.load_tissue()
+    grey, white = (resample(tissue[name], HEAD_GRID).data.ravel() for name in ("grey", "white"))
+    brain = ndimage.binary_fill_holes(ndimage.binary_closing(_image(grey + white > 0.5), iterations=3))
+    outside = ndimage.distance_transform_edt(~brain).ravel() * _VOXEL_MM
+    depth = ndimage.distance_transform_edt(brain).ravel() * _VOXEL_MM
+    brain = brain.ravel()
+    rest = np.where(brain, np.clip(1.0 - covered, 0.0, 1.0), 0.0)
+    x, y, z = HEAD_GRID.world_coordinates().reshape(-1, 3).T
+
+    # Grey matter without a label goes to the nearest cortex; behind and below that it is cerebellum, white and all.
+    cortical = [i for i, name in enumerate(names) if name in _CORTEX]
+    share = fractions[:, cortical]
+    distance, nearest = ndimage.distance_transform_edt(_image(share.sum(axis=1) < 0.5), return_indices=True)
+    nearest = np.ravel_multi_index(nearest.reshape(3, -1), HEAD_GRID.shape)
+    lobe = np.asarray(cortical)[share.toarray().argmax(axis=1)][nearest]
+    cerebellum = (distance.ravel() * _VOXEL_MM > 4.0) & (y < -32.0) & (z < -8.0)
+    grey, white = rest * grey, rest * white
+    names = [*names, *_RINGS]
+    cells = [_cells(fractions)]
+
+    def fill(region: str | np.ndarray, where: np.ndarray, weight: np.ndarray | float) -> None:
+        """Give a region (or one per voxel) its share of some voxels."""
+        voxels = np.flatnonzero(where & (np.broadcast_to(weight, where.shape) > 0.01))
+        if isinstance(region, str):
+            if region not in names:
+                names.append(region)
+            region = np.full(where.shape, names.index(region))
+        cells.append((voxels, region[voxels], np.broadcast_to(weight, where.shape)[voxels]))
+
+    fill(lobe, ~cerebellum, grey)
+    fill("cerebellum", cerebellum, grey + white)
+    fill("csf", brain, rest - grey - white)
+    ventricle = (rest - grey - white > 0.5) & (depth > 16.0) & (z > -20.0)
+    ring = ndimage.distance_transform_edt(_image(~ventricle)).ravel() * _VOXEL_MM
+    ring = np.ceil(ring / _RING_MM).astype(int) - 1
+    for i, name in enumerate(_RINGS):
+        fill(name, ~cerebellum & (ring == i), white)
+    fill("white", ~cerebellum & (ring >= len(_RINGS)), white)
+
+    glands = {
+        name: _ellipsoid(np.abs(x) if centre[0] else x, y, z, centre, axes)
+        for name, (centre, axes) in _GLANDS.items()
+    }
+    neck = (np.hypot((x - _NECK[0][0]) / _NECK[1][0], (y - _NECK[0][1]) / _NECK[1][1]) < 1.0) & (z < _NECK[2])
+    head = (outside < _SCALP_MM) | _ellipsoid(x, y, z, *_FACE) | neck
+    skin = ndimage.distance_transform_edt(_image(head)).ravel() * _VOXEL_MM < _SCALP_MM - _SKULL_MM
+    free, rest = head & ~brain, 1.0 - covered
+    for name, region in (
+        ("csf", outside <= _SUBARACHNOID_MM),
+        ("skull", outside <= _SKULL_MM),
+        *glands.items(),
+        ("scalp", skin & (z > -100.0)),
+        ("soft", head),
+    ):
+        fill(name, free & region, rest)
+        free &= ~region
+    rows, columns, weights = (np.concatenate(parts) for parts in zip(*cells))
+    shape = (x.size, len(names))
+    return sparse.csr_array((weights.astype(np.float32), (rows, columns)), shape=shape), tuple(names)
+
+
+def _labelled() -> tuple[sparse.csr_array, list[str]]:
+    """Fractions of the regions that the atlas labels, counted in its 1 mm voxels."""
+    labels, label_names = mni.load_labels()
+    index = np.argwhere(labels.data > 0)
+    code = labels.data[tuple(index.T)].astype(int)
+    position = index + labels.affine[:3, 3]
+    names = [_region(name) for name in label_names.values()]
+    names = sorted({*names, "midbrain", *(f"{part}_{side}" for part in PUTAMEN_PARTS for side in ("left", "right"))})
+    column = np.zeros(max(label_names) + 1, int)
+    column[list(label_names)] = [names.index(_region(name)) for name in label_names.values()]
+    column = column[code]
+    for side in ("left", "right"):
+        putamen = np.flatnonzero(column == names.index(f"putamen_middle_{side}"))
+        y = position[putamen, 1]
+        third = np.searchsorted(np.quantile(y, [1 / 3, 2 / 3]), y)
+        column[putamen] = np.array([names.index(f"{part}_{side}") for part in PUTAMEN_PARTS])[third]
+    column[(column == names.index("brainstem")) & (position[:, 2] > _MIDBRAIN_FLOOR_MM)] = names.index("midbrain")
+    voxel = np.rint((position - _ORIGIN.ravel()) / _VOXEL_MM).astype(int)
+    row = np.ravel_multi_index(tuple(voxel.T), HEAD_GRID.shape)
+    weight = np.full(row.size, _VOXEL_MM**-3, np.float32)
+    shape = (int(np.prod(HEAD_GRID.shape)), len(names))
+    return sparse.csr_array((weight, (row, column)), shape=shape), names
+
+
+def _region(label: str) -> str:
+    """Region of an atlas label: striatal ones keep their side (all putamen is middle yet), cortex goes by lobe."""
+    stem = label.removesuffix("_left").removesuffix("_right")
+    if stem in ("caudate", "putamen", "accumbens"):
+        return label.replace("putamen", "putamen_middle")
+    return _LOBE_OF.get(stem, stem)
+
+
+def _cells(matrix: sparse.csr_array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    entries = matrix.tocoo()
+    return (*entries.coords, entries.data)
+
+
+def _image(values: np.ndarray) -> np.ndarray:
+    return values.reshape(HEAD_GRID.shape)
+
+
+def _ellipsoid(x, y, z, centre: tuple, axes: tuple) -> np.ndarray:
+    return sum(((p - c) / a) ** 2 for p, c, a in zip((x, y, z), centre, axes)) < 1.0

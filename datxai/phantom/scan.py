@@ -1,0 +1,94 @@
+"""Scan: one subject before the camera, as projections, or by a short cut as a reconstructed volume."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from scipy import fft, ndimage
+
+from datxai.phantom.anatomy import place
+from datxai.phantom.camera import COLLIMATORS, FWHM_OF_SIGMA, Camera, acquire
+from datxai.phantom.population import Subject
+from datxai.volume import Grid, Volume
+
+VOXEL_MM = 4.0  # of the activity that the camera looks at
+CUPPING_VOXEL_MM, CUPPING_VIEWS = 12.0, 12
+_PROJECTIONS, _VOLUME = 1, 2  # streams of random numbers
+
+
+def simulate_projections(
+    subject: Subject, camera: Camera | None = None, device: str = "cpu"
+) -> tuple[np.ndarray, Camera]:
+    """Counts (views, rows, bins) of a subject, and the camera as it was: ``camera`` with the subject's acquisition."""
+    camera = subject_camera(subject, camera)
+    size = max(64, *(int(np.ceil(n * camera.pixel_mm / VOXEL_MM)) for n in (camera.rows, 0)))
+    activity, attenuation = place(subject.head, subject.uptake, centred_grid((64, 64, size), VOXEL_MM))
+    rng = np.random.default_rng([*subject.seed, _PROJECTIONS])
+    return acquire(activity, attenuation, camera, rng, device), camera
+
+
+def subject_camera(subject: Subject, camera: Camera | None = None) -> Camera:
+    """The camera as it is set for this subject: counts, radius, collimator and motion are the subject's."""
+    scan = subject.acquisition
+    return replace(
+        camera or Camera(),
+        counts=scan.counts,
+        radius_mm=scan.radius_mm,
+        collimator=COLLIMATORS[scan.collimator],
+        motion_mm=scan.motion_mm,
+    )
+
+
+def centred_grid(shape: tuple[int, int, int], voxel_mm: float) -> Grid:
+    """Cubic voxels along the axes, the world's origin in their middle."""
+    return Grid.axis_aligned(shape, 3 * [voxel_mm], [-(n - 1) / 2.0 * voxel_mm for n in shape])
+
+
+def simulate_volume(subject: Subject, camera: Camera | None = None) -> Volume:
+    """What filtered back projection would make of a subject's scan, without the detour: about a tenth of the time.
+
+    Activity is dimmed by the mean attenuation to all sides, blurred by the resolution at the axis, scatter and
+    penetration, and given the noise of a ramp filter (power proportional to frequency in the transaxial plane).
+    """
+    camera = subject_camera(subject, camera)
+    shape = (camera.bins, camera.bins, camera.rows)
+    grid = centred_grid(shape, camera.pixel_mm)
+    activity, attenuation = place(subject.head, subject.uptake, grid)
+    data = activity.data * _transmission(attenuation)
+    data *= camera.counts / camera.views / data.sum()
+
+    padded = [fft.next_fast_len(int(1.5 * n), real=True) for n in shape]  # room for the broad blurs to leave
+    frequency = np.stack(np.meshgrid(*map(fft.fftfreq, padded[:2]), fft.rfftfreq(padded[2]), indexing="ij"))
+    radial = np.hypot(frequency[0], frequency[1])
+    squared = (frequency**2).sum(axis=0)
+
+    def blur(fwhm_mm: float) -> np.ndarray:
+        return np.exp(-2.0 * (np.pi * fwhm_mm / FWHM_OF_SIGMA / camera.pixel_mm) ** 2 * squared)
+
+    resolution = np.hypot(camera.collimator.fwhm_mm(camera.radius_mm), camera.motion_mm)
+    broad = [(1.0, 0.0), camera.scatter, camera.penetration]
+    passed = blur(resolution) * sum(ratio * blur(fwhm) for ratio, fwhm in broad) / sum(ratio for ratio, _ in broad)
+    window = np.sinc(radial) * (radial <= 0.5) * blur(subject.acquisition.post_filter_mm)
+    rays = data.sum(axis=1)
+    level = (rays**2).sum() / rays.sum() / camera.views  # mean counts of a bin that looks through the head
+    noise = np.random.default_rng([*subject.seed, _VOLUME]).standard_normal(padded, np.float32)
+    spectrum = fft.rfftn(data, padded) * passed + fft.rfftn(noise) * np.sqrt(np.pi * level * radial)
+    image = fft.irfftn(spectrum * window, padded)[: shape[0], : shape[1], : shape[2]]
+    return Volume(image, grid.affine, ({"step": "simulate_volume", "participant_id": subject.participant_id},))
+
+
+def _transmission(attenuation: Volume) -> np.ndarray:
+    """Mean over all transaxial directions of the fraction of photons that leave the head, per voxel."""
+    coarse = CUPPING_VOXEL_MM / attenuation.grid.spacing[0]
+    depth = ndimage.zoom(attenuation.data, 1.0 / coarse, order=1, grid_mode=True, mode="nearest") * (
+        CUPPING_VOXEL_MM / 10.0
+    )
+    total = np.zeros_like(depth)
+    for angle in np.arange(CUPPING_VIEWS) * 360.0 / CUPPING_VIEWS:
+        turned = ndimage.rotate(depth, angle, axes=(0, 1), reshape=False, order=1)
+        left = np.exp(0.5 * turned - np.cumsum(turned, axis=0))
+        total += ndimage.rotate(left, -angle, axes=(0, 1), reshape=False, order=1, mode="nearest")
+    return ndimage.zoom(
+        total / CUPPING_VIEWS, np.array(attenuation.shape) / depth.shape, order=1, grid_mode=True, mode="nearest"
+    )

@@ -1,0 +1,55 @@
+"""Long work shows where it is: a bar in a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+log = logging.getLogger("datxai")
+
+
+class Bar:
+    """A progress bar on standard error."""
+
+    def __init__(self, total: int, unit: str):
+        from tqdm import tqdm
+
+        live = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total,
+            bar_format="  {percentage:3.0f} % {bar:30} {n_fmt}/{total_fmt} " + unit + ", {remaining} left",
+            leave=False,
+            mininterval=0.2 if live else 30,
+            file=sys.stderr,
+        )
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+    def update(self, n: int = 1) -> None:
+        """``n`` more are done."""
+        self._bar.update(n)
+
+    def say(self, line: str) -> None:
+        """A line above the bar, in the log too."""
+        self._bar.clear()
+        log.info(line)
+
+
+def parallel(function: Callable, tasks: Iterable[tuple], n: int, n_jobs: int, what: str) -> Iterator:
+    """Results of ``function(*task)`` in the order of the ``n`` tasks, over processes, with progress.
+
+    Tasks are taken as they are needed, so memory does not grow with their number. ``n_jobs`` -1 is one process per
+    core, 1 stays in this process.
+    """
+    import joblib
+
+    with Bar(n, what) as bar:
+        pool = joblib.Parallel(n_jobs=max(1, min(joblib.effective_n_jobs(n_jobs), n)), return_as="generator")
+        for result in pool(joblib.delayed(function)(*task) for task in tasks):
+            bar.update()
+            yield result

@@ -1,0 +1,151 @@
+"""The run folder: where everything lies, what made it, and what is still up to date.
+
+``manifest.json`` holds one entry per finished stage: its configuration, what it was made from, versions, time. A
+stage is current if its configuration and its inputs hash to the same fingerprint and its outputs are there. The
+fingerprint of a stage contains those of the stages before it, so a change upstream reaches everything downstream.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from datxai import __version__
+from datxai.errors import InputError
+from datxai.files import hash_content, read_json, write_json
+from datxai.volume import sidecar_path
+
+PACKAGES = ("torch", "zennit", "numpy", "scipy", "nibabel", "pydicom", "scikit-learn", "hydra-core", "matplotlib")
+
+
+class Run:
+    """Paths and provenance of one run folder."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    manifest = property(lambda self: self.folder / "manifest.json")
+    simulated = property(lambda self: self.folder / "simulated")
+    participants = property(lambda self: self.folder / "participants.tsv")
+    skipped = property(lambda self: self.folder / "skipped.tsv")
+    preprocessed = property(lambda self: self.folder / "preprocessed")
+    store = property(lambda self: self.preprocessed / "volumes.npy")
+    sbr = property(lambda self: self.folder / "sbr.tsv")
+    split = property(lambda self: self.folder / "split.tsv")
+    table1 = property(lambda self: self.folder / "table1.tsv")
+    model = property(lambda self: self.folder / "model")
+    predictions = property(lambda self: self.folder / "predictions.tsv")
+    relevance = property(lambda self: self.folder / "relevance")
+    roi_relevance = property(lambda self: self.folder / "roi_relevance.tsv")
+    ledger = property(lambda self: self.folder / "relevance_ledger.tsv")
+    means = property(lambda self: self.folder / "means")
+    metrics = property(lambda self: self.folder / "metrics.json")
+    figures = property(lambda self: self.folder / "figures")
+    report = property(lambda self: self.folder / "report.html")
+
+    def scan_of(self, case: str) -> Path:
+        """The preprocessed volume of a case."""
+        return self.preprocessed / f"{case}_space-MNI_spect.nii.gz"
+
+    def relevance_of(self, case: str) -> Path:
+        """The relevance map of a case."""
+        return self.relevance / f"{case}_relevance.nii.gz"
+
+    def mean_of(self, name: str) -> Path:
+        """A mean volume over the test set, e.g. ``TP_relevance``."""
+        return self.means / f"{name}.nii.gz"
+
+    @staticmethod
+    def made_with(path: Path, fingerprint: str) -> bool:
+        """Whether a volume is there, whole, and marked with this fingerprint."""
+        record = sidecar_path(path)
+        return path.is_file() and record.is_file() and read_json(record).get("fingerprint") == fingerprint
+
+    @staticmethod
+    def keep_only(folder: Path, paths: Iterable[Path]) -> None:
+        """Remove volumes that an earlier cohort or setting left, so that a folder holds what its tables name."""
+        kept = {path.name for path in paths}
+        for path in folder.glob("*.nii.gz"):
+            if path.name not in kept:
+                path.unlink()
+                sidecar_path(path).unlink(missing_ok=True)
+
+    def entries(self) -> dict:
+        """The manifest, stage by stage; empty where nothing has been made yet."""
+        return read_json(self.manifest) if self.manifest.is_file() else {}
+
+    def entry(self, stage: str, needed_by: str) -> dict:
+        """The manifest's entry of a finished stage; `InputError` names the stage to run first."""
+        entries = self.entries()
+        if stage not in entries or not _all_exist(self.folder, entries[stage]["outputs"]):
+            raise InputError(
+                f"{self.folder}: stage '{needed_by}' needs what '{stage}' makes, which is not there; "
+                f"run `datxai {stage} run={self.folder}` first."
+            )
+        return entries[stage]
+
+    def fingerprint(self, stage: str, config: Mapping, inputs: Mapping[str, str]) -> str:
+        """What identifies the output of a stage: its name, its configuration, and the hashes of its inputs."""
+        return hash_content({"stage": stage, "config": config, "inputs": inputs})
+
+    def is_current(self, stage: str, fingerprint: str) -> bool:
+        """Whether the stage has been made with this fingerprint and its outputs still exist."""
+        entry = self.entries().get(stage)
+        return (
+            entry is not None
+            and entry["fingerprint"] == fingerprint
+            and _all_exist(self.folder, entry["outputs"])
+        )
+
+    @contextmanager
+    def recording(
+        self, stage: str, config: Mapping, inputs: Mapping[str, str], outputs: Sequence[Path]
+    ) -> Iterator[str]:
+        """Run a stage's body; write its manifest entry when, and only when, it ends well. Yields the fingerprint."""
+        fingerprint = self.fingerprint(stage, config, inputs)
+        begin = time.perf_counter()
+        yield fingerprint
+        entries = self.entries()
+        entries[stage] = {
+            "fingerprint": fingerprint,
+            "config": config,
+            "config_hash": hash_content(config),
+            "inputs": dict(inputs),
+            "outputs": [path.relative_to(self.folder).as_posix() for path in outputs],
+            "versions": versions(),
+            "git_revision": git_revision(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "wall_time_s": round(time.perf_counter() - begin, 2),
+        }
+        write_json(self.manifest, entries)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of datxai, Python, and the packages that numbers depend on."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"datxai": __version__, "python": platform.python_version(), **found}
+
+
+@functools.cache
+def git_revision() -> str | None:
+    """Revision of the checkout that datxai runs from (``-dirty`` if changed); None for an installed package."""
+    here = Path(__file__).resolve().parent
+    if not (here.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _all_exist(folder: Path, names: Sequence[str]) -> bool:
+    return all((folder / name).exists() for name in names)

@@ -1,0 +1,128 @@
+"""What the test set says: classification with intervals, relevance by region, peaks, mean maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from datxai.analysis import classification
+from datxai.analysis.relevance import MeanMap, check_consistency, find_peak, make_heat_map, summarise_peaks
+from datxai.case import grid_of, measure_map
+from datxai.cohort.dataset import open_store
+from datxai.config import Config
+from datxai.files import write_json, write_table
+from datxai.imaging.atlas import load_atlas, make_regions
+from datxai.results import GROUPS, read_cases, read_predictions, read_sbr
+from datxai.run import Run
+from datxai.volume import Grid, Volume, load, save
+
+
+def depends(settings: Config) -> dict:
+    return {"atlas": asdict(settings.atlas), "preprocessing": asdict(settings.preprocessing)}
+
+
+def outputs(run: Run) -> list[Path]:
+    return [run.roi_relevance, run.metrics, run.means]
+
+
+def make(settings: Config, run: Run, fingerprint: str) -> None:
+    grid = grid_of(settings)
+    regions = make_regions(grid, load_atlas(settings.atlas.labels, settings.atlas.names))
+    cases = [case for case in read_predictions(run) if case["set"] == "test"]
+    means = _average(run, cases)
+    run.keep_only(run.means, [])
+    for name, data in means.items():
+        save(Volume(data, grid.affine, ({"step": "average", "group": name},)), run.mean_of(name))
+    rows = [_measure(run, case, grid, regions, means, settings) for case in cases]
+    write_table(run.roi_relevance, rows, list(rows[0]))
+    lrp = settings.attribution.method == "lrp"
+    metrics = {
+        "target": settings.target,
+        "attribution": asdict(settings.attribution),
+        "composite": settings.composite.name if lrp else None,
+        "classifiers": _classify(run, cases, [row["putamen_ipsilateral"] for row in rows]),
+        "peaks": summarise_peaks(
+            [{"distance_mm": row["peak_distance_mm"], "inside": row["peak_inside"]} for row in rows]
+        ),
+        "inconsistent": sum(row["consistent"] is False for row in rows),
+    }
+    if "heat_map" in means:
+        brain = regions["brain"]
+        metrics["heat_map_peak"] = find_peak(means["heat_map"], grid, regions["striatum_left"])
+        metrics["mean_map_correlation"] = float(
+            np.corrcoef(means["TN_relevance"][brain], means["TP_relevance"][brain])[0, 1]
+        )
+    write_json(run.metrics, metrics)
+
+
+def _average(run: Run, cases: Sequence[Mapping]) -> dict[str, np.ndarray]:
+    """Mean image and mean map of each group that has a case, and the heat map; one case in memory at a time."""
+    store = open_store(run.store)
+    averages = {f"{group}_{kind}": MeanMap() for group in GROUPS for kind in ("spect", "relevance")}
+    for case in cases:
+        name = case["participant_id"]
+        averages[f"{case['group']}_spect"].add(store.volume(name))
+        averages[f"{case['group']}_relevance"].add(load_map(run, name))
+    means = {name: average.mean for name, average in averages.items() if average.n}
+    if {"TP_relevance", "TN_relevance"} <= means.keys():
+        means["heat_map"] = make_heat_map(means["TP_relevance"], means["TN_relevance"])
+    return means
+
+
+def _measure(
+    run: Run,
+    case: Mapping,
+    grid: Grid,
+    regions: Mapping[str, np.ndarray],
+    means: Mapping[str, np.ndarray],
+    settings: Config,
+) -> dict:
+    """A row of roi_relevance.tsv."""
+    relevance = load_map(run, case["participant_id"])
+    peak = find_peak(relevance, grid, regions["striatum_left"] | regions["striatum_right"])
+    likeness = {"r_normal": None, "r_reduced": None, "consistent": None}
+    if "heat_map" in means:
+        likeness = check_consistency(
+            relevance, case["predicted"], means["TN_relevance"], means["TP_relevance"], regions["brain"]
+        )
+    return {
+        "participant_id": case["participant_id"],
+        "group": case["group"],
+        **measure_map(relevance, grid, regions, settings),
+        **{f"peak_{name}": value for name, value in peak.items()},
+        **likeness,
+    }
+
+
+def _classify(run: Run, cases: Sequence[Mapping], putamen_relevance: Sequence[float]) -> dict:
+    """Test-set figures of the network, of the sign of the relevance, of an SBR cutoff, and of a classification tree.
+
+    Cutoff and tree are chosen on the training cases.
+    """
+    sbr = read_sbr(run)
+    training = [case for case in read_cases(run) if case["set"] == "train"]
+    known = classification.tabulate_features([sbr[case["participant_id"]] for case in training])
+    features = classification.tabulate_features([sbr[case["participant_id"]] for case in cases])
+    lower, known_labels = features[:, 0], [case["label"] for case in training]
+    cutoff = classification.choose_cutoff(known[:, 0], known_labels)
+    tree = classification.fit_cart(known, known_labels)
+    relevance = np.asarray(putamen_relevance)
+    calls = {
+        "cnn": ([case["predicted"] for case in cases], [case["p_reduced"] for case in cases], {}),
+        "roi_relevance": (relevance > 0, relevance, {"cutoff": 0.0}),
+        "sbr": (lower < cutoff, -lower, {"cutoff": cutoff}),
+        "cart": (tree.predict(features), tree.score(features), {"tree": tree.text}),
+    }
+    labels = [case["label"] for case in cases]
+    return {
+        name: {**classification.summarise(labels, predicted, scores), **more}
+        for name, (predicted, scores, more) in calls.items()
+    }
+
+
+def load_map(run: Run, case: str) -> np.ndarray:
+    """The relevance map of a case, (X, Y, Z)."""
+    return load(run.relevance_of(case)).data

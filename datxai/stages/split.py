@@ -1,0 +1,33 @@
+"""Training, validation and test set, and the table of their ages."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from datxai.cohort.split import TABLE1_COLUMNS, make_table1, split
+from datxai.config import Config
+from datxai.files import read_table, write_table
+from datxai.run import Run
+
+
+def depends(settings: Config) -> dict:
+    return {"split": asdict(settings.split), "seed": settings.seed}
+
+
+def outputs(run: Run) -> list[Path]:
+    return [run.split, run.table1]
+
+
+def make(settings: Config, run: Run, fingerprint: str) -> None:
+    people = read_table(run.participants)
+    labels = [int(row["label"]) for row in people]
+    sexes = [None if row["sex"] == "n/a" else row["sex"] for row in people]
+    ages = [None if row["age"] == "n/a" else float(row["age"]) for row in people]
+    chosen = settings.split
+    sets = split(
+        [row["subject"] for row in people], labels, sexes, ages, chosen.sizes, chosen.candidates, settings.seed
+    )
+    write_table(run.table1, make_table1(sets, labels, sexes, ages), TABLE1_COLUMNS)
+    rows = [{"participant_id": row["participant_id"], "set": name} for row, name in zip(people, sets)]
+    write_table(run.split, rows, ["participant_id", "set"])

@@ -1,0 +1,212 @@
+"""Scans found in folders of NIfTI files and in a PPMI download."""
+
+from pathlib import Path
+
+import pytest
+
+from datxai.cohort.sources import find_folder, find_ppmi
+from datxai.errors import InputError
+
+TABLE = "participant_id\tage\tsex\tlabel\nsub-01\t60\tF\t0\nsub-02\t70\tM\t1\n"
+HEADER = "Image Data ID,Subject,Group,Sex,Age,Visit,Modality,Description,Type,Acq Date,Format,Downloaded\n"
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "participants.tsv").write_text(TABLE)
+    return tmp_path
+
+
+def test_flat_names_with_and_without_prefix(folder):
+    touch(folder, "01.nii.gz", "sub-02.nii")
+    scans, skipped = find_folder(folder)
+    assert [(scan.case_id, scan.files[0].name, scan.format) for scan in scans] == [
+        ("sub-01", "01.nii.gz", "nifti"),
+        ("sub-02", "sub-02.nii", "nifti"),
+    ]
+    assert scans[1].participant.age == 70
+    assert skipped == []
+
+
+def test_bids_names_sessions_and_what_is_no_scan(folder):
+    touch(
+        folder,
+        "sub-01/ses-01/spect/sub-01_ses-01_trc-123IFPCIT_rec-FBP_spect.nii.gz",
+        "sub-01/ses-02/spect/sub-01_ses-02_trc-123IFPCIT_rec-FBP_spect.nii.gz",
+        "sub-02/ses-01/pet/sub-02_ses-01_pet.nii.gz",
+        "sub-02/ses-01/anat/sub-02_ses-01_T1w.nii.gz",
+        "derivatives/sub-02_ses-01_spect.nii.gz",
+        ".hidden/sub-02_spect.nii.gz",
+    )
+    scans, _ = find_folder(folder)
+    assert [scan.case_id for scan in scans] == ["sub-01_ses-01", "sub-01_ses-02", "sub-02"]
+    assert [scan.participant.participant_id for scan in scans] == ["sub-01", "sub-01", "sub-02"]
+    assert scans[2].files[0].name.endswith("_pet.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("{participant_id}/spect.nii.gz", ("01/spect.nii.gz", "sub-02/spect.nii.gz", "01/t1.nii.gz")),
+        ("p{participant_id}_*.nii", ("p01_x.nii", "p02_.nii", "mask.nii")),
+        ("{participant_id}/{participant_id}.nii", ("01/01.nii", "02/02.nii", "01/02.nii")),
+        ("a.b/{participant_id}.nii", ("a.b/01.nii", "a.b/02.nii", "a-b/01.nii")),
+    ],
+)
+def test_pattern(folder, pattern, names):
+    touch(folder, *names)
+    scans, _ = find_folder(folder, pattern=pattern)
+    assert [scan.files[0].relative_to(folder).as_posix() for scan in scans] == list(names[:2])
+
+
+def test_pattern_with_session(folder):
+    touch(folder, "01/a/x.nii", "01/b/x.nii", "02/a/x.nii")
+    scans, _ = find_folder(folder, pattern="{participant_id}/{session}/x.nii")
+    assert [scan.case_id for scan in scans] == ["sub-01_ses-a", "sub-01_ses-b", "sub-02"]
+
+
+def test_linked_folders_are_followed_once(folder, tmp_path_factory):
+    archive = tmp_path_factory.mktemp("archive")
+    touch(archive, "sub-01_spect.nii.gz", "sub-02_spect.nii.gz")
+    (folder / "link").symlink_to(archive)
+    (archive / "loop").symlink_to(folder)
+    assert [scan.case_id for scan in find_folder(folder)[0]] == ["sub-01", "sub-02"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message", "left", "named"),
+    [
+        (("sub-01.nii",), "no scan of participant 'sub-02' among 1", ["sub-01"], ["sub-02"]),
+        (("01.nii", "02.nii", "03.nii"), "has no participant '03'", ["sub-01", "sub-02"], ["03.nii"]),
+        (("01.nii", "02.nii", "02.nii.gz"), "sub-02: 2 scans of one session", ["sub-01"], ["sub-02"]),
+    ],
+)
+def test_mismatch_is_refused_or_skipped(folder, names, message, left, named):
+    touch(folder, *names)
+    with pytest.raises(InputError, match=message):
+        find_folder(folder)
+    scans, skipped = find_folder(folder, skip=True)
+    assert [scan.case_id for scan in scans] == left
+    assert [name for name, _ in skipped] == named
+
+
+def test_a_skipped_row_does_not_make_its_scan_a_stranger(folder):
+    (folder / "participants.tsv").write_text(TABLE + "sub-03\t50\tF\t5\n")
+    touch(folder, "01.nii", "02.nii", "03.nii")
+    scans, skipped = find_folder(folder, skip=True)
+    assert [scan.case_id for scan in scans] == ["sub-01", "sub-02"]
+    assert [name for name, _ in skipped] == ["sub-03"]
+
+
+def test_missing_folder_table_and_field(folder):
+    with pytest.raises(InputError, match=r"nowhere: no such folder; set data\.root"):
+        find_folder(folder / "nowhere")
+    with pytest.raises(InputError, match=r"list\.csv: no such file, expected a table of participants"):
+        find_folder(folder, "list.csv")
+    with pytest.raises(InputError, match=r"has no \{participant_id\}"):
+        find_folder(folder, pattern="*.nii")
+    with pytest.raises(InputError, match=r"unknown field \{uid\}"):
+        find_folder(folder, pattern="{uid}.nii")
+
+
+def ppmi(root: Path, rows: list[str], folders: list[str]) -> Path:
+    """A download: ``rows`` of the collection; in each of ``folders`` two files of a series."""
+    for folder in folders:
+        touch(root / "PPMI", f"{folder}/b.dcm", f"{folder}/a.dcm")
+    (root / "collection.csv").write_text(HEADER + "\n".join(rows) + "\n")
+    (root / "other.csv").write_text("a,b\n1,2\n")
+    return root
+
+
+def row(image, subject, group, visit="SC", date="3/24/2011", description="Reconstructed DaTSCAN"):
+    cells = (image, subject, group, "F", 65, visit, "SPECT", description, "Original", date, "DCM", "x")
+    return ",".join(f'"{cell}"' for cell in cells)
+
+
+def place(subject, image, date="2011-03-24_15_46_59.0", description="Reconstructed_DaTSCAN"):
+    return f"{subject}/{description}/{date}/{image}"
+
+
+CONTROL, PATIENT = row("I1", 3001, "Control"), row("I2", 3002, "PD")
+FOLDERS = [place(3001, "I1"), place(3002, "I2")]
+
+
+@pytest.mark.parametrize("root", ["", "PPMI"])
+def test_ppmi_tree(tmp_path, root):
+    ppmi(tmp_path, [CONTROL, PATIENT, row("I9", 3001, "Control", description="MPRAGE")], FOLDERS)
+    touch(tmp_path, "PPMI/3001/MPRAGE/2011-03-24/I9/a.dcm")
+    scans, skipped = find_ppmi(tmp_path / root)
+    assert [(s.case_id, s.participant.label, s.participant.sex, s.participant.age) for s in scans] == [
+        ("3001", 0, "F", 65.0),
+        ("3002", 1, "F", 65.0),
+    ]
+    assert [file.name for file in scans[0].files] == ["a.dcm", "b.dcm"]
+    assert scans[0].format == "dicom"
+    assert skipped == []
+
+
+def test_ppmi_visits_are_sessions_and_other_groups_are_counted(tmp_path):
+    rows = [CONTROL, PATIENT, row("I3", 3002, "PD", "Month 12", "4/1/2012"), row("I4", 3003, "SWEDD")]
+    folders = [*FOLDERS, place(3002, "I3", "2012-04-01_10_00_00.0"), place(3003, "I4")]
+    scans, skipped = find_ppmi(ppmi(tmp_path, rows, folders))
+    assert [scan.case_id for scan in scans] == ["3001", "3002_ses-Month12", "3002_ses-SC"]
+    assert {scan.participant.participant_id for scan in scans} == {"3001", "3002"}
+    assert skipped == [("I4", "group 'SWEDD' takes no part")]
+
+
+def test_ppmi_series_folders_are_found_by_file_name_or_date(tmp_path):
+    root = ppmi(tmp_path, [CONTROL, PATIENT], [place(3002, "S77")])
+    touch(root / "PPMI", place(3001, "S76") + "/PPMI_3001_NM_1_S76_I1.dcm")
+    scans, _ = find_ppmi(root)
+    assert [scan.files[0].parent.name for scan in scans] == ["S76", "S77"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "folders", "message", "left"),
+    [
+        ([CONTROL, PATIENT, row("I5", 3005, "PD")], FOLDERS, "scan I5 of subject 3005 is listed", 2),
+        ([CONTROL, PATIENT], [*FOLDERS, place(3005, "I5")], "has no row for this scan", 2),
+        (
+            [CONTROL, PATIENT, row("I5", 3002, "PD")],
+            [*FOLDERS, place(3002, "I5")],
+            "3002: 2 scans of one",
+            None,
+        ),
+        ([CONTROL, PATIENT], [*FOLDERS, place(3002, "I2", "copy")], "lies in 2 folders", None),
+    ],
+)
+def test_ppmi_mismatch_is_refused_or_skipped(tmp_path, rows, folders, message, left):
+    root = ppmi(tmp_path, rows, folders)
+    with pytest.raises(InputError, match=message):
+        find_ppmi(root)
+    if left is None:  # the only patient is lost
+        with pytest.raises(InputError, match=r"no participant with label 1"):
+            find_ppmi(root, skip=True)
+    else:
+        scans, skipped = find_ppmi(root, skip=True)
+        assert len(scans) == left
+        assert len(skipped) == 1
+
+
+def test_ppmi_unknown_group_lists_what_there_is(tmp_path):
+    root = ppmi(tmp_path, [CONTROL, PATIENT, row("I4", 3003, "SWEDD")], FOLDERS)
+    with pytest.raises(InputError, match=r"group 'HC', groups found: Control \(1\), PD \(1\), SWEDD \(1\)"):
+        find_ppmi(root, groups={"HC": 0, "PD": 1})
+
+
+def test_ppmi_needs_a_collection_and_the_tree(tmp_path):
+    root = ppmi(tmp_path, [CONTROL, PATIENT], [])
+    with pytest.raises(InputError, match="no DICOM files in the tree"):
+        find_ppmi(root)
+    (root / "collection.csv").rename(root / "second.csv")
+    (root / "third.csv").write_text((root / "second.csv").read_text())
+    with pytest.raises(InputError, match="2 collection tables"):
+        find_ppmi(root)
+    with pytest.raises(InputError, match=r"other\.csv: has no column 'Image Data ID'"):
+        find_ppmi(root, "other.csv")

@@ -1,0 +1,183 @@
+"""Composites from lines of a configuration file: matching, checking, and equality with Zennit's own."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from datxai.errors import InputError
+from datxai.explain import attribute, build_composite, describe_composite
+from datxai.explain.composite import FAST_RULES, LAYER_TYPES, RULES, assign_rules
+
+NAMES = {"nazari2021", "epsilon", "epsilon_alpha2_beta1_flat", "epsilon_gamma_box", "deep_taylor", "gradient"}
+SAME = {"rtol": 1e-9, "atol": 1e-12}  # float64, the same sums in another order
+
+
+def chosen(lines, model):
+    return {name: line and line["rule"] for name, _, line in assign_rules(lines, model)}
+
+
+def line(*match, rule="gradient", **parameters):
+    return {"match": list(match), "rule": rule, "parameters": parameters}
+
+
+REST = line("*")
+
+
+def test_six_composites_are_there(composites):
+    assert set(composites) >= NAMES
+    assert all(content["name"] == name and content["reference"] for name, content in composites.items())
+
+
+@pytest.mark.parametrize("rules", ["fast", "zennit"])
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_every_composite_serves_both_networks(composites, cnn, scans, other_network, name, rules):
+    for model, x in ((cnn, scans), (other_network, scans)):
+        found = attribute(
+            model, x, composite=composites[name]["layers"], canonizers=composites[name]["canonizers"], rules=rules
+        )
+        assert found.relevance.shape == x.shape
+        assert torch.isfinite(found.relevance).all()
+        assert found.relevance.flatten(1).any(dim=1).all()
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_fast_rules_are_zennits(composites, cnn, scans, other_network, name):
+    content = composites[name]
+    for model in (cnn, other_network):
+        fast, stock = (
+            attribute(model, scans, composite=content["layers"], canonizers=content["canonizers"], rules=rules)
+            for rules in ("fast", "zennit")
+        )
+        torch.testing.assert_close(fast.relevance, stock.relevance, **SAME)
+        for ours, zennits in zip(fast.ledgers[1], stock.ledgers[1], strict=True):
+            assert list(ours.values())[:3] == list(zennits.values())[:3]
+            assert list(ours.values())[3:] == pytest.approx(list(zennits.values())[3:], rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["epsilon_alpha2_beta1_flat", "epsilon_gamma_box"])
+def test_zennits_own_composites(composites, cnn, scans, other_network, name):
+    from zennit.attribution import Gradient
+    from zennit.composites import COMPOSITES
+
+    bounds = {"low": scans.amin(dim=(1, 2, 3, 4), keepdim=True), "high": scans.amax(dim=(1, 2, 3, 4), keepdim=True)}
+    zennits = COMPOSITES[name](**(bounds if name.endswith("box") else {}))
+    for model in (cnn, other_network):
+        outputs = model(scans).shape[1]
+        with Gradient(model=copy.deepcopy(model).eval(), composite=zennits) as attributor:
+            _, expected = attributor(scans, torch.eye(outputs, dtype=torch.float64)[[1, 1]])
+        found = attribute(model, scans, composite=composites[name]["layers"], target=1, start="one")
+        torch.testing.assert_close(found.relevance, expected, **SAME)
+
+
+def test_the_papers_layers_get_the_papers_rules(composites, cnn):
+    rows = {row["layer"]: row for row in describe_composite(composites["nazari2021"]["layers"], cnn)}
+    assert list(rows) == [name for name, _ in cnn.named_children()]
+    rules = {name: row["rule"] for name, row in rows.items()}
+    assert rules["conv1"] == rules["conv2"] == "flat"
+    assert rules["conv3"] == rules["conv4"] == "alpha_beta"
+    assert rules["fc1"] == rules["fc2"] == rules["output"] == "epsilon"
+    assert all(rule == "pass" for name, rule in rules.items() if name.startswith("relu"))
+    assert rows["conv3"]["parameters"] == "alpha=2, beta=1, stabilizer=1e-06"
+    assert rows["fc1"]["parameters"] == "epsilon=0.0001"
+    assert rows["flatten"] == {"layer": "flatten", "type": "Flatten", "rule": "gradient", "parameters": ""}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("conv2", ["conv2"]),
+        ("conv?", ["conv1", "conv2", "conv3", "conv4"]),
+        ("*c*[0]", ["conv1"]),
+        ("*c*[-1]", ["fc2"]),
+        ("conv*[1:3]", ["conv2", "conv3"]),
+        ("conv*[:-3]", ["conv1"]),
+        ("type:Linear", ["fc1", "fc2", "output"]),
+        ("type:Linear[-1]", ["output"]),
+        ("type:Affine[3:5]", ["conv4", "fc1"]),
+        ("type:Conv3d[2:]", ["conv3", "conv4"]),
+        ("type:Convolution[:2]", ["conv1", "conv2"]),
+        ("type:BatchNorm", []),
+        ("type:Convolution[7]", []),
+    ],
+)
+def test_patterns(cnn, pattern, expected):
+    found = chosen([line(pattern, rule="epsilon"), REST], cnn)
+    assert [name for name, rule in found.items() if rule == "epsilon"] == expected
+
+
+def test_first_match_wins(cnn):
+    lines = [line("conv1", rule="flat"), line("conv*", "fc1", rule="zplus"), REST]
+    found = chosen(lines, cnn)
+    assert [found[name] for name in ("conv1", "conv2", "fc1", "fc2")] == ["flat", "zplus", "zplus", "gradient"]
+
+
+def test_layers_inside_blocks():
+    model = nn.ModuleDict({"block": nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "head": nn.Linear(2, 1)})
+    found = chosen([line("block.*", rule="epsilon"), REST], model)
+    assert found == {"block.0": "epsilon", "block.1": "epsilon", "head": "gradient"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([line("conv9")], ["composite.layers[0].match", "'conv9'", "conv1 (Conv3d), relu1 (ReLU)"]),
+        ([REST, line("conv?[9]")], ["composite.layers[1].match", "'conv?[9]'"]),
+        ([line("type:Convolutoin")], ["'Convolutoin'", "Affine", "Convolution"]),
+        ([line("conv[1][2]")], ["no pattern"]),
+        ([line("*", rule="lrp")], ["composite.layers[0].rule", "'lrp'", "alpha_beta", "zbox"]),
+        ([line("*", rule="epsilon", eps=1)], ["'eps'", "epsilon, zero_params"]),
+        ([line("*", rule="pass", epsilon=1)], ["'epsilon'", "it has none"]),
+        ([line("*", rule="epsilon", epsilon="1e-4")], ["epsilon is '1e-4'", "number"]),
+        ([line("*", rule="epsilon", epsilon=float("nan"))], ["epsilon is nan"]),
+        ([line("*", rule="gamma", gamma=-1)], ["gamma is -1", "zero or more"]),
+        ([line("*", rule="alpha_beta", alpha=2)], None),
+        ([line("*", rule="alpha_beta", alpha=3)], ["alpha=3 and beta=1", "alpha - beta = 1"]),
+        ([line("*", rule="flat", zero_params=["wieght"])], ["zero_params is ['wieght']"]),
+        ([line("*", rule="zbox", low=0)], ["zbox needs the parameters low and high"]),
+        ([line("conv?", rule="flat"), line("type:ReLU", rule="pass")], ["no rule to fc1 (Linear), fc2", "output"]),
+        ([line("type:Affine", rule="epsilon")], ["no rule to relu1 (ReLU)", "rule: pass"]),
+    ],
+)
+def test_mistakes_are_named(cnn, lines, said):
+    if said is None:
+        build_composite(lines, cnn)
+        return
+    with pytest.raises(InputError) as caught:
+        build_composite(lines, cnn)
+    assert all(part in str(caught.value) for part in said), str(caught.value)
+
+
+def test_unknown_canonizer_and_kind_of_rules(cnn):
+    with pytest.raises(InputError, match="canonizers names vgg, expected some of sequential_merge_batch_norm"):
+        build_composite([REST], cnn, canonizers=["vgg"])
+    with pytest.raises(InputError, match="rules=slow: expected fast or zennit"):
+        build_composite([REST], cnn, rules="slow")
+
+
+def test_every_name_in_the_registries_is_usable(cnn, scans):
+    bounds = {"zbox": {"low": 0, "high": 3}, "norm": {}, "pass": {}, "gradient": {}}
+    for rule in RULES:
+        lines = [line("type:Linear", rule=rule if rule not in ("norm", "pass") else "epsilon", **bounds.get(rule, {}))]
+        attribute(cnn, scans[:1], composite=[*lines, REST])
+    for family in LAYER_TYPES:
+        build_composite([line(f"type:{family}"), REST], cnn)
+    assert set(FAST_RULES) < set(RULES)
+
+
+def test_residual_sums_are_seen_through_the_canonizer():
+    """A residual block of torchvision: relevance is conserved only where the addition has a rule of its own."""
+    from torchvision.models.resnet import BasicBlock
+
+    torch.manual_seed(7)
+    model = nn.Sequential(BasicBlock(2, 2), nn.Flatten(), nn.Linear(50, 2)).double().eval()
+    x = torch.rand(1, 2, 5, 5, dtype=torch.float64)
+    lines = [
+        line("type:Affine", rule="epsilon", epsilon=0.0, zero_params="bias"),
+        line("type:Activation", "type:BatchNorm", rule="pass"),
+        line("type:Sum", rule="norm", stabilizer=0.0),
+    ]
+    found = attribute(model, x, composite=lines, canonizers=["resnet"], start="one", target=0)
+    assert found.relevance.sum().item() == pytest.approx(1, rel=1e-6)
+    assert "0.canonizer_sum" in [row["layer"] for row in found.ledgers[0]]

@@ -1,0 +1,220 @@
+"""Fast rules and Zennit's against the equations, over the geometries of convolutions."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from datxai.explain import rules as fast
+from datxai.explain._zennit import Composite
+from datxai.explain._zennit import rules as stock
+
+EXACT = 1e-9  # relative L2 in float64
+SINGLE = 2e-5  # in float32; a few units nearly cancel
+LONG_SUM = 1e-6  # in float32, relative, sums over tens of thousands of inputs
+
+RULES = {
+    "epsilon": {"epsilon": 1e-2},
+    "alpha_beta": {"alpha": 2, "beta": 1},
+    "zplus": {},
+    "gamma": {"gamma": 0.5},
+    "flat": {},
+}
+CLASSES = {"epsilon": "Epsilon", "alpha_beta": "AlphaBeta", "zplus": "ZPlus", "gamma": "Gamma", "flat": "Flat"}
+LAYERS = {
+    "linear": (lambda: nn.Linear(30, 7), (30,)),
+    "linear without bias": (lambda: nn.Linear(30, 7, bias=False), (30,)),
+    "conv1d": (lambda: nn.Conv1d(2, 3, 3), (2, 9)),
+    "conv2d padded": (lambda: nn.Conv2d(2, 4, 3, padding=(1, 2)), (2, 6, 5)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, 3), (2, 5, 6, 5)),
+    "conv3d strided, dilated": (
+        lambda: nn.Conv3d(2, 3, (3, 2, 3), stride=(2, 1, 3), padding=(1, 0, 2), dilation=(1, 2, 2)), (2, 6, 5, 8)
+    ),
+    "conv3d grouped": (lambda: nn.Conv3d(4, 6, 3, groups=2, padding=1), (4, 4, 5, 4)),
+}
+
+
+def relative(found, expected):
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def hook_of(module, hook):
+    return Composite(module_map=lambda context, name, child: hook if child is module else None)
+
+
+def relevance_by(hook, module, x, upper):
+    """What a hook makes of relevance ``upper`` at the output of one layer."""
+    x = x.clone().requires_grad_()
+    with hook_of(module, hook).context(module):
+        return torch.autograd.grad(module(x), x, upper)[0]
+
+
+def case(layer, signed, dtype=torch.float64):
+    make, shape = LAYERS[layer]
+    torch.manual_seed(1)
+    module = make().to(dtype)
+    x = torch.randn(2, *shape, dtype=dtype)
+    x = x if signed else x.relu()  # exact zeros, as after an activation
+    return module, x, torch.randn_like(module(x).detach())
+
+
+def expected_by(oracle, rule, module, x, upper, **parameters):
+    weights, _ = oracle.matrix(module, x.shape[1:])
+    x, upper = x.double(), upper.double()
+    rows = [oracle.hand_on(rule, weights, a.numpy().ravel(), r.numpy().ravel(), **parameters) for a, r in zip(x, upper)]
+    return np.stack([row[:-1] for row in rows]).reshape(x.shape), np.array([row[-1] for row in rows])
+
+
+@pytest.mark.parametrize("kind", [fast, stock], ids=["fast", "zennit"])
+@pytest.mark.parametrize("signed", [False, True], ids=["nonnegative", "signed"])
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("rule", RULES)
+def test_rule_is_its_equation(oracle, rule, layer, signed, kind):
+    module, x, upper = case(layer, signed)
+    found = relevance_by(getattr(kind, CLASSES[rule])(**RULES[rule]), module, x, upper)
+    expected, _ = expected_by(oracle, rule, module, x, upper, **RULES[rule])
+    assert relative(found.numpy(), expected) < EXACT
+
+
+@pytest.mark.parametrize("layer", ["linear", "conv3d strided, dilated"])
+@pytest.mark.parametrize("rule", RULES)
+def test_share_of_the_bias(oracle, rule, layer):
+    module, x, upper = case(layer, signed=True)
+    hook = getattr(fast, CLASSES[rule])(**RULES[rule])
+    hook.copy = lambda: hook  # so that the one registered is at hand
+    hook.keeps_books = True
+    relevance_by(hook, module, x, upper)
+    _, expected = expected_by(oracle, rule, module, x, upper, **RULES[rule])
+    found = np.zeros(2) if hook.to_bias is None else hook.to_bias.numpy()
+    np.testing.assert_allclose(found, expected, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("layer", ["linear", "conv3d"])
+@pytest.mark.parametrize("rule", RULES)
+def test_relevance_is_conserved_with_the_bias_zeroed(rule, layer):
+    module, x, upper = case(layer, signed=True)
+    parameters = {"epsilon": 0.0} if rule == "epsilon" else {"stabilizer": 0.0}
+    ours, zennits = (
+        relevance_by(getattr(kind, CLASSES[rule])(zero_params="bias", **parameters), module, x, upper)
+        for kind in (fast, stock)
+    )
+    torch.testing.assert_close(ours.flatten(1).sum(1), upper.flatten(1).sum(1), rtol=EXACT, atol=EXACT)
+    assert relative(ours.numpy(), zennits.numpy()) < EXACT
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_zeroed_bias_leaves_the_output_alone(rule):
+    module, x, _ = case("conv3d", signed=False)
+    expected = module(x).detach()
+    with hook_of(module, getattr(fast, CLASSES[rule])(zero_params=["bias"])).context(module):
+        torch.testing.assert_close(module(x.requires_grad_()).detach(), expected)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_float32(oracle, rule):
+    module, x, upper = case("conv3d", signed=False, dtype=torch.float32)
+    found = relevance_by(getattr(fast, CLASSES[rule])(**RULES[rule]), module, x, upper)
+    assert found.dtype == torch.float32
+    expected, _ = expected_by(oracle, rule, module, x, upper, **RULES[rule])
+    assert relative(found.numpy(), expected) < SINGLE
+
+
+def test_epsilon_on_a_long_layer(oracle):
+    """Blocks, a remainder, and outputs without relevance in any case."""
+    torch.manual_seed(2)
+    module = nn.Linear(2 * fast._BLOCK + 77, 5)
+    module.weight.data.abs_()  # no cancellation: what is measured is the rounding of long sums
+    x, upper = torch.rand(3, module.in_features), torch.randn(3, 5)
+    upper[:, [0, 3]] = 0
+    found = relevance_by(fast.Epsilon(1e-4), module, x, upper)
+    expected, _ = expected_by(oracle, "epsilon", module, x, upper, epsilon=1e-4)
+    assert relative(found.numpy(), expected) < LONG_SUM
+    with hook_of(module, fast.Epsilon()).context(module):
+        output = module(x.requires_grad_()).detach()
+    double = nn.functional.linear(x.detach().double(), module.weight.double(), module.bias.double())
+    torch.testing.assert_close(output.double(), double, rtol=LONG_SUM, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.ConvTranspose3d(2, 3, 3, stride=2), (2, 2, 3, 2, 3)),
+        (nn.Conv3d(2, 3, 3, padding=1, padding_mode="circular"), (2, 2, 4, 4, 4)),
+        (nn.Conv3d(2, 3, 3, padding="same"), (2, 2, 4, 4, 4)),
+    ],
+    ids=["transposed", "circular", "same"],
+)
+@pytest.mark.parametrize("rule", RULES)
+def test_other_geometries_get_zennits_hook(rule, module, shape):
+    torch.manual_seed(3)
+    module, x = module.double(), torch.randn(shape, dtype=torch.float64)
+    upper = torch.randn_like(module(x).detach())
+    ours, zennits = (relevance_by(getattr(kind, CLASSES[rule])(), module, x, upper) for kind in (fast, stock))
+    torch.testing.assert_close(ours, zennits, rtol=0, atol=0)
+
+
+def test_callable_stabiliser_gets_zennits_hook():
+    from zennit.core import Stabilizer
+
+    module, x, upper = case("linear", signed=True)
+    stabilizer = Stabilizer(1e-3, clip=True)
+    ours, zennits = (relevance_by(kind.Epsilon(stabilizer), module, x, upper) for kind in (fast, stock))
+    torch.testing.assert_close(ours, zennits, rtol=0, atol=0)
+
+
+def test_pass_keeps_relevance_of_silent_units():
+    x, upper = torch.tensor([[-1.0, 2.0]]), torch.tensor([[5.0, 7.0]])
+    for activation in (nn.ReLU(), nn.ReLU(inplace=True)):
+        assert torch.equal(relevance_by(fast.Pass(), activation, x, upper), upper)
+    assert torch.equal(relevance_by(stock.Pass(), nn.ReLU(), x, upper), upper)
+
+
+def test_layers_that_write_in_place():
+    """An in-place activation behind a rule, with the gradient as its own rule, changes what the rule would read."""
+    torch.manual_seed(4)
+    conv, upper = nn.Conv1d(2, 3, 3), torch.randn(1, 3, 5)
+    x = torch.randn(1, 2, 7)
+    for name in CLASSES.values():
+        ours, plain = (
+            relevance_by_network(nn.Sequential(conv, nn.ReLU(inplace=inplace)), conv, getattr(fast, name)(), x, upper)
+            for inplace in (True, False)
+        )
+        assert torch.equal(ours, plain)
+
+
+def relevance_by_network(model, module, hook, x, upper):
+    x = x.clone().requires_grad_()
+    with hook_of(module, hook).context(model):
+        return torch.autograd.grad(model(x), x, upper)[0]
+
+
+def test_a_layer_used_twice():
+    torch.manual_seed(5)
+    layer = nn.Linear(4, 4).double()
+    x, upper = torch.rand(2, 4, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
+    first = layer(x).detach()
+    expected = relevance_by(fast.Epsilon(), layer, x, relevance_by(fast.Epsilon(), layer, first, upper))
+    found = relevance_by_network(nn.Sequential(layer, layer), layer, fast.Epsilon(), x, upper)
+    torch.testing.assert_close(found, expected)
+
+
+def test_differentiating_twice_raises():
+    module, x, upper = case("linear", signed=False)
+    x = x.requires_grad_()
+    with hook_of(module, fast.Epsilon()).context(module):
+        (relevance,) = torch.autograd.grad(module(x), x, upper, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable|does not require grad|twice"):
+            torch.autograd.grad(relevance.sum(), x)
+
+
+def test_forward_is_restored_also_over_another():
+    module, x, _ = case("linear", signed=False)
+    module.forward = lambda input: input[..., :7] * 2
+    inner = module.forward
+    with hook_of(module, fast.Pass()).context(module):
+        assert module.forward is not inner
+    assert module.forward is inner
+    del module.forward
+    with hook_of(module, fast.Epsilon()).context(module):
+        assert "forward" in vars(module)
+    assert "forward" not in vars(module)

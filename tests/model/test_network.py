@@ -1,0 +1,84 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datxai.errors import InputError
+from datxai.model.network import build
+
+PAPER_GRID = (91, 109, 63)
+NAMES = "conv1 relu1 conv2 relu2 conv3 relu3 conv4 relu4 flatten fc1 relu5 dropout fc2 relu6 output"
+
+
+def on_meta(shape, **arguments):
+    with torch.device("meta"):
+        return build(shape, **arguments)
+
+
+def names(model):
+    return " ".join(name for name, _ in model.named_children())
+
+
+def test_the_papers_network_has_its_number_of_parameters():
+    model = on_meta(PAPER_GRID, padding=0)
+    convolutions = (27 + 1) * 16 + 3 * (27 * 16 + 1) * 16
+    flat = 16 * (91 - 8) * (109 - 8) * (63 - 8)
+    linear = (flat + 1) * 32 + (32 + 1) * 16 + (16 + 1) * 2
+    assert sum(p.numel() for p in model.parameters()) == convolutions + linear == 236_087_106
+    assert names(model) == NAMES
+    assert model.dropout.p == 0.2
+
+
+def test_auto_pads_thin_axes_only():
+    assert on_meta(PAPER_GRID).conv1.padding == (0, 0, 0)
+    slab = on_meta((91, 109, 1))
+    assert [slab.get_submodule(f"conv{i}").padding for i in (1, 2, 3, 4)] == [(0, 0, 1)] * 4
+    assert slab.fc1.in_features == 16 * 83 * 101
+
+
+@settings(deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 12)] * 3),
+    kernel_size=st.sampled_from([1, 3, 5]),
+    padding=st.sampled_from(["auto", 0, 1, "2"]),
+    depth=st.integers(1, 4),
+)
+def test_a_network_runs_or_is_refused_because_nothing_is_left(shape, kernel_size, padding, depth):
+    arguments = {"channels": [2] * depth, "kernel_size": kernel_size, "padding": padding}
+    thinnest = min(shape)
+    for _ in range(0 if padding == "auto" else depth):
+        thinnest = max(0, thinnest + 2 * int(padding) - (kernel_size - 1))
+    if thinnest:
+        assert build(shape, **arguments)(torch.zeros(2, 1, *shape)).shape == (2, 2)
+    else:
+        with pytest.raises(InputError, match="too small"):
+            build(shape, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("shape", "padding", "words"),
+    [
+        ((91, 109, 1), 0, "91x109x1 voxels is too small for 4 .* at least 9 voxels.*padding=auto"),
+        ((9, 9, 9), "same", "padding is same, expected auto or a number"),
+        ((9, 9, 9), -1, "padding is -1, expected auto or a number"),
+    ],
+)
+def test_what_cannot_be_built_is_said(shape, padding, words):
+    with pytest.raises(InputError, match=words):
+        build(shape, padding=padding)
+
+
+def test_the_seed_makes_the_weights_and_nothing_else():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    first, again, other = (build((9, 9, 9), seed=seed).state_dict() for seed in (3, 3, 4))
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_layers_and_classes_are_free():
+    model = build((12, 10, 9), channels=(4, 3), hidden=(), n_classes=3)
+    assert names(model) == "conv1 relu1 conv2 relu2 flatten output"
+    assert model(torch.zeros(5, 1, 12, 10, 9)).shape == (5, 3)

@@ -1,0 +1,349 @@
+import copy
+import os
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from datxai.errors import InputError
+from datxai.files import read_table
+from datxai.model import checkpoint, training
+from datxai.model.network import build
+
+SHAPE = (10, 9, 1)
+N_TRAIN, BATCH = 22, 8  # batches of 8, 8 and 6
+N_BATCHES = 3
+EPOCHS, LR = 4, 1e-3
+FILES = ["history.tsv", "last.ckpt", "weights.safetensors"]
+LOSS_TOLERANCE = 1e-5  # of float32 against float64, relative
+BF16_TOLERANCE = 0.02  # of logits, relative to their largest
+BATCH_TOLERANCE = 1e-6  # of logits, between batch sizes
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def cases(n, seed, flip=False):
+    """Volumes whose far half is dimmer where the label is 1."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(n) % 2
+    volumes = rng.normal(1.0, 0.3, (n, 1, *SHAPE)).astype(np.float32)
+    volumes[labels == 1, :, :5] *= 0.5
+    return list(zip(torch.from_numpy(volumes), (1 - labels if flip else labels).tolist()))
+
+
+TRAIN, VALIDATION = cases(N_TRAIN, 0), cases(10, 1)
+
+
+def network(dropout=0.2):
+    return build(SHAPE, channels=(4, 4), hidden=(6, 5), dropout=dropout, seed=6)
+
+
+def train(folder, model=None, train_set=TRAIN, validation_set=VALIDATION, **arguments):
+    defaults = {"fingerprint": "a", "batch_size": BATCH, "learning_rate": LR, "max_epochs": EPOCHS, "seed": 7}
+    arguments = {**defaults, **arguments}
+    return training.train(model or network(), train_set, validation_set, folder=folder, **arguments)
+
+
+def outcome(folder):
+    """All that must not depend on interruptions."""
+    state = torch.load(folder / "last.ckpt", weights_only=True)
+    history = [{name: value for name, value in row.items() if name != "seconds"} for row in state["history"]]
+    tensors = [state["model"], *state["optimiser"]["state"].values()]
+    return (
+        (folder / "weights.safetensors").read_bytes(),
+        history,
+        [{name: tensor.numpy().tobytes() for name, tensor in each.items()} for each in tensors],
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(folder)
+    torch.set_num_threads(threads)
+    return outcome(folder)
+
+
+@pytest.fixture
+def every_epoch(monkeypatch):
+    """The state is written after every epoch, whatever that costs."""
+    monkeypatch.setattr(training, "STATE_SHARE", float("inf"))
+
+
+# --- the numbers ------------------------------------------------------------------------------------------
+
+
+def test_training_is_adam_on_the_cross_entropy(tmp_path):
+    model = network(dropout=0.0)
+    oracle = copy.deepcopy(model).double()
+    history = train(tmp_path, model)
+    m, v = ([torch.zeros_like(p) for p in oracle.parameters()] for _ in range(2))
+    t = 0
+    for row in history:
+        order = np.random.default_rng([7, row["epoch"]]).permutation(N_TRAIN)
+        losses, right = [], []
+        for start in range(0, N_TRAIN, BATCH):
+            x = torch.stack([TRAIN[i][0] for i in order[start : start + BATCH]]).double()
+            y = torch.tensor([TRAIN[i][1] for i in order[start : start + BATCH]])
+            logits = oracle(x)
+            each = logits.exp().sum(1).log() - logits[range(len(y)), y]
+            gradients = torch.autograd.grad(each.mean(), list(oracle.parameters()))
+            t += 1
+            with torch.no_grad():  # Kingma & Ba 2015, algorithm 1
+                for p, g, first, second in zip(oracle.parameters(), gradients, m, v):
+                    first.mul_(0.9).add_(0.1 * g)
+                    second.mul_(0.999).add_(0.001 * g**2)
+                    p -= LR * (first / (1 - 0.9**t)) / ((second / (1 - 0.999**t)).sqrt() + 1e-8)
+            losses += each.tolist()
+            right += (logits.argmax(1) == y).tolist()
+        assert row["train_loss"] == pytest.approx(np.mean(losses), rel=LOSS_TOLERANCE)
+        assert row["train_accuracy"] == np.mean(right)
+        loss, accuracy = evaluate(oracle)
+        assert row["validation_loss"] == pytest.approx(loss, rel=LOSS_TOLERANCE)
+        assert row["validation_accuracy"] == accuracy
+
+
+def evaluate(model, dataset=VALIDATION):
+    """Mean cross entropy and accuracy, in float64."""
+    logits = model.double().eval()(torch.stack([x for x, _ in dataset]).double())
+    labels = torch.tensor([y for _, y in dataset])
+    return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).double().mean().item()
+
+
+def test_it_learns(tmp_path):
+    history = train(tmp_path, max_epochs=40, learning_rate=3e-3)
+    assert history[0]["train_loss"] > 0.5
+    assert history[-1]["validation_accuracy"] == 1.0
+
+
+def test_the_best_epoch_is_kept_and_patience_ends(tmp_path):
+    misleading = cases(10, 1, flip=True)  # the better the training, the worse the validation
+    history = train(tmp_path, validation_set=misleading, learning_rate=3e-3, max_epochs=60, patience=3)
+    losses = [row["validation_loss"] for row in history]
+    best = int(np.argmin(losses))
+    assert len(history) == best + 1 + 3 < 60
+    model = network()
+    checkpoint.load_weights(model, tmp_path / "weights.safetensors")
+    assert evaluate(model, misleading)[0] == pytest.approx(losses[best], rel=LOSS_TOLERANCE)
+
+
+def test_callbacks_history_and_files(tmp_path):
+    batches, rows = [], []
+    history = train(tmp_path, on_batch=batches.append, on_epoch=rows.append)
+    assert batches == [1] * EPOCHS * N_BATCHES
+    assert rows == history
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    table = read_table(tmp_path / "history.tsv")
+    assert list(table[0]) == list(training.COLUMNS)
+    for written, row in zip(table, history, strict=True):
+        assert [float(written[name]) for name in written] == pytest.approx([row[name] for name in written])
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+
+
+def test_the_seed_decides_and_the_global_random_state_stays(tmp_path, uninterrupted):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    train(tmp_path / "again")
+    assert torch.equal(torch.get_rng_state(), state)
+    train(tmp_path / "other", seed=8)
+    assert outcome(tmp_path / "again") == uninterrupted
+    assert outcome(tmp_path / "other")[0] != uninterrupted[0]
+
+
+def test_bf16_is_for_the_convolutions(tmp_path):
+    model = network(dropout=0.0)
+    seen = {}
+    for name, module in model.named_children():
+        module.register_forward_hook(lambda _, x, y, name=name: seen.update({name: (x[0].dtype, y.dtype)}))
+    x = torch.stack([x for x, _ in TRAIN])
+    logits = training._forward(model, x, "bf16")
+    assert seen["conv2"][1] == torch.bfloat16
+    assert {seen[name] for name in ("fc1", "fc2", "output")} == {(torch.float32, torch.float32)}
+    exact = network(dropout=0.0).double()(x.double())
+    error = ((logits - exact).abs().max() / exact.abs().max()).item()
+    assert 1e-6 < error < BF16_TOLERANCE
+    history = train(tmp_path, model, precision="bf16")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+
+
+# --- going on after a kill --------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    pass
+
+
+def call_and_die(monkeypatch, owner, name, call):
+    """The ``call``-th call of a function does not come back: half of its work is done."""
+    function, calls = getattr(owner, name), []
+
+    def dying(*arguments, **keywords):
+        calls.append(name)
+        function(*arguments, **keywords)
+        if len(calls) == call:
+            raise Killed
+
+    monkeypatch.setattr(owner, name, dying)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "done"),
+    [
+        (torch.Tensor, "backward", 2, 0),  # in the first epoch: no state yet
+        (torch.Tensor, "backward", 2 * N_BATCHES + 2, 2),  # in the third epoch
+        (training, "save_weights", 2, 1),  # better weights on disk, the state still before them
+        (training, "write_table", 3, 2),
+        (torch, "save", 3, 2),  # the state written beside the old one, not yet in its place
+        (training, "_save_state", 3, 3),
+        (training, "_save_state", EPOCHS, EPOCHS),  # finished
+    ],
+)
+def test_killed_and_started_again(tmp_path, monkeypatch, every_epoch, uninterrupted, owner, name, call, done):
+    with monkeypatch.context() as context:
+        call_and_die(context, owner, name, call)
+        with pytest.raises(Killed):
+            train(tmp_path)
+    batches = []
+    train(tmp_path, on_batch=batches.append)
+    assert batches == [done * N_BATCHES] * bool(done) + [1] * (EPOCHS - done) * N_BATCHES
+    assert outcome(tmp_path) == uninterrupted
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+
+
+def test_kill_minus_nine(tmp_path, uninterrupted):
+    program = f"""
+import importlib.util, os, signal
+spec = importlib.util.spec_from_file_location("these_tests", {__file__!r})
+tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tests)
+tests.torch.set_num_threads(1)
+steps = []
+def on_batch(n):
+    steps.append(n)
+    if len(steps) == 2 * tests.N_BATCHES + 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+tests.train({str(tmp_path)!r}, on_batch=on_batch)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=os.getcwd(), timeout=120, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert (tmp_path / "last.ckpt").exists()
+    train(tmp_path)
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_more_epochs_go_on_fewer_begin_anew(tmp_path, uninterrupted):
+    train(tmp_path, max_epochs=2)
+    batches = []
+    train(tmp_path, on_batch=batches.append)
+    assert batches[0] == 2 * N_BATCHES
+    assert outcome(tmp_path) == uninterrupted
+    batches.clear()
+    assert len(train(tmp_path, max_epochs=3, on_batch=batches.append)) == 3
+    assert batches == [1] * 3 * N_BATCHES
+
+
+@pytest.mark.parametrize(
+    "change", [{"fingerprint": "b"}, {"learning_rate": 1e-4}, {"seed": 8}, {"batch_size": 7}, {"patience": 9}]
+)
+def test_another_training_begins_anew(tmp_path, change):
+    train(tmp_path, max_epochs=2)
+    batches = []
+    train(tmp_path, max_epochs=2, on_batch=batches.append, **change)
+    assert set(batches) == {1}
+    train(tmp_path / "fresh", max_epochs=2, **change)
+    assert outcome(tmp_path) == outcome(tmp_path / "fresh")
+
+
+def test_a_costly_state_is_written_rarely(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "STATE_SHARE", 1e-9)
+    seen = []
+    monkeypatch.setattr(training, "_save_state", lambda *arguments: seen.append(len(arguments[-1])))
+    train(tmp_path)
+    assert seen == [1, EPOCHS]
+
+
+# --- prediction -------------------------------------------------------------------------------------------
+
+
+def test_prediction_is_the_forward_pass_of_each_case(one_thread):
+    model = network(dropout=0.9).train()
+    logits = training.predict(model, TRAIN, batch_size=5)
+    assert logits.shape == (N_TRAIN, 2)
+    assert logits.dtype == np.float32
+    assert model.training
+    assert model.dropout.training
+    assert np.array_equal(training.predict(model, TRAIN, batch_size=5), logits)
+    model.eval()
+    each = torch.cat([model(x[None]) for x, _ in TRAIN]).detach().numpy()
+    assert np.abs(each - logits).max() < BATCH_TOLERANCE
+    training.predict(model, TRAIN[:1])
+    assert not model.training
+
+
+# --- what cannot be trained -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"train_set": []}, "training set is empty"),
+        ({"validation_set": []}, "validation set is empty"),
+        ({"precision": "float16"}, "training.precision is 'float16', expected one of float32, bf16"),
+        ({"learning_rate": 1e38}, "training loss of epoch 1, batch 2, is nan.*learning_rate"),
+        (
+            {"validation_set": [(torch.full((1, *SHAPE), torch.nan), 0)]},
+            "validation loss of epoch 1 is nan.*intensity scaling",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_said(tmp_path, arguments, words):
+    with pytest.raises(InputError, match=words):
+        train(tmp_path, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_before_training(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    n_parameters = sum(p.numel() for p in network().parameters())
+    enough = 2 * 4 * 4 * n_parameters  # two of each, weights and the three parts of a state, float32
+    monkeypatch.setattr(training.shutil, "disk_usage", lambda _: usage(0, 0, enough - 1))
+    with pytest.raises(InputError, match=r"GB are free, training needs .* free space"):
+        train(tmp_path)
+    monkeypatch.setattr(training.shutil, "disk_usage", lambda _: usage(0, 0, enough))
+    train(tmp_path, max_epochs=1)
+    monkeypatch.setattr(training.shutil, "disk_usage", lambda _: usage(0, 0, enough - 1))
+    train(tmp_path, max_epochs=2)  # what stands there will be replaced
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+def test_a_damaged_or_harmful_state_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train("run", max_epochs=1)
+    state = tmp_path / "run" / "last.ckpt"
+    content = state.read_bytes()
+    for keep in (0, 100, len(content) // 2):
+        state.write_bytes(content[:keep])
+        with pytest.raises(InputError, match=r"last\.ckpt: cannot be read .* delete it"):
+            train("run")
+    torch.save(Harmful(), state)
+    with pytest.raises(InputError, match=r"last\.ckpt: cannot be read"):
+        train("run")
+    assert not (tmp_path / "harm").exists()

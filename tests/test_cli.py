@@ -1,0 +1,117 @@
+"""The installed command: help, configuration, bad input."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import datxai.conf
+from datxai.config import STAGES
+
+CONF = Path(datxai.conf.__file__).parent
+COMMAND = [sys.executable, "-m", "datxai"]
+OPTIONS = sorted(
+    f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name not in ("hydra",)
+)
+
+
+def datxai_command(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONWARNINGS": "default"}
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, timeout=600
+    )
+
+
+def test_help_names_every_stage_and_choice():
+    answer = datxai_command("--help")
+    assert answer.returncode == 0
+    for name in STAGES:
+        assert f"\n  {name}" in answer.stdout
+    for option in OPTIONS:
+        group, name = option.split("=")
+        line = next(line for line in answer.stdout.splitlines() if line.split() and line.split()[0] == group)
+        assert name in line.replace(",", " ").split()
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['datxai', '--help']; from datxai.cli import main; main();"
+        "heavy = {'torch', 'hydra', 'numpy', 'matplotlib', 'zennit', 'scipy'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def compose():
+    from hydra import compose, initialize_config_module
+
+    from datxai.cli import register_schemas
+
+    register_schemas()
+    with initialize_config_module("datxai.conf", version_base="1.3"):
+        yield lambda *overrides: compose("config", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_fits_the_schema(compose, option):
+    from omegaconf import OmegaConf
+
+    extra = ["data.root=somewhere"] if option in ("data=folder", "data=ppmi", "data=dicom") else []
+    settings = OmegaConf.to_object(compose(option, "run=somewhere", *extra))
+    assert type(settings).__name__ == "Config"
+
+
+def test_the_experiment_takes_other_data(compose):
+    cfg = compose("experiment=paper", "data=folder", "data.root=somewhere")
+    assert cfg.data.kind == "folder"
+    assert list(cfg.grid.shape) == [91, 109, 63]
+    assert list(cfg.split.sizes) == [864, 144, 288]
+
+
+def test_own_configuration_directory(tmp_path):
+    (tmp_path / "composite").mkdir()
+    (tmp_path / "composite" / "mine.yaml").write_text(
+        "name: mine\nlayers:\n  - {match: ['type:Linear'], rule: epsilon, parameters: {epsilon: 0.25}}\n"
+    )
+    answer = datxai_command("--config-dir", str(tmp_path), "composite=mine", "--cfg", "job", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "epsilon: 0.25" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["trian"], "trian"),
+        (["grid=unknown"], "unknown"),
+        (["training.batchsize=3"], "batchsize"),
+        (["training.batch_size=many"], "many"),
+        (["preprocess", "data=folder"], "data.root"),
+        (["case", "scan=x.nii"], "run="),
+        (["case", "scan=x.nii", "run=nowhere"], "nowhere"),
+        (["split", "run=nowhere"], "datxai preprocess"),
+        (["train", "run=nowhere"], "datxai split"),
+        (["explain", "run=nowhere"], "datxai train"),
+        (["report", "run=nowhere"], "datxai evaluate"),
+        (["preprocess", "data=folder", "data.root=missing"], "missing"),
+        (["preprocess", "registration.kind=guess"], "simulate"),
+        (["split", "split.sizes=[1,2]", "run=nowhere"], "preprocess"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_status_2(tmp_path, arguments, word):
+    answer = datxai_command(*arguments, cwd=tmp_path)
+    said = answer.stdout + answer.stderr
+    assert answer.returncode == 2, said
+    assert word in said
+    assert "Traceback" not in said
+    made = [path for path in tmp_path.rglob("*") if path.is_file() and ".hydra" not in path.parts]
+    assert [path.name for path in made] in ([], ["datxai.log"])
+
+
+def test_status_2_from_the_console_script(tmp_path):
+    script = Path(sys.executable).with_name("datxai")
+    answer = subprocess.run([script, "nonsense"], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert answer.returncode == 2
+    assert "nonsense" in answer.stderr

@@ -1,0 +1,81 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datxai.errors import InputError
+from datxai.files import hash_content, hash_file, read_json, read_table, replacing, write_json, write_table
+
+
+def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replacing_gives_the_permissions_of_an_ordinary_file(tmp_path):
+    ordinary, ours = tmp_path / "ordinary", tmp_path / "ours"
+    ordinary.write_text("")
+    with replacing(ours) as temporary:
+        temporary.write_text("")
+    assert ours.stat().st_mode == ordinary.stat().st_mode
+
+
+def test_json_takes_numpy_and_writes_undefined_as_null(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": np.float32(1.5), "b": np.arange(2), "c": float("nan"), "d": (True, None)})
+    assert json.loads(path.read_text()) == {"a": 1.5, "b": [0, 1], "c": None, "d": [True, None]}
+
+
+def test_damaged_json_is_named(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("{")
+    with pytest.raises(InputError, match=r"a\.json"):
+        read_json(path)
+
+
+def test_table_round_trip(tmp_path):
+    path = tmp_path / "a.tsv"
+    write_table(path, [{"x": 1, "y": True, "z": None}, {"x": 0.1, "y": False}], ["x", "y", "z"])
+    assert read_table(path) == [
+        {"x": "1", "y": "true", "z": "n/a"},
+        {"x": "0.1", "y": "false", "z": "n/a"},
+    ]
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "a;b\n1;2\n", "\ufeffa,b\r\n1,2\r\n"])
+def test_csv_dialects(tmp_path, text):
+    path = tmp_path / "a.csv"
+    path.write_bytes(text.encode())
+    assert read_table(path) == [{"a": "1", "b": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "word"), [(b"", "empty"), (b"a\tb\n1\n", "row 2"), (b"\xff\xfe\x00", "UTF-8")]
+)
+def test_bad_tables_are_explained(tmp_path, content, word):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=word):
+        read_table(path)
+
+
+def test_hashes(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    assert hash_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+
+
+@given(st.dictionaries(st.text(), st.integers()))
+def test_hash_ignores_the_order_of_keys(content):
+    assert hash_content(content) == hash_content(dict(reversed(content.items())))
+
+
+def test_hash_sees_every_change():
+    assert hash_content({"a": 1}) != hash_content({"a": 2})

@@ -1,0 +1,22 @@
+import platform
+import resource
+
+import pytest
+
+from datxai.memory import keep_freed_memory
+
+SIZE = 2**26  # bytes, 16384 pages of 4 KiB
+MAX_FAULTS = 100
+
+
+def page_faults() -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    _ = b"x" * SIZE
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
+def test_a_freed_block_is_used_again_without_page_faults():
+    assert keep_freed_memory()
+    page_faults()
+    assert min(page_faults() for _ in range(3)) < MAX_FAULTS

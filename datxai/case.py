@@ -1,17 +1,22 @@
-"""One scan through the house: imaging, network, explanation. The stages do it for many, `explain_scan` for one."""
+"""One scan through the house: imaging, network, explanation. The stages do it for many, `report_case` for one."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
 from datxai.config import Config
 from datxai.errors import InputError
+from datxai.files import write_json
 from datxai.run import Run
-from datxai.volume import Grid, Volume, covered_fraction, load, resample
+from datxai.volume import Grid, Volume, covered_fraction, load, resample, save
+
+log = logging.getLogger("datxai")
 
 SBR = [f"{region}_{side}" for region in ("putamen", "caudate", "striatum") for side in ("left", "right")]
 SIDES = {"ipsilateral": "left", "contralateral": "right"}  # after mirroring
@@ -40,11 +45,19 @@ class Imaging:
             bases = make_template_bases(atlas) if file is None else {"template": load(file)}
         return cls(settings, grid_of(settings), make_regions(WORKING_GRID, atlas), bases)
 
-    def process(self, scan: Volume, name: str) -> tuple[Volume, dict]:
+    def process(self, scan: Volume, name: object) -> tuple[Volume, dict]:
         """One scan through imaging: MNI space, intensity scaling, SBR, mirroring, the grid of the network.
 
-        Returns the volume and its measures (SBR of the patient's own sides, ``mirrored``, registration).
+        Returns the volume and its measures: SBR of the patient's own sides, ``mirrored``, ``reference_value``,
+        ``transform`` (world mm of MNI space to those of the scan) and ``similarity`` to the template. What cannot be
+        used is an `InputError` that begins with ``name``.
         """
+        try:
+            return self._process(scan)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+
+    def _process(self, scan: Volume) -> tuple[Volume, dict]:
         from datxai.imaging.intensity import scale
         from datxai.imaging.mirror import mirror_to_lower_left
         from datxai.imaging.quantification import measure_sbr
@@ -57,14 +70,14 @@ class Imaging:
             found = register(scan, self.bases)
             if not found.plausible:
                 raise InputError(
-                    f"{name}: registration to the template failed ({found.reason}); check that it is a head and that "
+                    f"registration to the template failed ({found.reason}); check that it is a head and that "
                     f"its orientation is right, or leave it out with on_error=skip."
                 )
             transform, quality = found.affine, {"similarity": found.similarity}
         covered = covered_fraction(scan, self.grid, transform)
         if covered < chosen.min_coverage:
             raise InputError(
-                f"{name}: the scan covers {covered:.0%} of grid {self.grid.name}, expected "
+                f"the scan covers {covered:.0%} of grid {self.grid.name}, expected "
                 f"{chosen.min_coverage:.0%} or more; choose a smaller grid or a scan with a larger field of view."
             )
         volume = resample(scan, WORKING_GRID, transform, step="register")
@@ -75,8 +88,105 @@ class Imaging:
             volume, mirrored = mirror_to_lower_left(volume, sbr)
         reference = volume.recorded("scale")["reference_value"]
         return resample(volume, self.grid), {
-            **sbr, "mirrored": mirrored, "reference_value": reference, "transform": transform, **quality
+            **sbr,
+            "mirrored": mirrored,
+            "reference_value": reference,
+            "transform": transform,
+            **quality,
         }
+
+
+def report_case(settings: Config, run: Run) -> Path:
+    """Explain one new scan (``settings.scan``) by a trained run; returns the folder of what was made.
+
+    RUN/cases/NAME holds ``prediction.json``, the scan and its relevance map in MNI space, the relevance map in the
+    scan's own space, and ``report.html``; left and right are the patient's own. Nothing is written if the scan
+    cannot be used (`InputError`).
+    """
+    import torch
+
+    from datxai.analysis.figures import plot_case, save_figure
+    from datxai.analysis.relevance import check_consistency, find_peak
+    from datxai.analysis.report import write_case_report
+    from datxai.analysis.slices import Frame
+    from datxai.imaging.atlas import load_atlas, make_regions
+    from datxai.imaging.mirror import unmirror
+
+    run.entry("evaluate", "case")
+    if settings.scan is None:
+        raise InputError("scan has no value; give the file or folder of the scan as scan=PATH.")
+    if settings.target == "label":
+        raise InputError("target=label needs a labelled case; choose predicted, normal, reduced or difference.")
+    path = Path(settings.scan)
+    scan = read_path(path)
+    name = path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".dcm")
+    volume, measures = Imaging.of(settings).process(scan, path)
+    ((relevance, record),) = Explainer.of(settings, run).explain(torch.from_numpy(volume.data)[None, None])
+    found = predict_label(record["logits"])
+
+    grid = volume.grid
+    regions = make_regions(grid, load_atlas(settings.atlas.labels, settings.atlas.names))
+    striatum = regions["striatum_left"] | regions["striatum_right"]
+    means = [run.mean_of(f"{group}_relevance") for group in ("TN", "TP")]
+    likeness = {"consistent": None}
+    if all(path.exists() for path in means):
+        likeness = check_consistency(
+            relevance, found["predicted"], *(load(path, blank=True).data for path in means), regions["brain"]
+        )
+    mirrored = measures["mirrored"]
+    here = {
+        "spect": unmirror(volume, mirrored),
+        "relevance": unmirror(volume.after("explain", relevance, **record["method"]), mirrored),
+    }
+    peak = find_peak(here["relevance"].data, grid, striatum)
+    centre = [0.0, 0.0, 0.0] if peak["x"] is None else [peak["x"], peak["y"], peak["z"]]
+    own = resample(here["relevance"], scan.grid, np.linalg.inv(measures["transform"]), step="to_scan_space")
+
+    folder = run.folder / "cases" / name
+    for kind, made in here.items():
+        save(made, folder / f"{name}_space-MNI_{kind}.nii.gz")
+    save(own, folder / f"{name}_relevance.nii.gz", mni=False)
+    result = {"scan": path.name, **found, **measures, **record, "peak": peak, **likeness}
+    write_json(folder / "prediction.json", result)
+    index = np.rint(grid.mm_to_index(centre)).astype(int)
+    frame = Frame(grid, striatum, regions["brain"])
+    save_figure(plot_case(frame, here["spect"].data, here["relevance"].data, index, ("L", "R")), folder / "case")
+    write_case_report(
+        folder / "report.html",
+        {
+            "case_id": name,
+            "created": datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
+            "predicted": found["predicted"],
+            "p_reduced": found["p_reduced"],
+            "figures": {"case": folder / "case.png"},
+            "sbr": {key: measures[key] for key in SBR},
+            "relevance": {**measure_map(relevance, grid, regions, settings), **likeness},
+            "explanation": {
+                **record["method"],
+                "seed (normal, reduced)": ", ".join(f"{value:.4g}" for value in record["seed"]),
+                "sum": record["sum"],
+            },
+            "quality": {key: measures[key] for key in ("similarity", "reference_value", "mirrored")},
+            "ledger": record["ledger"],
+        },
+    )
+    log.info(
+        "%s: %s (p = %.3f), SBR of the lower putamen %.2f\nReport: %s",
+        path.name,
+        ("normal", "reduced")[found["predicted"]],
+        found["p_reduced"],
+        min(measures["putamen_left"], measures["putamen_right"]),
+        folder / "report.html",
+    )
+    return folder
+
+
+def read_path(path: Path) -> Volume:
+    """A scan from a NIfTI file, a DICOM file or a folder with one DICOM series."""
+    if not path.exists():
+        raise InputError(f"scan={path}: no such file or folder.")
+    nifti = path.is_file() and path.name.lower().endswith((".nii", ".nii.gz"))
+    return read_scan([path] if path.is_file() else sorted(path.iterdir()), "nifti" if nifti else "dicom")
 
 
 def read_scan(files: Sequence[Path], format: str) -> Volume:
@@ -141,7 +251,10 @@ class Explainer:
             method["composite"] = composite.name
         maps = found.relevance[:, 0].cpu().numpy()
         return [
-            (data, {"method": method, "logits": pair, "seed": seed, "sum": float(data.sum(dtype=float)), "ledger": ledger})
+            (
+                data,
+                {"method": method, "logits": pair, "seed": seed, "sum": float(data.sum(dtype=float)), "ledger": ledger},
+            )
             for data, pair, seed, ledger in zip(maps, found.logits.tolist(), found.seeds, found.ledgers)
         ]
 

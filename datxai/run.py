@@ -98,11 +98,7 @@ class Run:
     def is_current(self, stage: str, fingerprint: str) -> bool:
         """Whether the stage has been made with this fingerprint and its outputs still exist."""
         entry = self.entries().get(stage)
-        return (
-            entry is not None
-            and entry["fingerprint"] == fingerprint
-            and _all_exist(self.folder, entry["outputs"])
-        )
+        return entry is not None and entry["fingerprint"] == fingerprint and _all_exist(self.folder, entry["outputs"])
 
     @contextmanager
     def recording(

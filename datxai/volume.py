@@ -54,9 +54,7 @@ class Grid:
 
     def same_as(self, other: Grid) -> bool:
         """Whether shape and affine agree (to `AFFINE_TOLERANCE_MM`)."""
-        return self.shape == other.shape and np.allclose(
-            self.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE_MM
-        )
+        return self.shape == other.shape and np.allclose(self.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE_MM)
 
     def world_coordinates(self) -> np.ndarray:
         """World coordinates of all voxel centres in mm, shape (X, Y, Z, 3), float64."""
@@ -112,11 +110,11 @@ class Volume:
         return next((record for record in reversed(self.history) if record["step"] == step), None)
 
 
-def load(path: str | os.PathLike) -> Volume:
+def load(path: str | os.PathLike, blank: bool = False) -> Volume:
     """Read a NIfTI file as a `Volume`, axes permuted and flipped to the closest RAS+ order.
 
     Raises `InputError` for what cannot be one scan: unreadable or truncated files, several frames, an affine that
-    cannot be inverted, NaN or infinite values, and an image that is zero everywhere.
+    cannot be inverted, NaN or infinite values, and, unless ``blank`` is allowed, an image that is zero everywhere.
     """
     path = Path(path)
     if not path.is_file():
@@ -138,7 +136,7 @@ def load(path: str | os.PathLike) -> Volume:
     affine = np.asarray(image.affine, float)
     require_invertible(affine, path)
     data = data.astype(np.float32)
-    require_signal(data, path)
+    require_signal(data, path, blank)
     volume = to_ras(data, affine)
     return replace(volume, history=({"step": "load", "file": path.name},))
 
@@ -177,8 +175,10 @@ def to_ras(data: np.ndarray, affine: np.ndarray) -> Volume:
 def require_invertible(affine: np.ndarray, name: object) -> None:
     """Raise `InputError` unless the affine is finite and maps voxels one to one."""
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    if not np.isfinite(affine).all() or (spacing <= 0).any() or (
-        abs(np.linalg.det(affine[:3, :3])) < 1e-3 * spacing.prod()
+    if (
+        not np.isfinite(affine).all()
+        or (spacing <= 0).any()
+        or (abs(np.linalg.det(affine[:3, :3])) < 1e-3 * spacing.prod())
     ):
         raise InputError(
             f"{name}: the affine in the header cannot be inverted, expected three independent voxel axes; "
@@ -186,20 +186,18 @@ def require_invertible(affine: np.ndarray, name: object) -> None:
         )
 
 
-def require_signal(data: np.ndarray, name: object) -> None:
-    """Raise `InputError` if the data hold NaN or infinite values, or nothing but zeros."""
+def require_signal(data: np.ndarray, name: object, blank: bool = False) -> None:
+    """Raise `InputError` if the data hold NaN or infinite values, or (unless ``blank`` is allowed) only zeros."""
     if not np.isfinite(data).all():
         raise InputError(
             f"{name}: {int((~np.isfinite(data)).sum())} voxels are NaN or infinite, expected finite values only; "
             f"export the scan again or replace them."
         )
-    if not data.any():
+    if not blank and not data.any():
         raise InputError(f"{name}: every voxel is zero, expected a scan; export it again.")
 
 
-def resample(
-    volume: Volume, grid: Grid, transform: np.ndarray | None = None, step: str = "resample"
-) -> Volume:
+def resample(volume: Volume, grid: Grid, transform: np.ndarray | None = None, step: str = "resample") -> Volume:
     """Sample a volume on another grid, averaging where the grid is coarser than the volume.
 
     Trilinear interpolation; zero outside the volume. Where a voxel of ``grid`` is larger than the source's along an

@@ -19,9 +19,7 @@ OPTIONS = sorted(
 
 def datxai_command(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONWARNINGS": "default"}
-    return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, timeout=600
-    )
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, timeout=600)
 
 
 def test_help_names_every_stage_and_choice():

@@ -30,7 +30,7 @@ DISEASED_SHARE = 0.478
 REGIONS = ("caudate", "accumbens", "putamen_anterior", "putamen_middle", "putamen_posterior")
 
 # per region: true binding ratio of a man of the reference age, share lost per decade
-NORMAL = {"binding": (9.6, 2.2, 5.5, 5.4, 5.1), "decade": (0.02, 0.02, 0.03, 0.035, 0.04)}
+NORMAL = {"binding": (9.2, 2.2, 5.5, 5.4, 5.1), "decade": (0.02, 0.02, 0.03, 0.035, 0.04)}
 FEMALE_GAIN = 0.05
 # per region: log loss at severity 1
 PARKINSON = (0.40, 0.25, 0.70, 0.92, 1.15)
@@ -38,7 +38,7 @@ ATYPICAL = (0.85, 0.55, 0.92, 1.00, 1.05)
 VASCULAR = (0.9, 0.6, 1.0, 1.0, 1.0)
 # how much of what a reader sees is each region; and the share of a person's general level that he does not
 # take for normal variation
-READER_WEIGHTS, READER_LEVEL = (0.0, 0.0, 0.2, 0.35, 0.45), 0.3
+READER_WEIGHTS, READER_LEVEL = (0.0, 0.0, 0.2, 0.35, 0.45), 0.4
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _draw_subject(seed: int, index: int, label: int, sex: str) -> Subject:
     while True:
         diseased = bool(rng.random() < DISEASED_SHARE)
         pattern, loss = _draw_loss(rng, diseased)
-        level = np.exp(0.18 * rng.standard_normal())
+        level = np.exp(0.165 * rng.standard_normal())
         kept = np.exp(-loss + 0.03 * rng.standard_normal((2, 1)) + 0.03 * rng.standard_normal((2, len(REGIONS))))
         seen = kept @ READER_WEIGHTS
         reads = read_case(seen.min() * level**READER_LEVEL, rng)
@@ -140,7 +140,7 @@ def _draw_loss(rng: np.random.Generator, diseased: bool) -> tuple[str, np.ndarra
         if rng.random() < 0.86:
             return "normal", np.zeros((2, len(REGIONS)))
         return "vascular", rng.uniform(0.05, 0.35) * rng.uniform(0.7, 1.0, (2, 1)) * np.array(VASCULAR)
-    worse = np.exp(np.log(0.88) + 0.5 * rng.standard_normal())
+    worse = np.exp(np.log(0.92) + 0.47 * rng.standard_normal())
     if rng.random() < 0.88:
         pattern, shape, other = "parkinson", PARKINSON, rng.beta(4.0, 2.0)
     else:

@@ -125,4 +125,4 @@ def _classify(run: Run, cases: Sequence[Mapping], putamen_relevance: Sequence[fl
 
 def load_map(run: Run, case: str) -> np.ndarray:
     """The relevance map of a case, (X, Y, Z)."""
-    return load(run.relevance_of(case)).data
+    return load(run.relevance_of(case), blank=True).data

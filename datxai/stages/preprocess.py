@@ -52,8 +52,8 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
     run.keep_only(run.preprocessed, [run.scan_of(case) for case in cases])
     write_store(run.store, cases, (load(run.scan_of(case)).data for case in cases), grid_of(settings))
     people = [describe(scan) for scan in used]
-    columns = dict.fromkeys(["participant_id", "subject", "age", "sex", "label", *(key for row in people for key in row)])
-    write_table(run.participants, people, list(columns))
+    columns = ["participant_id", "subject", "age", "sex", "label", *(key for row in people for key in row)]
+    write_table(run.participants, people, list(dict.fromkeys(columns)))
     rows = [{"participant_id": case, **measures[case]} for case in cases]
     write_table(run.sbr, rows, ["participant_id", *SBR, "mirrored", "reference_value", "similarity"])
     rows = [{"participant_id": case, "reason": reason} for case, reason in skipped]

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from datxai.analysis import figures
+from datxai.analysis.classification import FEATURES, tabulate_features
 from datxai.analysis.report import write_report
 from datxai.analysis.slices import Frame
 from datxai.case import grid_of
@@ -63,13 +64,12 @@ def _draw(
     atlas = load_atlas(settings.atlas.labels, settings.atlas.names)
     regions = make_regions(grid, atlas)
     frame = Frame(grid, regions["striatum_left"] | regions["striatum_right"], regions["brain"])
-    means = {path.name.removesuffix(".nii.gz"): load(path).data for path in run.means.glob("*.nii.gz")}
+    means = {path.name.removesuffix(".nii.gz"): load(path, blank=True).data for path in run.means.glob("*.nii.gz")}
     images = {group: means.get(f"{group}_spect") for group in GROUPS}
     maps = {group: means.get(f"{group}_relevance") for group in GROUPS} | {"heat": means.get("heat_map")}
     groups = [case["group"] for case in cases]
-    sbr = [read_sbr(run)[case["participant_id"]] for case in cases]
-    lower = [min(("left", "right"), key=lambda side: row[f"putamen_{side}"]) for row in sbr]
-    putamen, caudate = ([row[f"{name}_{side}"] for row, side in zip(sbr, lower)] for name in ("putamen", "caudate"))
+    sbr = read_sbr(run)
+    features = tabulate_features([sbr[case["participant_id"]] for case in cases])
     drawn = (
         figures.plot_mean_maps(
             frame,
@@ -89,8 +89,8 @@ def _draw(
         figures.plot_training(read_table(run.model / "history.tsv")),
         figures.plot_table1(table1),
         figures.plot_sbr(
-            putamen,
-            [c / max(p, 0.1) for c, p in zip(caudate, putamen)],
+            features[:, FEATURES.index("putamen_ipsilateral")],
+            features[:, FEATURES.index("caudate_putamen_ratio")],
             [case["label"] for case in cases],
             metrics["classifiers"]["sbr"]["cutoff"],
         ),
@@ -101,4 +101,9 @@ def _draw(
 
 def _with_volumes(run: Run, store: VolumeStore, case: Mapping) -> dict:
     name = case["participant_id"]
-    return {**case, "case_id": name, "image": store.volume(name), "relevance": load(run.relevance_of(name)).data}
+    return {
+        **case,
+        "case_id": name,
+        "image": store.volume(name),
+        "relevance": load(run.relevance_of(name), blank=True).data,
+    }

@@ -34,9 +34,7 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
     people = [{column: getattr(subject, column) for column in COLUMNS} for subject in population]
     write_table(run.simulated / "participants.tsv", people, COLUMNS)
     reads = [
-        {"participant_id": subject.participant_id, **read._asdict()}
-        for subject in population
-        for read in subject.reads
+        {"participant_id": subject.participant_id, **read._asdict()} for subject in population for read in subject.reads
     ]
     write_table(run.simulated / "reads.tsv", reads, list(reads[0]))
 

@@ -35,7 +35,7 @@ class Tabular(Data):
 
     root: str = MISSING
     participants: str = "participants.tsv"
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str | None] = field(default_factory=dict)
     label_values: dict[str, int] = field(default_factory=dict)
     pattern: str | None = None
 

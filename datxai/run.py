@@ -107,8 +107,10 @@ class Run:
         """Run a stage's body; write its manifest entry when, and only when, it ends well. Yields the fingerprint."""
         fingerprint = self.fingerprint(stage, config, inputs)
         begin = time.perf_counter()
-        yield fingerprint
         entries = self.entries()
+        if entries.pop(stage, None) is not None:  # from here on its outputs are no longer those of the old entry
+            write_json(self.manifest, entries)
+        yield fingerprint
         entries[stage] = {
             "fingerprint": fingerprint,
             "config": config,

@@ -58,8 +58,8 @@ def reconstruct(
     filter : str
         One of `FILTERS`; "none" is plain back projection.
     cutoff_per_cm : float
-        In cycles per cm. Beyond the Nyquist frequency of the bins (5 / pixel_mm) there is nothing to cut off: Nyquist is
-        used, and the history says so.
+        In cycles per cm. Beyond the bins' Nyquist frequency (5 / pixel_mm) there is nothing to cut off: Nyquist
+        is used, and the history says so.
     centre : float, optional
         The bin, counted from 0, on which the axis of rotation projects; (bins - 1) / 2 if left out.
     attenuation_per_cm : float, optional

@@ -19,12 +19,12 @@ from scipy import ndimage
 from datxai.errors import InputError
 from datxai.volume import Grid, Volume, resample
 
-LEVELS_MM = (16.0, 8.0, 4.0)  # FWHM of the smoothing of scan and bases, coarse to fine
+# FWHM of the smoothing of scan and bases, coarse to fine. Points no farther than this from the brain take part: the
+# scalp helps to find the head, but the fine fit is to see nothing of the glands, which lie elsewhere in every person.
+LEVELS_MM = (16.0, 8.0, 4.0)
 PITCHES_DEG = (-24.0, -12.0, 0.0, 12.0, 24.0)  # chin down, chin up: the starts that are tried
 LIFTS_MM = (-25.0, 0.0, 25.0)  # along the patient's axis: scans that show more or less of the neck
 BRAIN_EDGE = 0.3  # of its maximum: where the first basis ends
-NEAR_MM = 8.0
-NEARS = {}
 STEPS = 25  # at most, per level
 CONVERGED = 1e-4  # a level ends when a step lowers the unexplained variance by less than this part of it
 
@@ -119,7 +119,7 @@ class _Template:
         smooth = [_blur(resample(basis, grid), level) for basis in bases]
         self.bases = [basis.data.astype(np.float64) for basis in smooth]
         brain = self.bases[0] > BRAIN_EDGE * self.bases[0].max()
-        self.support = ndimage.distance_transform_edt(~brain, grid.spacing) <= NEARS.get(level, NEAR_MM)
+        self.support = ndimage.distance_transform_edt(~brain, grid.spacing) <= level
         self.centre = grid.index_to_mm(ndimage.center_of_mass(self.support))
         self.to_index = np.linalg.inv(grid.affine)
 

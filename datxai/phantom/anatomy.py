@@ -234,8 +234,7 @@ def average_head() -> tuple[sparse.csr_array, tuple[str, ...]]:
     fill("white", ~cerebellum & (ring >= len(_RINGS)), white)
 
     glands = {
-        name: _ellipsoid(np.abs(x) if centre[0] else x, y, z, centre, axes)
-        for name, (centre, axes) in _GLANDS.items()
+        name: _ellipsoid(np.abs(x) if centre[0] else x, y, z, centre, axes) for name, (centre, axes) in _GLANDS.items()
     }
     neck = (np.hypot((x - _NECK[0][0]) / _NECK[1][0], (y - _NECK[0][1]) / _NECK[1][1]) < 1.0) & (z < _NECK[2])
     head = (outside < _SCALP_MM) | _ellipsoid(x, y, z, *_FACE) | neck

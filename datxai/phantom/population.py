@@ -152,8 +152,7 @@ def _draw_loss(rng: np.random.Generator, diseased: bool) -> tuple[str, np.ndarra
 def _draw_uptake(rng: np.random.Generator, binding: np.ndarray) -> dict[str, float]:
     """Uptake per region: the given binding of the striatum, and what varies outside it."""
     uptake = {
-        name: UPTAKE[name] * float(np.exp(spread * rng.standard_normal()))
-        for name, spread in UPTAKE_SPREAD.items()
+        name: UPTAKE[name] * float(np.exp(spread * rng.standard_normal())) for name, spread in UPTAKE_SPREAD.items()
     }
     striatum = {
         f"{region}_{side}": 1.0 + float(binding[i, j])

@@ -12,24 +12,23 @@ from datxai.phantom.camera import COLLIMATORS, FWHM_OF_SIGMA, Camera, acquire
 from datxai.phantom.population import Subject
 from datxai.volume import Grid, Volume
 
-VOXEL_MM = 4.0  # of the activity that the camera looks at
-CUPPING_VOXEL_MM, CUPPING_VIEWS = 12.0, 12
-_PROJECTIONS, _VOLUME = 1, 2  # streams of random numbers
+VOXEL_MM, HEAD_SHAPE = 4.0, (64, 64, 64)  # of the activity that the camera looks at
+TRANSMISSION_VOXEL_MM, TRANSMISSION_VIEWS = 12.0, 12
+_PROJECTIONS, _VOLUME = 1, 2  # streams of random numbers of a subject
 
 
 def simulate_projections(
     subject: Subject, camera: Camera | None = None, device: str = "cpu"
 ) -> tuple[np.ndarray, Camera]:
-    """Counts (views, rows, bins) of a subject, and the camera as it was: ``camera`` with the subject's acquisition."""
+    """Counts of a subject's scan, float32 (views, rows, bins), and the camera as it was set (`subject_camera`)."""
     camera = subject_camera(subject, camera)
-    size = max(64, *(int(np.ceil(n * camera.pixel_mm / VOXEL_MM)) for n in (camera.rows, 0)))
-    activity, attenuation = place(subject.head, subject.uptake, centred_grid((64, 64, size), VOXEL_MM))
+    activity, attenuation = place(subject.head, subject.uptake, centred_grid(HEAD_SHAPE, VOXEL_MM))
     rng = np.random.default_rng([*subject.seed, _PROJECTIONS])
     return acquire(activity, attenuation, camera, rng, device), camera
 
 
 def subject_camera(subject: Subject, camera: Camera | None = None) -> Camera:
-    """The camera as it is set for this subject: counts, radius, collimator and motion are the subject's."""
+    """The camera as it is set for a subject, whose acquisition decides counts, radius, collimator and motion."""
     scan = subject.acquisition
     return replace(
         camera or Camera(),
@@ -46,7 +45,7 @@ def centred_grid(shape: tuple[int, int, int], voxel_mm: float) -> Grid:
 
 
 def simulate_volume(subject: Subject, camera: Camera | None = None) -> Volume:
-    """What filtered back projection would make of a subject's scan, without the detour: about a tenth of the time.
+    """What filtered back projection would make of a subject's scan, without the detour: a fraction of the time.
 
     Activity is dimmed by the mean attenuation to all sides, blurred by the resolution at the axis, scatter and
     penetration, and given the noise of a ramp filter (power proportional to frequency in the transaxial plane).
@@ -79,16 +78,16 @@ def simulate_volume(subject: Subject, camera: Camera | None = None) -> Volume:
 
 
 def _transmission(attenuation: Volume) -> np.ndarray:
-    """Mean over all transaxial directions of the fraction of photons that leave the head, per voxel."""
-    coarse = CUPPING_VOXEL_MM / attenuation.grid.spacing[0]
-    depth = ndimage.zoom(attenuation.data, 1.0 / coarse, order=1, grid_mode=True, mode="nearest") * (
-        CUPPING_VOXEL_MM / 10.0
+    """Fraction of photons that leave the head, mean over all transaxial directions, per voxel."""
+    fine = attenuation.shape
+    coarse = ndimage.zoom(
+        attenuation.data, attenuation.grid.spacing[0] / TRANSMISSION_VOXEL_MM, order=1, grid_mode=True, mode="nearest"
     )
-    total = np.zeros_like(depth)
-    for angle in np.arange(CUPPING_VIEWS) * 360.0 / CUPPING_VIEWS:
-        turned = ndimage.rotate(depth, angle, axes=(0, 1), reshape=False, order=1)
-        left = np.exp(0.5 * turned - np.cumsum(turned, axis=0))
-        total += ndimage.rotate(left, -angle, axes=(0, 1), reshape=False, order=1, mode="nearest")
-    return ndimage.zoom(
-        total / CUPPING_VIEWS, np.array(attenuation.shape) / depth.shape, order=1, grid_mode=True, mode="nearest"
-    )
+    thickness = coarse * (TRANSMISSION_VOXEL_MM / 10.0)
+    total = np.zeros_like(thickness)
+    for angle in np.arange(TRANSMISSION_VIEWS) * 360.0 / TRANSMISSION_VIEWS:
+        turned = ndimage.rotate(thickness, angle, reshape=False, order=1)
+        leaving = np.exp(0.5 * turned - np.cumsum(turned, axis=0))
+        total += ndimage.rotate(leaving, -angle, reshape=False, order=1, mode="nearest")
+    ratio = np.array(fine) / coarse.shape
+    return ndimage.zoom(total / TRANSMISSION_VIEWS, ratio, order=1, grid_mode=True, mode="nearest")

@@ -1,0 +1,41 @@
+"""The MNI data of the installed packages: what is where."""
+
+import numpy as np
+import pytest
+
+from datxai import mni
+from datxai.errors import InputError
+
+
+def test_labels_have_readable_names_and_lie_on_their_side():
+    labels, names = mni.load_labels()
+    assert len(names) == 83
+    assert (names[36], names[77], names[83]) == ("caudate_left", "caudate_right", "brainstem")
+    assert {"thalamus_left", "accumbens_right", "superiorfrontal_left"} <= set(names.values())
+    assert set(np.unique(labels.data)) == {0, *names}
+    for code, name in names.items():
+        x = labels.grid.index_to_mm(np.argwhere(labels.data == code)).mean(axis=0)[0]
+        if name.endswith("_left"):
+            assert x < 0, name
+        elif name.endswith("_right"):
+            assert x > 0, name
+
+
+def test_tissue_fits_the_labels():
+    tissue = mni.load_tissue()
+    assert set(tissue) == {"grey", "white", "t1"}
+    labels, names = mni.load_labels()
+    code = next(i for i, name in names.items() if name == "precentral_left")
+    inside = np.argwhere(labels.data == code)
+    grey = tissue["grey"]
+    at = np.rint(grey.grid.mm_to_index(labels.grid.index_to_mm(inside.mean(axis=0)))).astype(int)
+    assert grey.data.min() >= 0
+    assert grey.data.max() == 1
+    assert (at > 0).all()
+    index = np.rint(labels.grid.index_to_mm(inside) - grey.affine[:3, 3]).astype(int)
+    assert grey.data[tuple(index.T)].mean() > 0.5  # cortex is grey
+
+
+def test_a_missing_package_is_said_in_one_sentence():
+    with pytest.raises(InputError, match="not found in the package nopackage; install it again"):
+        mni._find("nopackage", "a.nii.gz")

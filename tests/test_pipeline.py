@@ -1,0 +1,243 @@
+"""The journey end to end, small: the phantom on the one-slice grid, through the installed command."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from datxai.files import read_table
+
+TINY = [
+    "data.n_subjects=24",
+    "grid=slab_12mm",
+    "training.max_epochs=2",
+    "network.channels=[4,4,4,4]",
+    "split.sizes=[12,6,6]",
+]
+
+
+def datxai(*arguments, check=True):
+    answer = subprocess.run(
+        [sys.executable, "-m", "datxai", *map(str, arguments)], capture_output=True, text=True, timeout=900
+    )
+    if check:
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    answer = datxai(*TINY, f"run={folder}")
+    return folder, answer.stdout
+
+
+def test_the_run_folder_holds_what_is_promised(finished):
+    folder, said = finished
+    for name in (
+        ".hydra/config.yaml", "manifest.json", "participants.tsv", "sbr.tsv", "split.tsv", "table1.tsv",
+        "model/weights.safetensors", "model/config.yaml", "model/history.tsv", "model/last.ckpt",
+        "predictions.tsv", "roi_relevance.tsv", "metrics.json", "report.html",
+    ):  # fmt: skip
+        assert (folder / name).is_file(), name
+    for name in ("fig3", "fig3_all_slices", "fig4", "fig5", "training", "table1", "sbr"):
+        assert (folder / "figures" / f"{name}.png").is_file()
+        assert (folder / "figures" / f"{name}.pdf").is_file()
+    assert "${" not in (folder / ".hydra" / "config.yaml").read_text()
+    assert str(folder / "report.html") in said
+    assert "accuracy" in said
+
+
+def test_tables_have_their_columns_and_agree(finished):
+    folder, _ = finished
+    people = read_table(folder / "participants.tsv")
+    split = {row["participant_id"]: row["set"] for row in read_table(folder / "split.tsv")}
+    predictions = read_table(folder / "predictions.tsv")
+    assert len(people) == len(split) == len(predictions) == 24
+    assert [row["participant_id"] for row in people] == [row["participant_id"] for row in predictions]
+    for row in predictions:
+        logits = float(row["logit_normal"]), float(row["logit_reduced"])
+        assert row["set"] == split[row["participant_id"]]
+        assert int(row["predicted"]) == int(logits[1] > logits[0])
+        assert float(row["p_reduced"]) == pytest.approx(1 / (1 + np.exp(logits[0] - logits[1])), rel=1e-5)
+    metrics = json.loads((folder / "metrics.json").read_text())["classifiers"]
+    test = [row for row in predictions if row["set"] == "test"]
+    assert metrics["cnn"]["n"] == len(test) == 6
+    assert metrics["cnn"]["accuracy"] == pytest.approx(np.mean([row["label"] == row["predicted"] for row in test]))
+    assert set(metrics) == {"cnn", "roi_relevance", "sbr", "cart"}
+
+
+def test_volumes_are_float32_ras_mm_and_relevance_lies_on_the_grid_of_its_input(finished):
+    folder, _ = finished
+    test = [row["participant_id"] for row in read_table(folder / "split.tsv") if row["set"] == "test"]
+    assert len(list((folder / "relevance").glob("*.nii.gz"))) == len(test)
+    for case in test:
+        scan = nib.load(folder / "preprocessed" / f"{case}_space-MNI_spect.nii.gz")
+        relevance = nib.load(folder / "relevance" / f"{case}_relevance.nii.gz")
+        assert scan.get_data_dtype() == relevance.get_data_dtype() == np.float32
+        assert nib.aff2axcodes(relevance.affine) == ("R", "A", "S")
+        np.testing.assert_array_equal(scan.affine, relevance.affine)
+        assert scan.shape == relevance.shape == (91, 109, 1)
+        record = json.loads((folder / "relevance" / f"{case}_relevance.json").read_text())
+        assert record["sum"] == pytest.approx(float(relevance.get_fdata().sum()), rel=1e-4, abs=1e-9)
+        assert record["method"]["composite"] == "nazari2021"
+        assert record["seed"][int(record["logits"][1] > record["logits"][0])] == max(record["logits"])
+        steps = [step["step"] for step in record["history"]]
+        assert steps[:3] == ["load", "register", "scale"]
+        assert steps[-1] == "explain"
+
+
+def test_mirroring_puts_the_lower_putamen_to_the_left(finished):
+    folder, _ = finished
+    rows = read_table(folder / "sbr.tsv")
+    for row in rows:
+        assert (row["mirrored"] == "true") == (float(row["putamen_right"]) < float(row["putamen_left"]))
+    assert {row["mirrored"] for row in rows} == {"true", "false"}
+
+
+def test_a_second_call_makes_nothing_again(finished):
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*") if ".hydra" not in path.parts}
+    said = datxai(*TINY, f"run={folder}").stdout
+    assert said.count("up to date") == 7
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*") if ".hydra" not in path.parts}
+    before.pop(folder / "datxai.log")
+    after.pop(folder / "datxai.log")
+    assert before == after
+
+
+def test_one_stage_keeps_the_settings_of_its_run(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    said = datxai("explain", f"run={folder}", "composite=epsilon", "target=reduced").stdout
+    assert "up to date" not in said
+    record = json.loads(next((folder / "relevance").glob("*.json")).read_text())
+    assert record["method"]["composite"] == "epsilon"
+    assert record["method"]["target"] == "reduced"
+    assert nib.load(next((folder / "relevance").glob("*.nii.gz"))).shape == (91, 109, 1)
+    answer = datxai("report", f"run={folder}", check=False)  # its evaluation is of the old maps
+    assert "datxai evaluate" in answer.stdout + answer.stderr
+    assert answer.returncode == 2
+
+
+def test_a_composite_that_names_a_missing_layer(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    maps = {path.name: path.read_bytes() for path in (folder / "relevance").iterdir()}
+    (tmp_path / "composite").mkdir()
+    (tmp_path / "composite" / "mine.yaml").write_text(
+        "name: mine\nlayers:\n  - {match: [conv9], rule: flat}\n  - {match: ['*'], rule: epsilon}\n"
+    )
+    answer = datxai("explain", "--config-dir", tmp_path, "composite=mine", f"run={folder}", check=False)
+    assert answer.returncode == 2
+    assert "conv9" in answer.stdout + answer.stderr
+    assert maps == {path.name: path.read_bytes() for path in (folder / "relevance").iterdir()}
+
+
+def test_weights_of_another_grid(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    config = folder / "model" / "config.yaml"
+    config.write_text(config.read_text().replace("- 109", "- 108"))
+    answer = datxai("explain", f"run={folder}", "target=normal", check=False)
+    assert answer.returncode == 2
+    assert "another network or grid" in answer.stdout + answer.stderr
+
+
+def test_one_new_scan(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    manifest, hydra = (folder / "manifest.json").read_bytes(), (folder / ".hydra" / "overrides.yaml").read_bytes()
+    scan = folder / "simulated" / "sub-0002_spect.nii.gz"
+    datxai("case", f"scan={scan}", f"run={folder}")
+    made = folder / "cases" / "sub-0002_spect"
+    result = json.loads((made / "prediction.json").read_text())
+    row = next(row for row in read_table(folder / "predictions.tsv") if row["participant_id"] == "sub-0002")
+    assert result["logit_reduced"] == pytest.approx(float(row["logit_reduced"]), rel=1e-5)
+    own = nib.load(made / "sub-0002_spect_relevance.nii.gz")
+    assert own.shape == nib.load(scan).shape
+    np.testing.assert_allclose(own.affine, nib.load(scan).affine)
+    assert (made / "report.html").is_file()
+    assert (folder / "manifest.json").read_bytes() == manifest
+    assert (folder / ".hydra" / "overrides.yaml").read_bytes() == hydra
+
+
+def spoil(path, kind):
+    image = nib.load(path)
+    data = np.asarray(image.dataobj)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-2000])
+        return
+    if kind == "nan":
+        data[5, 5, 5] = np.nan
+    elif kind == "zero":
+        data[:] = 0
+    elif kind == "frames":
+        data = np.stack([data, data], axis=-1)
+    nib.save(nib.Nifti1Image(data, image.affine), path)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "nan", "zero", "frames"])
+def test_a_scan_that_cannot_be_used(finished, tmp_path, kind):
+    cohort = shutil.copytree(finished[0] / "simulated", tmp_path / "cohort")
+    spoil(cohort / "sub-0001_spect.nii.gz", kind)
+    options = ["data=folder", f"data.root={cohort}", "grid=slab_12mm", f"run={tmp_path / 'run'}", "n_jobs=1"]
+    answer = datxai("preprocess", *options, check=False)
+    assert answer.returncode == 2
+    assert "sub-0001" in answer.stdout + answer.stderr
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_on_error_skip_goes_on_and_counts(finished, tmp_path):
+    cohort = shutil.copytree(finished[0] / "simulated", tmp_path / "cohort")
+    for path in sorted(cohort.glob("*.nii.gz"))[6:]:
+        path.unlink()
+    spoil(cohort / "sub-0001_spect.nii.gz", "nan")
+    options = ["data=folder", f"data.root={cohort}", "grid=slab_12mm", f"run={tmp_path / 'run'}", "n_jobs=1"]
+    said = datxai("preprocess", "on_error=skip", *options).stdout
+    skipped = read_table(tmp_path / "run" / "skipped.tsv")
+    assert len(skipped) == 19  # one spoilt, eighteen without a scan
+    assert "sub-0001" in {row["participant_id"] for row in skipped}
+    assert "5 scans used, 19 left out" in said
+    assert len(read_table(tmp_path / "run" / "participants.tsv")) == 5
+
+
+def test_a_table_of_another_shape(finished, tmp_path):
+    cohort = shutil.copytree(finished[0] / "simulated", tmp_path / "cohort")
+    rows = read_table(cohort / "participants.tsv")
+    (cohort / "participants.tsv").unlink()
+    with (cohort / "cases.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["uid", "is_pathologic"])
+        writer.writerows([row["participant_id"], "yes" if row["label"] == "1" else "no"] for row in rows)
+    columns = "{participant_id: uid, label: is_pathologic, age: null, sex: null}"
+    datxai(
+        "preprocess", "data=folder", f"data.root={cohort}", "data.participants=cases.csv", f"data.columns={columns}",
+        "data.label_values={yes: 1, no: 0}", "data.pattern='{participant_id}_spect.nii.gz'", "grid=slab_12mm",
+        f"run={tmp_path / 'run'}", "registration=none", "preprocessing.min_coverage=0",
+    )  # fmt: skip
+    made = {row["participant_id"]: row["label"] for row in read_table(tmp_path / "run" / "participants.tsv")}
+    assert made == {row["participant_id"]: row["label"] for row in rows}
+
+
+def test_killed_preprocessing_goes_on_where_it_was(finished, tmp_path):
+    options = ["data=folder", f"data.root={finished[0] / 'simulated'}", "grid=slab_12mm", "n_jobs=1"]
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "datxai", "preprocess", *options, f"run={folder}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while len(list(folder.glob("preprocessed/*.json"))) < 3 and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in folder.glob("preprocessed/sub-*.json")}
+    assert 3 <= len(done) < 24
+    datxai("preprocess", *options, f"run={folder}")
+    assert done == {path: path.stat().st_mtime_ns for path in done}
+    assert len(read_table(folder / "sbr.tsv")) == 24
+    assert (folder / "sbr.tsv").read_bytes() == (finished[0] / "sbr.tsv").read_bytes()

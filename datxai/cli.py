@@ -48,8 +48,12 @@ def main() -> None:
 
         print(__version__)
         return
-    stage, arguments = _stage(arguments)
-    sys.argv[1:] = [*arguments, f"stage={stage}", *_hydra_overrides(stage, arguments)]
+    flags, words = _parse(arguments)
+    stage = next((word for word in words if "=" not in word and not word.startswith("~")), ALL)
+    if stage not in (*STAGES, CASE, ALL):
+        _fail(f"'{stage}' is not a stage; the stages are {', '.join([*STAGES, CASE])} (see `datxai --help`).")
+    overrides = [word for word in words if word != stage]
+    sys.argv[1:] = [*flags, *_kept_overrides(stage, flags, overrides), *overrides, f"stage={stage}"]
     _launch()
 
 
@@ -72,53 +76,44 @@ def _conf() -> Path:
     return Path(datxai.conf.__file__).parent
 
 
-def _stage(arguments: list[str]) -> tuple[str, list[str]]:
-    """Take the first bare word as the stage; `exit(2)` where it is none."""
-    for position, word in enumerate(arguments):
-        if word.startswith("-") or "=" in word or word.startswith("~"):
-            continue
-        if position and arguments[position - 1] in _FLAGS_WITH_VALUE:
-            continue
-        known = [*STAGES, CASE]
-        if word not in known:
-            _fail(f"'{word}' is not a stage; the stages are {', '.join(known)} (see `datxai --help`).")
-        return word, arguments[:position] + arguments[position + 1 :]
-    return ALL, arguments
-
-
 _FLAGS_WITH_VALUE = {
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
     "--info", "-i", "--experimental-rerun",
 }  # fmt: skip
 
 
-def _hydra_overrides(stage: str, arguments: list[str]) -> list[str]:
+def _parse(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Flags with their values, and the other words: Hydra wants its overrides together, a user puts them anywhere."""
+    flags, words = [], []
+    for position, word in enumerate(arguments):
+        is_value = position > 0 and arguments[position - 1] in _FLAGS_WITH_VALUE
+        (flags if is_value or word.startswith("-") else words).append(word)
+    return flags, words
+
+
+def _kept_overrides(stage: str, flags: list[str], overrides: list[str]) -> list[str]:
     """What a single stage takes over from its run folder: the overrides that the folder was begun with.
 
     So ``datxai explain run=DIR composite=epsilon`` keeps the grid, the data and the network of DIR. Overrides given
     now win. A sweep has a run folder per job and takes over nothing.
     """
-    if stage == ALL or {"-m", "--multirun", "--cfg", "-c"} & set(arguments):
+    if stage == ALL or {"-m", "--multirun", "--cfg", "-c"} & set(flags):
         return []
-    run = next((word.removeprefix("run=") for word in arguments if word.startswith("run=")), None)
+    given = {_key(word): word.partition("=")[2] for word in overrides}
+    run = Path(given.get("run", f"runs/{given.get('data', 'phantom').split('_')[0]}"))
+    kept = []
     if stage == CASE:
-        if run is None:
+        if "run" not in given:
             _fail("`datxai case` needs run=RUN_DIR, the folder of a trained run.")
-        if not Path(run, "manifest.json").is_file():
+        if not (run / "manifest.json").is_file():
             _fail(f"run={run}: no run folder of datxai there (no manifest.json); train one with `datxai run={run}`.")
-    recorded = Path(run, ".hydra", "overrides.yaml") if run is not None else None
-    kept: list[str] = []
-    if recorded is not None and recorded.is_file():
+        kept.append("hydra.output_subdir=null")  # a case leaves the run's record as it is
+    recorded = run / ".hydra" / "overrides.yaml"
+    if recorded.is_file():
         import yaml
 
-        given = {_key(word) for word in arguments if "=" in word}
-        kept = [
-            word
-            for word in yaml.safe_load(recorded.read_text()) or []
-            if _key(word) not in given | {"stage", "run", "scan"} and not _key(word).startswith("hydra")
-        ]
-    if stage == CASE:
-        kept.append("hydra.output_subdir=null")  # a case leaves the run's record as it is
+        own = {*given, "stage", "run", "scan"}
+        kept += [word for word in yaml.safe_load(recorded.read_text()) or [] if _key(word) not in own]
     return kept
 
 

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from datxai.errors import InputError
 from datxai.explain import rules as fast
-from datxai.explain._zennit import Composite, Hook, ResNetCanonizer, canonizers, layer, types
+from datxai.explain._zennit import Composite, Hook, layer, types
 from datxai.explain._zennit import rules as stock
+from datxai.explain.canonizers import CANONIZERS
 
 RULES: dict[str, type[Hook] | None] = {  # Zennit's; None is the layer's own gradient
     "epsilon": stock.Epsilon,
@@ -61,10 +62,6 @@ LAYER_TYPES = {
     "Linear": nn.Linear,
     "MaxPool": types.MaxPool,
     "Sum": layer.Sum,  # residual additions, made visible by a canonizer
-}
-CANONIZERS = {
-    "sequential_merge_batch_norm": canonizers.SequentialMergeBatchNorm,
-    "resnet": ResNetCanonizer,
 }
 _PATTERN = re.compile(r"(?P<layers>[^\[\]]+)(\[(?P<first>-?\d+)\]|\[(?P<start>-?\d*):(?P<stop>-?\d*)\])?")
 _NEED_RULE = (types.Activation, types.AvgPool, types.BatchNorm, layer.Sum)  # beside all layers with parameters

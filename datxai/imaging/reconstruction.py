@@ -17,7 +17,7 @@ from datxai.errors import InputError
 from datxai.volume import Volume
 
 BUTTERWORTH_ORDER = 5
-LARGEST_GAP_DEG = 20.0  # between neighbouring views (opposite views count as one): beyond, an arc is missing
+LARGEST_GAP_DEG = 30.0  # between neighbouring views (opposite views count as one): beyond, an arc is missing
 HEAD_THRESHOLD = 0.25  # of the 98th percentile of a smoothed slice stack: where the head ends, for Chang's ellipses
 CHANG_DIRECTIONS = 32
 
@@ -75,9 +75,10 @@ def reconstruct(
     """
     projections = np.asarray(projections, np.float32)
     angles = np.asarray(angles_deg, float).ravel()
-    _require_usable(projections, angles, pixel_mm, filter, cutoff_per_cm)
-    views, rows, bins = projections.shape
     row_spacing_mm = pixel_mm if row_spacing_mm is None else row_spacing_mm
+    _require_counts(projections, angles)
+    _require_settings(pixel_mm, row_spacing_mm, filter, cutoff_per_cm)
+    views, rows, bins = projections.shape
     centre = (bins - 1) / 2.0 if centre is None else float(centre)
     nyquist = 5.0 / pixel_mm
     used = min(cutoff_per_cm, nyquist)
@@ -92,9 +93,9 @@ def reconstruct(
 
     affine = np.diag([pixel_mm, pixel_mm, row_spacing_mm, 1.0])
     affine[:3, 3] = -(np.array(data.shape) - 1) / 2.0 * affine.diagonal()[:3]
-    volume = Volume(np.ascontiguousarray(data), affine).after(
+    volume = Volume(data, affine).after(
         "reconstruct",
-        data,
+        np.ascontiguousarray(data),
         method="filtered back projection",
         filter=filter,
         cutoff_per_cm=used,
@@ -192,9 +193,7 @@ def _back_projector(angles: tuple[float, ...], bins: int, centre: float) -> tupl
     return inside, sparse.csr_array((weights.ravel(), indices.ravel(), starts), shape=shape)
 
 
-def _require_usable(
-    projections: np.ndarray, angles: np.ndarray, pixel_mm: float, filter: str, cutoff_per_cm: float
-) -> None:
+def _require_counts(projections: np.ndarray, angles: np.ndarray) -> None:
     if projections.ndim != 3:
         raise InputError(
             f"projections: have shape {projections.shape}, expected (views, rows, bins); pass one frame per view."
@@ -204,22 +203,26 @@ def _require_usable(
             f"projections: {len(projections)} views but {len(angles)} angles, expected one angle per view; "
             f"check the rotation information."
         )
-    if not np.isfinite(projections).all():
-        raise InputError("projections: some counts are NaN or infinite, expected finite counts; export them again.")
+    if not (np.isfinite(projections).all() and np.isfinite(angles).all()):
+        raise InputError("projections: some counts or angles are NaN or infinite, expected numbers; export them again.")
     if not projections.any():
         raise InputError("projections: every count is zero, expected an acquisition; export it again.")
-    if filter not in FILTERS:
-        raise InputError(f"filter: {filter!r} is not known, expected one of {', '.join(FILTERS)}; choose one of them.")
-    if not cutoff_per_cm > 0:
-        raise InputError(
-            f"cutoff_per_cm: {cutoff_per_cm} is no frequency, expected more than 0 cycles per cm; the usual is 1.25."
-        )
-    if not pixel_mm > 0:
-        raise InputError(f"pixel_mm: {pixel_mm} is no length, expected the size of a bin in mm; check the header.")
     half = np.sort(np.mod(angles, 180.0))
     gap = np.diff(half, append=half[0] + 180.0).max()
     if gap > LARGEST_GAP_DEG:
         raise InputError(
             f"angles_deg: the views leave a gap of {gap:.0f} degrees, expected at most {LARGEST_GAP_DEG:.0f}; "
             f"pass all views of a full or half turn."
+        )
+
+
+def _require_settings(pixel_mm: float, row_spacing_mm: float, filter: str, cutoff_per_cm: float) -> None:
+    for name, length in (("pixel_mm", pixel_mm), ("row_spacing_mm", row_spacing_mm)):
+        if not length > 0:
+            raise InputError(f"{name}: {length} is no length, expected more than 0 mm; check the header.")
+    if filter not in FILTERS:
+        raise InputError(f"filter: {filter!r} is not known, expected one of {', '.join(FILTERS)}; choose one of them.")
+    if not cutoff_per_cm > 0:
+        raise InputError(
+            f"cutoff_per_cm: {cutoff_per_cm} is no frequency, expected more than 0 cycles per cm; the usual is 1.25."
         )

@@ -24,13 +24,13 @@ from datxai.volume import Grid, Volume, resample
 LEVELS_MM = (16.0, 8.0, 4.0)
 PITCHES_DEG = (-24.0, -12.0, 0.0, 12.0, 24.0)  # chin down, chin up: the starts that are tried
 LIFTS_MM = (-25.0, 0.0, 25.0)  # along the patient's axis: scans that show more or less of the neck
-BRAIN_EDGE = 0.3  # of its maximum: where the first basis ends
+EDGE = 0.4  # of the median inside: where a head or brain ends
 STEPS = 25  # at most, per level
 CONVERGED = 1e-4  # a level ends when a step lowers the unexplained variance by less than this part of it
 
 MIN_SIMILARITY = 0.85
-ZOOMS = (0.75, 1.35)  # of a head relative to the template along any axis
-MAX_ROTATION_DEG = 50.0
+ZOOMS = (0.75, 1.3)  # of a head relative to the template along any axis
+MAX_ROTATION_DEG = 45.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +38,9 @@ class Registration:
     """How a scan lies in the template's space.
 
     ``affine`` (4 x 4) maps world mm of the template to world mm of the scan, as `resample` takes it.
-    ``similarity`` is the correlation of scan and fitted template over the head, ``weights`` are those of the bases
-    in units of the scan, ``iterations`` counts the accepted steps. ``plausible`` says whether the result may be
-    used, ``reason`` why not.
+    ``similarity`` is the correlation of scan and fitted template over the head, both smoothed by 16 mm so that noise
+    does not count; ``weights`` are those of the bases in units of the scan, ``iterations`` counts the accepted
+    steps. ``plausible`` says whether the result may be used, ``reason`` why not.
     """
 
     affine: np.ndarray
@@ -59,7 +59,8 @@ def register(volume: Volume, bases: Mapping[str, Volume]) -> Registration:
     volume : Volume
         A scan of the head, any lattice and resolution.
     bases : mapping of str to Volume
-        What the scan is a weighted sum of, all on one grid around the head; one template will do.
+        What the scan is a weighted sum of, all on one grid around the head. The first shows the whole brain; a
+        single template will do, but not follow a diseased striatum as well.
 
     Raises `InputError` if the scan has no head in it that could be told from its background. A poor fit is
     no exception: see `Registration.plausible`.
@@ -73,7 +74,7 @@ def register(volume: Volume, bases: Mapping[str, Volume]) -> Registration:
     for problem in finer:
         fits.append(problem.fit(fits[-1].pose, _AFFINE))
     affine = np.linalg.inv(fits[-1].pose)
-    similarity = float(np.sqrt(1.0 - fits[-1].unexplained))
+    similarity = float(np.sqrt(1.0 - coarse.fit(fits[-1].pose, _AFFINE, steps=0).unexplained))
     weights = dict(zip(bases, fits[-1].weights.tolist()))
     reason = _find_fault(affine, similarity)
     return Registration(affine, similarity, weights, sum(fit.steps for fit in fits), not reason, reason)
@@ -118,8 +119,7 @@ class _Template:
         grid = _coarsen(bases[0].grid, max(level / 4, 2.0))
         smooth = [_blur(resample(basis, grid), level) for basis in bases]
         self.bases = [basis.data.astype(np.float64) for basis in smooth]
-        brain = self.bases[0] > BRAIN_EDGE * self.bases[0].max()
-        self.support = ndimage.distance_transform_edt(~brain, grid.spacing) <= level
+        self.support = ndimage.distance_transform_edt(~_find_bright(self.bases[0]), grid.spacing) <= level
         self.centre = grid.index_to_mm(ndimage.center_of_mass(self.support))
         self.to_index = np.linalg.inv(grid.affine)
 
@@ -212,8 +212,7 @@ class _Problem:
 def _find_head(volume: Volume) -> tuple[Volume, np.ndarray]:
     """The scan cropped to the head and sampled at 4 mm, and the head's centre of mass in mm."""
     coarse = _blur(resample(volume, _coarsen(volume.grid, 8.0)), LEVELS_MM[0])
-    bright = coarse.data[coarse.data > max(coarse.data.mean(), 0)]
-    head = coarse.data > 0.4 * np.median(bright) if bright.size else np.zeros(coarse.shape, bool)
+    head = _find_bright(coarse.data)
     labels, count = ndimage.label(head)
     if not count or head.all():
         raise InputError(
@@ -229,6 +228,12 @@ def _find_head(volume: Volume) -> tuple[Volume, np.ndarray]:
     affine = coarse.affine.copy()
     affine[:3, 3] = coarse.grid.index_to_mm(low)
     return resample(volume, _coarsen(Grid(tuple((high - low).astype(int)), affine), 4.0)), centre
+
+
+def _find_bright(data: np.ndarray) -> np.ndarray:
+    """What is brighter than `EDGE` of the median of what lies above the mean; a few hot spots change nothing."""
+    bright = data[data > max(data.mean(), 0)]
+    return data > EDGE * np.median(bright) if bright.size else np.zeros(data.shape, bool)
 
 
 def _coarsen(grid: Grid, spacing: float) -> Grid:

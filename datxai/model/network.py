@@ -43,7 +43,8 @@ def build(
     dropout
         Probability.
     seed
-        Of the initial weights (PyTorch's defaults). The global random state is left as it was.
+        Of the initial weights, which the paper leaves open: uniform after Glorot and Bengio (AISTATS 2010), biases
+        zero, so that at first no relevance ends in them. The global random state is left as it was.
 
     Raises
     ------
@@ -53,8 +54,8 @@ def build(
     pads = _padding(shape, len(channels), kernel_size, padding)
     sizes = [n + len(channels) * (2 * pad - kernel_size + 1) for n, pad in zip(shape, pads)]
     modules: OrderedDict[str, nn.Module] = OrderedDict()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    device = torch.get_default_device()
+    with torch.device("meta"):  # PyTorch's own initialisation would be overwritten
         width = 1
         for number, filters in enumerate(channels, start=1):
             modules[f"conv{number}"] = nn.Conv3d(width, filters, kernel_size, padding=pads)
@@ -69,7 +70,15 @@ def build(
                 modules["dropout"] = nn.Dropout(dropout)
             width = units
         modules["output"] = nn.Linear(width, n_classes)
-    return nn.Sequential(modules)
+    model = nn.Sequential(modules).to_empty(device=device)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if name.endswith("weight"):
+                nn.init.xavier_uniform_(parameter)
+            else:
+                nn.init.zeros_(parameter)
+    return model
 
 
 def _padding(shape: Sequence[int], depth: int, kernel_size: int, padding: int | str) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ STRATA = {
     (1, "F"): (246, 66.7, 11.0),
     (1, "M"): (374, 66.6, 11.0),
 }
-AGE_RANGE, REFERENCE_AGE = (25.0, 92.0), 67.0
+AGE_RANGE, REFERENCE_AGE = (22.0, 97.0), 67.0
 DISEASED_SHARE = 0.478
 REGIONS = ("caudate", "accumbens", "putamen_anterior", "putamen_middle", "putamen_posterior")
 
@@ -107,7 +107,7 @@ def _draw_subject(seed: int, index: int, label: int, sex: str) -> Subject:
     while True:
         diseased = bool(rng.random() < DISEASED_SHARE)
         pattern, loss = _draw_loss(rng, diseased)
-        level = np.exp(0.165 * rng.standard_normal())
+        level = np.exp(0.145 * rng.standard_normal())
         kept = np.exp(-loss + 0.03 * rng.standard_normal((2, 1)) + 0.03 * rng.standard_normal((2, len(REGIONS))))
         seen = kept @ READER_WEIGHTS
         reads = read_case(seen.min() * level**READER_LEVEL, rng)
@@ -140,7 +140,7 @@ def _draw_loss(rng: np.random.Generator, diseased: bool) -> tuple[str, np.ndarra
         if rng.random() < 0.86:
             return "normal", np.zeros((2, len(REGIONS)))
         return "vascular", rng.uniform(0.05, 0.35) * rng.uniform(0.7, 1.0, (2, 1)) * np.array(VASCULAR)
-    worse = np.exp(np.log(0.92) + 0.47 * rng.standard_normal())
+    worse = np.exp(np.log(0.93) + 0.47 * rng.standard_normal())
     if rng.random() < 0.88:
         pattern, shape, other = "parkinson", PARKINSON, rng.beta(4.0, 2.0)
     else:

@@ -25,7 +25,7 @@ def matrix(module, shape):
     rows, columns, values = [], [], []
     for tap in np.ndindex(*kernel):
         at = [o * s - p + t * d for o, t, (_, p, d, _, s) in zip(positions, tap, geometry)]
-        inside = np.all([(0 <= a) & (a < n) for a, n in zip(at, space)], axis=0)
+        inside = np.all([(a >= 0) & (a < n) for a, n in zip(at, space)], axis=0)
         in_site = np.ravel_multi_index([a[inside] for a in at], space)
         for number, channel in np.ndindex(filters, per_group):
             group = number // (filters // module.groups)

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from datxai.errors import InputError
 from datxai.explain import attribute
 
 DOUBLE, SINGLE = 1e-8, 1e-3  # relative L2 of the whole CNN's relevance to the oracle's
-NEIGHBOURS = {torch.float64: 1e-12, torch.float32: 1e-5}  # matrix products sum in an order that depends on the batch
+NEIGHBOURS = {torch.float64: 1e-12, torch.float32: 1e-5}  # products sum in an order that depends on the batch
 PAPER = {name: ("flat", {}) for name in ("conv1", "conv2")} | {
     name: ("alpha_beta", {"alpha": 2, "beta": 1}) for name in ("conv3", "conv4")
 } | {name: ("epsilon", {"epsilon": 1e-4}) for name in ("fc1", "fc2", "output")}
@@ -147,7 +148,7 @@ def test_the_ledger_adds_up(paper, cnn, scans):
         assert [row["layer"] for row in rows] == ["output", "fc2", "fc1", "conv4", "conv3", "conv2", "conv1"]
         assert rows[0]["relevance_in"] == pytest.approx(found.seed[case].sum().item())
         assert rows[-1]["relevance_out"] == pytest.approx(found.relevance[case].sum().item())
-        for above, below in zip(rows, rows[1:]):
+        for above, below in pairwise(rows):
             assert above["relevance_out"] == pytest.approx(below["relevance_in"]), "ReLU and reshaping hand on all"
         for row in rows:
             assert row["relevance_in"] == pytest.approx(row["relevance_out"] + row["absorbed"])

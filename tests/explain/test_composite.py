@@ -166,18 +166,43 @@ def test_every_name_in_the_registries_is_usable(cnn, scans):
     assert set(FAST_RULES) < set(RULES)
 
 
-def test_residual_sums_are_seen_through_the_canonizer():
-    """A residual block of torchvision: relevance is conserved only where the addition has a rule of its own."""
+def residual_networks():
     from torchvision.models.resnet import BasicBlock
+    from torchvision.models.video import resnet as video
 
+    widen = nn.Sequential(nn.Conv3d(2, 8, 1, bias=False), nn.BatchNorm3d(8))
+    return {
+        "resnet": (nn.Sequential(BasicBlock(2, 2), nn.Flatten(), nn.Linear(50, 2)), (2, 5, 5)),
+        "resnet3d": (
+            nn.Sequential(
+                video.BasicBlock(2, 2, video.Conv3DSimple),
+                video.Bottleneck(2, 2, video.Conv3DSimple, downsample=widen),
+                nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 2),
+            ),
+            (2, 4, 5, 4),
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("rules", ["fast", "zennit"])
+@pytest.mark.parametrize("canonizer", ["resnet", "resnet3d"])
+def test_residual_sums_are_layers_through_the_canonizer(canonizer, rules):
+    """Relevance is conserved only where the addition has a rule; batch norms and in-place layers are in the way."""
     torch.manual_seed(7)
-    model = nn.Sequential(BasicBlock(2, 2), nn.Flatten(), nn.Linear(50, 2)).double().eval()
-    x = torch.rand(1, 2, 5, 5, dtype=torch.float64)
+    model, shape = residual_networks()[canonizer]
+    model = model.double().eval()
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+            module.running_var.uniform_(0.5, 2)
+    x = torch.rand(1, *shape, dtype=torch.float64)
+    logits = model(x).detach()
     lines = [
         line("type:Affine", rule="epsilon", epsilon=0.0, zero_params="bias"),
         line("type:Activation", "type:BatchNorm", rule="pass"),
-        line("type:Sum", rule="norm", stabilizer=0.0),
+        line("type:Sum", "type:AvgPool", rule="norm", stabilizer=0.0),
     ]
-    found = attribute(model, x, composite=lines, canonizers=["resnet"], start="one", target=0)
+    found = attribute(model, x, composite=lines, canonizers=[canonizer], start="one", target=0, rules=rules)
+    torch.testing.assert_close(found.logits, logits, rtol=1e-4, atol=1e-4)  # batch norm's own epsilon
     assert found.relevance.sum().item() == pytest.approx(1, rel=1e-6)
     assert "0.canonizer_sum" in [row["layer"] for row in found.ledgers[0]]
+    assert not hasattr(model[0], "canonizer_sum")

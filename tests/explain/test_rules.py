@@ -203,12 +203,12 @@ def test_differentiating_twice_raises():
     x = x.requires_grad_()
     with hook_of(module, fast.Epsilon()).context(module):
         (relevance,) = torch.autograd.grad(module(x), x, upper, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable|does not require grad|twice"):
+        with pytest.raises(RuntimeError, match="differentiate twice"):
             torch.autograd.grad(relevance.sum(), x)
 
 
 def test_forward_is_restored_also_over_another():
-    module, x, _ = case("linear", signed=False)
+    module, _, _ = case("linear", signed=False)
     module.forward = lambda input: input[..., :7] * 2
     inner = module.forward
     with hook_of(module, fast.Pass()).context(module):

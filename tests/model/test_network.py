@@ -75,7 +75,18 @@ def test_the_seed_makes_the_weights_and_nothing_else():
     first, again, other = (build((9, 9, 9), seed=seed).state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not any(torch.equal(first[name], other[name]) for name in first)
+    for name in first:
+        if name.endswith("bias"):
+            assert not first[name].any()
+        else:
+            assert not torch.equal(first[name], other[name])
+
+
+def test_initial_weights_are_glorots():
+    weight = build((9, 9, 9), channels=(16, 16), seed=3).conv2.weight
+    bound = (6 / (27 * 16 + 27 * 16)) ** 0.5
+    assert 0.99 * bound < weight.abs().max() <= bound
+    assert weight.mean().abs() < 4 * bound / (3 * weight.numel()) ** 0.5  # four standard errors
 
 
 def test_layers_and_classes_are_free():

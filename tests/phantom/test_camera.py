@@ -28,19 +28,40 @@ def empty(grid):
     return Volume(np.zeros(grid.shape, np.float32), grid.affine)
 
 
+def measured_fwhm(profiles, pixel_mm):
+    """From the second moment about the mean, without the width of a bin; root mean square over the profiles."""
+    position = np.arange(profiles.shape[1]) * pixel_mm
+    centre = profiles @ position / profiles.sum(axis=1)
+    variance = (profiles * (position - centre[:, None]) ** 2).sum(axis=1) / profiles.sum(axis=1)
+    return FWHM_OF_SIGMA * np.sqrt(variance.mean() - pixel_mm**2 / 12)
+
+
+def theoretical_fwhm(collimator, distance_mm):
+    hole, length, intrinsic = COLLIMATORS[collimator]
+    return np.sqrt(intrinsic**2 + (hole * (1 + distance_mm / length)) ** 2)
+
+
 @pytest.mark.parametrize("collimator", COLLIMATORS)
 @pytest.mark.parametrize("distance_mm", [100.0, 150.0, 200.0])
 def test_point_source_fwhm_at_distance(collimator, distance_mm):
-    """Source on the axis, so that every view sees it at the same distance; on the 4 mm voxels used for heads."""
-    grid = cube(32, 16, 4.0)
+    """Source on the axis, so that every view sees it at the same distance."""
+    grid = cube(33, 17, 2.0)
     camera = replace(DIRECT, pixel_mm=1.0, radius_mm=distance_mm, collimator=COLLIMATORS[collimator])
-    profiles = project(point(grid, (16, 16, 8)), empty(grid), camera).sum(axis=1)
-    position = np.arange(camera.bins)
-    centre = profiles @ position / profiles.sum(axis=1)
-    variance = (profiles * (position - centre[:, None]) ** 2).sum(axis=1) / profiles.sum(axis=1) - 1 / 12
-    hole, length, intrinsic = COLLIMATORS[collimator]
-    theory = np.sqrt(intrinsic**2 + (hole * (1 + distance_mm / length)) ** 2)
-    assert FWHM_OF_SIGMA * np.sqrt(variance.mean()) == pytest.approx(theory, rel=FWHM_TOLERANCE)
+    frames = project(point(grid, (16, 16, 8)), empty(grid), camera)
+    theory = pytest.approx(theoretical_fwhm(collimator, distance_mm), rel=FWHM_TOLERANCE)
+    assert measured_fwhm(frames.sum(axis=1), 1.0) == theory
+    assert measured_fwhm(frames.sum(axis=2), 1.0) == theory
+
+
+def test_point_source_fwhm_off_the_axis_on_the_voxels_of_a_head():
+    grid = cube(40, 16, 4.0)
+    x, y, _ = grid.index_to_mm((25, 12, 8))
+    camera = replace(DIRECT, views=40, pixel_mm=1.0, bins=160, start_angle_deg=3.0, radius_mm=150.0)
+    angle = np.deg2rad(camera.angles_deg)
+    distance = 150.0 + x * np.sin(angle) + y * np.cos(angle)
+    theory = np.sqrt(np.mean(theoretical_fwhm("lehr_24mm", distance) ** 2))
+    frames = project(point(grid, (25, 12, 8)), empty(grid), camera)
+    assert measured_fwhm(frames.sum(axis=1), 1.0) == pytest.approx(theory, rel=FWHM_TOLERANCE)
 
 
 def test_resolution_of_the_reference_collimator_is_the_published_one():
@@ -66,11 +87,13 @@ def test_attenuation_of_a_uniform_cylinder():
 
 def test_nothing_is_lost_and_the_broad_parts_are_added():
     grid = cube(24, 8, 4.0)
-    source = point(grid, (14, 9, 4))
+    blob = np.exp(-(((grid.world_coordinates() - (6, -9, 0)) / 8.0) ** 2).sum(axis=-1) / 2)
+    amount = blob.sum() * grid.voxel_ml
+    source = Volume(blob, grid.affine)
     direct = project(source, empty(grid), DIRECT)
-    assert direct.sum(axis=(1, 2)) == pytest.approx(grid.voxel_ml, rel=COUNT_TOLERANCE)
+    assert direct.sum(axis=(1, 2)) == pytest.approx(amount, rel=COUNT_TOLERANCE)
     wide = project(source, empty(grid), replace(DIRECT, rows=200, bins=200, pixel_mm=4.0, scatter=(0.3, 90.0)))
-    assert wide.sum(axis=(1, 2)) == pytest.approx(1.3 * grid.voxel_ml, rel=COUNT_TOLERANCE)
+    assert wide.sum(axis=(1, 2)) == pytest.approx(1.3 * amount, rel=COUNT_TOLERANCE)
 
 
 def test_where_things_are_seen():

@@ -11,7 +11,7 @@ from datxai.phantom.population import AGE_RANGE, REGIONS, STRATA, draw_populatio
 from datxai.phantom.reads import READERS
 
 PAPER = 1296
-AGE_TOLERANCE_YEARS = 1.5  # of a mean over some 300
+STANDARD_ERRORS = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,9 @@ def test_a_subject_depends_on_seed_and_number_only(population):
 def test_ages_are_those_of_the_paper(population):
     for (label, sex), (_, mean, deviation) in STRATA.items():
         ages = np.array([s.age for s in population if (s.label, s.sex) == (label, sex)])
-        assert ages.mean() == pytest.approx(mean, abs=AGE_TOLERANCE_YEARS)
-        assert ages.std() == pytest.approx(deviation, abs=AGE_TOLERANCE_YEARS)
+        error = deviation / np.sqrt(ages.size)
+        assert ages.mean() == pytest.approx(mean, abs=STANDARD_ERRORS * error)
+        assert ages.std() == pytest.approx(deviation, abs=STANDARD_ERRORS * error)
         assert ages.min() >= AGE_RANGE[0]
         assert ages.max() <= AGE_RANGE[1]
 

@@ -1,0 +1,232 @@
+"""Filtered back projection against closed formulas and against scikit-image."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import integrate, special
+from skimage.transform import iradon
+
+from datxai.errors import InputError
+from datxai.imaging.reconstruction import FILTERS, reconstruct
+
+IRADON_TOLERANCE = 0.02
+SMOOTH_TOLERANCE = 0.02  # relative L2 on a source without edges; linear interpolation of the bins
+SHEPP_LOGAN_TOLERANCE = 0.15  # with edges, which ring
+FWHM_TOLERANCE = 0.05
+COUNT_TOLERANCE = 0.01
+LINEARITY_TOLERANCE = 1e-4  # float32, values up to 20
+FULL_TURN = np.arange(120) * 3.0
+
+# Modified Shepp-Logan head (Toft 1996): value, semi-axes, centre, angle in degrees
+ELLIPSES = (
+    (1.0, 0.69, 0.92, 0.0, 0.0, 0),
+    (-0.8, 0.6624, 0.874, 0.0, -0.0184, 0),
+    (-0.2, 0.11, 0.31, 0.22, 0.0, -18),
+    (-0.2, 0.16, 0.41, -0.22, 0.0, 18),
+    (0.1, 0.21, 0.25, 0.0, 0.35, 0),
+    (0.1, 0.046, 0.046, 0.0, 0.1, 0),
+    (0.1, 0.046, 0.046, 0.0, -0.1, 0),
+    (0.1, 0.046, 0.023, -0.08, -0.605, 0),
+    (0.1, 0.023, 0.023, 0.0, -0.606, 0),
+    (0.1, 0.023, 0.046, 0.06, -0.605, 0),
+)
+
+
+def positions(bins, fine=1):
+    return (np.arange(bins * fine) + 0.5) / fine - bins / 2
+
+
+def shepp_logan(bins, angles_deg, fine=8):
+    """Its projections (views, bins), by chords, and its image (x, y), both averaged over bins of width 1."""
+    scale = 0.48 * bins
+    s, normals = positions(bins, fine) / scale, -np.deg2rad(angles_deg)[:, None]
+    x, y = np.meshgrid(s, s, indexing="ij")
+    lines, image = np.zeros((len(angles_deg), s.size)), np.zeros_like(x)
+    for value, a, b, x0, y0, degrees in ELLIPSES:
+        tilt = np.deg2rad(degrees)
+        along, across = x - x0, y - y0
+        u, v = along * np.cos(tilt) + across * np.sin(tilt), across * np.cos(tilt) - along * np.sin(tilt)
+        image += value * ((u / a) ** 2 + (v / b) ** 2 < 1)
+        width = np.hypot(a * np.cos(normals - tilt), b * np.sin(normals - tilt))
+        offset = s - x0 * np.cos(normals) - y0 * np.sin(normals)
+        lines += value * 2 * a * b / width**2 * np.sqrt(np.clip(width**2 - offset**2, 0, None)) * scale
+    return lines.reshape(-1, bins, fine).mean(axis=2), image.reshape(bins, fine, bins, fine).mean(axis=(1, 3))
+
+
+def gaussian_projections(angles_deg, centre=(0.0, 0.0), sigma=3.0, bins=64, shift=0.0, amount=1000.0):
+    """A Gaussian of ``amount`` counts at ``centre`` (x, y), in bins."""
+    theta = np.deg2rad(angles_deg)[:, None]
+    s = np.arange(bins) - (bins - 1) / 2 - shift
+    middle = centre[0] * np.cos(theta) - centre[1] * np.sin(theta)
+    return amount * np.exp(-((s - middle) ** 2) / (2 * sigma**2)) / (sigma * np.sqrt(2 * np.pi))
+
+
+def gaussian_image(centre, sigma=3.0, bins=64, amount=1000.0):
+    x, y = np.meshgrid(*2 * [np.arange(bins) - (bins - 1) / 2], indexing="ij")
+    square = (x - centre[0]) ** 2 + (y - centre[1]) ** 2
+    return amount * np.exp(-square / (2 * sigma**2)) / (2 * np.pi * sigma**2)
+
+
+def relative(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def slice_of(lines, angles=FULL_TURN, pixel_mm=4.0, **options):
+    return reconstruct(lines[:, None, :], angles, pixel_mm, **options).data[:, :, 0]
+
+
+@pytest.mark.parametrize("name", ["ramp", "shepp-logan", "hann"])
+@pytest.mark.parametrize("turn", [180.0, 360.0])
+def test_agrees_with_iradon_at_nyquist(name, turn):
+    """An odd number of bins, where both rotate about the same bin: iradon's is n // 2, a camera's (n - 1) / 2."""
+    bins = 95
+    angles = np.arange(90) * turn / 90
+    lines, _ = shepp_logan(bins, angles)
+    theirs = iradon(lines.T, theta=angles, filter_name=name, circle=True).T
+    x, y = np.meshgrid(*2 * [positions(bins)])
+    inside = np.hypot(x, y) < bins / 2 - 1
+    ours = slice_of(lines, angles, filter=name)
+    assert relative(ours[inside], theirs[inside]) < IRADON_TOLERANCE
+
+
+def test_shepp_logan_head():
+    lines, image = shepp_logan(128, np.arange(180.0))
+    assert relative(slice_of(lines, np.arange(180.0), filter="ramp"), image) < SHEPP_LOGAN_TOLERANCE
+
+
+def test_a_smooth_source_comes_back_in_its_place():
+    """And says where right, front and top are: the detector stands at the back at 0 and at the left at 90 degrees."""
+    centre = (9.0, -14.0)  # right and back
+    lines = gaussian_projections(FULL_TURN, centre)
+    rows = np.zeros((120, 5, 64))
+    rows[:, 1] = lines  # near the top
+    volume = reconstruct(rows, FULL_TURN, 4.0, row_spacing_mm=6.0, filter="ramp")
+    assert relative(volume.data[:, :, 3], gaussian_image(centre)) < SMOOTH_TOLERANCE
+    assert not volume.data[:, :, [0, 1, 2, 4]].any()
+    peak = volume.grid.index_to_mm(np.unravel_index(volume.data.argmax(), volume.shape))
+    assert peak == pytest.approx((36, -56, 6), abs=3.0)
+    assert volume.grid.spacing.tolist() == [4, 4, 6]
+    assert volume.grid.index_to_mm((31.5, 31.5, 2)) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("name", [f for f in FILTERS if f not in ("none", "butterworth")])
+@pytest.mark.parametrize("cutoff_per_cm", [1.25, 0.8])
+def test_point_spread_is_that_of_the_filter(name, cutoff_per_cm):
+    """FWHM of the inverse Hankel transform of window x source, both known in closed form."""
+    sigma, cutoff = 1.2, cutoff_per_cm * 0.4
+    window = {
+        "ramp": lambda f: 1.0,
+        "shepp-logan": lambda f: np.sinc(f / (2 * cutoff)),
+        "hann": lambda f: 0.5 * (1 + np.cos(np.pi * f / cutoff)),
+    }[name]
+
+    def spread(r):
+        def integrand(f):
+            return f * window(f) * np.exp(-2 * (np.pi * f * sigma) ** 2) * special.j0(2 * np.pi * r * f)
+
+        return integrate.quad(integrand, 0, cutoff)[0]
+
+    r = np.linspace(0, 6, 200)
+    theory = 2 * np.interp(-0.5, [-spread(v) / spread(0) for v in r], r)
+    image = slice_of(gaussian_projections(FULL_TURN, sigma=sigma, bins=63), filter=name, cutoff_per_cm=cutoff_per_cm)
+    profile = image[31:40, 31] / image[31, 31]
+    found = 2 * np.interp(-0.5, -profile[: profile.argmin() + 1], np.arange(profile.argmin() + 1))
+    assert found == pytest.approx(theory, rel=FWHM_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", [f for f in FILTERS if f != "none"])
+def test_counts_are_kept(name):
+    lines = gaussian_projections(FULL_TURN, (5.0, 3.0))
+    assert slice_of(lines, filter=name).sum() == pytest.approx(lines.sum() / 120, rel=COUNT_TOLERANCE)
+
+
+@settings(max_examples=20, deadline=None)
+@given(a=st.floats(-3, 3), b=st.floats(-3, 3), seed=st.integers(0, 1000))
+def test_it_is_linear(a, b, seed):
+    first, second = np.random.default_rng(seed).random((2, 8, 3, 16)) + 0.1
+    angles = np.arange(8) * 22.5
+    whole = reconstruct(a * first + b * second + 5.0, angles, 4.0).data
+    parts = [reconstruct(p, angles, 4.0).data for p in (first, second, np.full_like(first, 5.0))]
+    assert np.abs(whole - (a * parts[0] + b * parts[1] + parts[2])).max() < LINEARITY_TOLERANCE
+
+
+def test_views_in_any_order_and_unevenly_spread():
+    centre = (9.0, -14.0)
+    angles = np.concatenate([np.arange(0, 90, 2.0), np.arange(90, 180, 6.0)])
+    uneven = slice_of(gaussian_projections(angles, centre), angles, filter="ramp")
+    assert relative(uneven, gaussian_image(centre)) < SMOOTH_TOLERANCE
+    order = np.random.default_rng(0).permutation(angles.size)
+    shuffled = slice_of(gaussian_projections(angles[order], centre), angles[order], filter="ramp")
+    assert shuffled == pytest.approx(uneven, abs=1e-5)
+
+
+def test_the_centre_of_rotation_may_lie_off_the_middle():
+    centre = (9.0, -14.0)
+    lines = gaussian_projections(FULL_TURN, centre, shift=1.3)
+    moved = slice_of(lines, filter="ramp", centre=31.5 + 1.3)
+    assert relative(moved, gaussian_image(centre)) < SMOOTH_TOLERANCE
+    assert relative(slice_of(lines, filter="ramp"), gaussian_image(centre)) > 0.2
+
+
+def test_a_cutoff_beyond_nyquist_is_nyquist_and_recorded():
+    lines = gaussian_projections(FULL_TURN)[:, None]
+    at, beyond = (reconstruct(lines, FULL_TURN, 5.0, cutoff_per_cm=c) for c in (1.0, 1.25))
+    assert np.array_equal(at.data, beyond.data)
+    record = beyond.recorded("reconstruct")
+    assert (record["cutoff_per_cm"], record["cutoff_requested_per_cm"]) == (1.0, 1.25)
+    assert (record["filter"], record["views"]) == ("shepp-logan", 120)
+
+
+def test_plain_back_projection_only_adds_up():
+    lines = np.ones((120, 1, 32))
+    inside = slice_of(lines[:, 0], filter="none")[12:20, 12:20]
+    assert inside == pytest.approx(np.full((8, 8), np.pi), rel=1e-5)
+
+
+def test_chang_flattens_a_uniform_cylinder():
+    """Projections of a disk with its own attenuation, by the closed formula (1 - exp(-mu chord)) / mu."""
+    mu, radius = 0.15, 9.0
+    s = positions(96, 8) * 0.4
+    chord = 2 * np.sqrt(np.clip(radius**2 - s**2, 0, None))
+    line = ((1 - np.exp(-mu * chord)) / mu).reshape(96, 8).mean(axis=1)
+    projections = np.broadcast_to(line, (120, 24, 96))
+    plain = reconstruct(projections, FULL_TURN, 4.0).data[:, :, 12]
+    fixed = reconstruct(projections, FULL_TURN, 4.0, attenuation_per_cm=mu).data[:, :, 12]
+    x, y = np.meshgrid(*2 * [positions(96) * 0.4])
+    inside = np.hypot(x, y) < radius - 1.5
+    centre = np.hypot(x, y) < 1.5
+    assert plain[centre].mean() < 0.75 * plain[inside].max()
+    assert fixed[inside].std() < 0.05 * fixed[inside].mean()
+    truth = 0.4  # activity 1 per cm, bins of 0.4 cm: a ray of length l cm counts l, a voxel 0.4
+    assert fixed[inside].mean() == pytest.approx(truth, rel=0.05)
+
+
+def test_post_filter_widens_and_is_recorded():
+    lines = gaussian_projections(FULL_TURN, bins=63)
+    volume = reconstruct(np.repeat(lines[:, None], 31, axis=1), FULL_TURN, 4.0, filter="ramp", post_filter_mm=12.0)
+    expected = gaussian_image((0, 0), np.hypot(3.0, 3.0 / np.sqrt(8 * np.log(2))), bins=63)
+    assert relative(volume.data[:, :, 15], expected) < SMOOTH_TOLERANCE
+    assert volume.recorded("post_filter")["fwhm_mm"] == 12.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"projections": np.zeros((12, 4, 8))}, "every count is zero"),
+        ({"projections": np.ones((12, 8))}, "have shape \\(12, 8\\), expected \\(views, rows, bins\\)"),
+        ({"projections": np.full((12, 4, 8), np.nan)}, "NaN or infinite"),
+        ({"angles_deg": np.arange(11.0)}, "12 views but 11 angles"),
+        ({"angles_deg": np.arange(12) * 10.0}, "gap of 70 degrees"),
+        ({"angles_deg": np.full(12, np.nan)}, "NaN or infinite"),
+        ({"pixel_mm": 0.0}, "pixel_mm: 0.0 is no length"),
+        ({"row_spacing_mm": -1.0}, "row_spacing_mm: -1.0 is no length"),
+        ({"filter": "hamming"}, "'hamming' is not known, expected one of ramp"),
+        ({"cutoff_per_cm": 0.0}, "expected more than 0 cycles"),
+    ],
+)
+def test_what_cannot_be_reconstructed_is_said_in_one_sentence(change, message):
+    good = {"projections": np.ones((12, 4, 8)), "angles_deg": np.arange(12) * 30.0, "pixel_mm": 4.0}
+    assert reconstruct(**good).shape == (8, 8, 4)
+    with pytest.raises(InputError, match=message):
+        reconstruct(**{**good, **change})

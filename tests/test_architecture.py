@@ -9,7 +9,7 @@ import datxai
 
 PACKAGE = Path(datxai.__file__).parent
 ROOMS = {"imaging", "phantom", "cohort", "model", "explain", "analysis"}
-FOUNDATION = {"volume", "files", "errors", "mni", "memory", "config", "run"}
+FOUNDATION = {"volume", "files", "errors", "mni", "memory", "config", "run", "results", "progress"}
 ONLY_IN = {
     "hydra": {"cli.py"},
     "omegaconf": {"cli.py"},
@@ -43,10 +43,15 @@ def test_import_direction(path):
     inside = {name.split(".")[1] for name in imports(path) if name.startswith("datxai.")}
     here = place(path)
     if here in ROOMS:
-        assert not inside & (ROOMS - {here}), "rooms meet in pipeline.py only"
+        assert not inside & (ROOMS - {here}), "rooms meet in the stages only"
         assert not inside & {"pipeline", "cli", "run", "config"}, "rooms know nothing of the run"
+        assert not inside & {"stages", "case", "results"}
     elif here.removesuffix(".py") in FOUNDATION:
-        assert not inside & (ROOMS | {"pipeline", "cli"}), "the foundation stands on nothing above it"
+        assert not inside & (ROOMS | {"pipeline", "cli", "stages", "case"}), "the foundation stands on nothing above it"
+    elif here in {"stages", "case.py"}:
+        assert not inside & {"pipeline", "cli"}
+    elif here == "pipeline.py":
+        assert not inside & ROOMS, "stages talk to rooms, the pipeline to stages"
     elif here == "cli.py":
         assert inside <= {"config", "pipeline", "errors", "conf", "__version__"}
 

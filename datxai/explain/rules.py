@@ -143,7 +143,8 @@ class Epsilon(Rule):
 
     def run(self, module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
         output = _product(module, x, module.weight, module.bias)
-        z = output - _bias_like(module, output) if self.bias_is_apart(module) else output.clone()  # the next layer may write it
+        apart = self.bias_is_apart(module)
+        z = output - _bias_like(module, output) if apart else output.clone()  # the next layer may write into it
         return output, x, z
 
     def hand_on(self, module: nn.Module, relevance: Tensor, x: Tensor, z: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Regions and the FP-CIT template in MNI space, on any grid, mirror images of themselves about x = 0.
 
-Source of the packaged anatomy: `datxai.mni`. Everything is worked out once on a 1 mm lattice and averaged onto
-the grid that is asked for; a voxel belongs to a region that fills at least half of it.
+Source of the packaged anatomy: `datxai.mni`. Everything is worked out once on a 1 mm lattice and averaged
+onto the grid that is asked for; a voxel belongs to a region that fills at least half of it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HEAD = Grid.axis_aligned((103, 125, 117), (2, 2, 2), (-102, -142, -120), "head")
 MIDLINE = LATTICE.shape[0] // 2  # index of x = 0
 
 WHOLE = ("brain", "reference_region")  # regions without sides
-REQUIRED = ("caudate", "putamen", "thalamus")  # on both sides; accumbens, pallidum, brainstem where there are any
+REQUIRED = ("caudate", "putamen", "thalamus")  # on both sides; any other region may be missing
 ROI_REACH_MM = 6.0  # the large ROIs of the hottest-voxels analysis reach this far beyond the anatomy
 STRIATUM_MARGIN_MM = 12.0  # one FWHM of a clinical scan: nearer by, striatal counts spill into the reference
 MARGIN_MM = 4.0  # between the reference region and thalamus, brain stem and ventricles
@@ -34,8 +34,8 @@ VENTRICLE_DEPTH_MM = 20.0  # cerebrospinal fluid deeper than this below the surf
 
 TEMPLATE_FWHM_MM = 12.0
 CSF_UPTAKE = 0.4
-# Uptake relative to the reference region before blurring, outside caudate and putamen: what an average of normal
-# FP-CIT scans shows.
+# Uptake relative to the reference region before blurring, outside caudate and putamen: what an average of
+# normal FP-CIT scans shows.
 UPTAKE = {
     "pallidum": 2.0, "accumbens": 2.5, "thalamus": 1.4, "amygdala": 1.2, "insula": 1.1, "hippocampus": 1.1,
     "brainstem": 1.1, "cuneus": 0.9, "superiortemporal": 0.9, "medialorbitofrontal": 0.85,
@@ -57,8 +57,8 @@ class Atlas:
     """Anatomy on `LATTICE`, symmetric about x = 0.
 
     ``labels`` holds whole numbers, ``names`` says which region each is (``caudate_left``, ``brainstem``),
-    ``tissue`` is the fraction of grey and white matter. ``masks`` has the regions of `make_regions` as boolean arrays; of
-    those that come in pairs, only the left one.
+    ``tissue`` is the fraction of grey and white matter. ``masks`` has the regions of `make_regions` as
+    boolean arrays; of those that come in pairs, only the left one.
     """
 
     labels: Volume
@@ -76,8 +76,8 @@ def load_atlas(labels: Path | None = None, names: Path | None = None) -> Atlas:
     labels : path, optional
         NIfTI label image in MNI space, any resolution. Labels that ``names`` does not list are ignored.
     names : path, optional
-        Table with the columns ``index``, ``name`` and optionally ``hemisphere`` (L, R or B); without it, names
-        end in ``_left`` or ``_right``. Caudate, putamen and thalamus must be there on both sides.
+        Table with the columns ``index``, ``name`` and optionally ``hemisphere`` (L, R or B); without it,
+        names end in ``_left`` or ``_right``. Caudate, putamen and thalamus must be there on both sides.
     """
     if (labels is None) != (names is None):
         raise InputError("atlas: give both a label image and a table of its names, or neither.")
@@ -92,7 +92,7 @@ def load_atlas(labels: Path | None = None, names: Path | None = None) -> Atlas:
     missing = [name for index, name in table.items() if name.startswith(REQUIRED) and index not in present]
     if missing:
         raise InputError(
-            f"{labels}: no voxel of {', '.join(missing)} lies in the MNI brain; check the labels and the affine."
+            f"{labels}: no voxel of {', '.join(missing)} lies in the MNI brain; check its affine."
         )
     masks = _make_masks(symmetric, table, tissue)
     return Atlas(Volume(symmetric, LATTICE.affine), table, Volume(tissue, LATTICE.affine), masks)
@@ -101,11 +101,12 @@ def load_atlas(labels: Path | None = None, names: Path | None = None) -> Atlas:
 def make_regions(grid: Grid, atlas: Atlas) -> dict[str, np.ndarray]:
     """Boolean masks of shape ``grid.shape``.
 
-    ``brain``; ``reference_region``: brain without striata, thalamus, brain stem and ventricles and without what
-    lies near them (`STRIATUM_MARGIN_MM`, `MARGIN_MM`); anatomical ``caudate``, ``putamen`` and ``striatum`` (with
-    accumbens); and the large ROIs of the hottest-voxels analysis, ``caudate_roi``, ``putamen_roi`` and
-    ``striatum_roi``, which reach `ROI_REACH_MM` further; what is near both caudate and putamen goes to the nearer.
-    All but the first two end in ``_left`` or ``_right``. Raises `InputError` if the grid misses one of them.
+    ``brain``; ``reference_region``: brain without striata, thalamus, brain stem and ventricles and without
+    what lies near them (`STRIATUM_MARGIN_MM`, `MARGIN_MM`); anatomical ``caudate``, ``putamen`` and
+    ``striatum`` (with accumbens); and the large ROIs of the hottest-voxels analysis, ``caudate_roi``,
+    ``putamen_roi`` and ``striatum_roi``, which reach `ROI_REACH_MM` further; what is near both caudate and
+    putamen goes to the nearer. All but the first two end in ``_left`` or ``_right``. Raises `InputError` if
+    the grid misses one of them.
     """
     regions = {}
     for name, mask in atlas.masks.items():
@@ -178,7 +179,7 @@ def _make_extracranial(brain: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _make_masks(labels: np.ndarray, names: Mapping[int, str], tissue: np.ndarray) -> dict[str, np.ndarray]:
-    """The masks of an `Atlas`; as all is symmetric, distances within the left half are those within the whole."""
+    """The masks of an `Atlas`. In a symmetric head the distances within one half are those within the whole."""
     left = labels[: MIDLINE + 1]
 
     def structure(*wanted: str) -> np.ndarray:
@@ -274,7 +275,7 @@ def _fill(mask: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def _average(data: np.ndarray, grid: Grid) -> tuple[tuple[slice, ...], np.ndarray]:
-    """Mean of data on `LATTICE` in the voxels of ``grid``: the box outside which it is zero, the means within."""
+    """Mean of data on `LATTICE` in the voxels of ``grid``: the box that holds it all, and the means in the box."""
     source = _grow(_box(data > 0), 1, data.shape)
     start = [s.start for s in source]
     crop = Volume(data[source], _shifted(LATTICE.affine, start))
@@ -321,7 +322,7 @@ def _read_names(path: Path) -> dict[int, str]:
     rows = read_table(path)
     if not {"index", "name"} <= rows[0].keys():
         raise InputError(
-            f"{path}: has the columns {', '.join(rows[0])}, expected index and name (and hemisphere); rename them."
+            f"{path}: has the columns {', '.join(rows[0])}, expected index and name; rename them."
         )
     names: dict[int, str] = {}
     for row in rows:
@@ -329,7 +330,7 @@ def _read_names(path: Path) -> dict[int, str]:
         side = {"L": "_left", "R": "_right"}.get(row.get("hemisphere", "").upper(), "")
         if not row["index"].isdecimal() or not 0 < int(row["index"]) < 2**15 or int(row["index"]) in names:
             raise InputError(
-                f"{path}: index {row['index']!r} is not a whole number from 1 to 32767, or is there twice; correct it."
+                f"{path}: index {row['index']!r} is not from 1 to 32767 or is there twice; correct it."
             )
         names[int(row["index"])] = name if name.endswith(side) else name + side
     listed = set(names.values())

@@ -19,15 +19,16 @@ def mirror(volume: Volume) -> Volume:
     reverse[0, 3] = volume.shape[0] - 1  # voxel i goes to n - 1 - i
     reflected = np.diag([-1.0, 1.0, 1.0, 1.0]) @ volume.affine @ reverse
     if not np.allclose(reflected, volume.affine, rtol=0, atol=AFFINE_TOLERANCE_MM):
+        first, last = volume.affine[0, 3], volume.grid.index_to_mm(reverse[:3, 3])[0]
         raise InputError(
-            f"grid: voxels lie from x = {volume.affine[0, 3]:g} to {volume.grid.index_to_mm(reverse[:3, 3])[0]:g} mm, "
-            f"expected a grid along the axes of MNI space and symmetric about x = 0; change its shape or origin."
+            f"grid: voxel centres lie from x = {first:g} to {last:g} mm, expected a grid along the axes of MNI space "
+            f"and symmetric about x = 0; change its shape or origin."
         )
     return volume.after("mirror", np.ascontiguousarray(volume.data[::-1]))
 
 
 def mirror_to_lower_left(volume: Volume, sbr: Mapping[str, float]) -> tuple[Volume, bool]:
-    """Mirror the volume if its right putamen has the lower specific binding ratio; also say whether that was done."""
+    """Mirror the volume if its right putamen has the lower specific binding ratio, and say whether it had."""
     mirrored = sbr["putamen_right"] < sbr["putamen_left"]
     return (mirror(volume) if mirrored else volume), mirrored
 

@@ -12,9 +12,11 @@ from datxai.volume import Volume
 def average_hottest(data: np.ndarray, mask: np.ndarray, volume_ml: float, voxel_ml: float) -> float:
     """Mean of the hottest voxels of ``mask`` that make up ``volume_ml`` together.
 
-    The last voxel counts by the fraction that is still needed. A mask smaller than ``volume_ml`` is averaged whole.
+    The last voxel counts by the fraction that is still needed. A mask smaller than ``volume_ml`` is
+    averaged whole.
     """
-    assert mask.any() and volume_ml > 0
+    assert mask.any()
+    assert volume_ml > 0
     values = data[mask].astype(np.float64)
     wanted = volume_ml / voxel_ml
     if wanted >= len(values):
@@ -34,12 +36,13 @@ def measure_sbr(
 ) -> dict[str, float]:
     """Specific binding ratio of putamen, caudate and striatum on both sides: hottest voxels / reference - 1.
 
-    ``volume`` is scaled by the reference region, so the reference is 1. ``regions`` holds the large unilateral ROIs
-    (``putamen_roi_left``, ...) as boolean masks on the volume's grid.
+    ``volume`` is scaled by the reference region, so the reference is 1. ``regions`` holds the large
+    unilateral ROIs (``putamen_roi_left``, ...) as boolean masks on the volume's grid.
     """
     amounts = {"putamen": putamen_ml, "caudate": caudate_ml, "striatum": striatum_ml}
+    voxel_ml = volume.grid.voxel_ml
     return {
-        f"{name}_{side}": average_hottest(volume.data, regions[f"{name}_roi_{side}"], ml, volume.grid.voxel_ml) - 1.0
+        f"{name}_{side}": average_hottest(volume.data, regions[f"{name}_roi_{side}"], ml, voxel_ml) - 1.0
         for name, ml in amounts.items()
         for side in ("left", "right")
     }

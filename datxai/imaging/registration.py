@@ -1,9 +1,9 @@
 """Affine registration of a DAT-SPECT scan to the template, by least squares over the template's ingredients.
 
-A scan is modelled as a weighted sum of bases (brain, each caudate and putamen, scalp, glands) plus a constant, moved
-by an affine map. Weights and map are found together by Levenberg-Marquardt steps from coarse to fine (the principle
-of Friston et al. 1995, doi 10.1002/hbm.460030303). Because the weights are free, a scan whose striatum is dark or
-whose glands outshine the brain is fitted as well as a healthy one.
+A scan is modelled as a weighted sum of bases (brain, each caudate and putamen, scalp, glands) plus a
+constant, moved by an affine map. Weights and map are found together by Levenberg-Marquardt steps from
+coarse to fine (the principle of Friston et al. 1995, doi 10.1002/hbm.460030303). Because the weights are
+free, a scan whose striatum is dark or whose glands outshine the brain is fitted as well as a healthy one.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from scipy import ndimage
 from datxai.errors import InputError
 from datxai.volume import Grid, Volume, resample
 
-# FWHM of the smoothing of scan and bases, coarse to fine. Points no farther than this from the brain take part: the
-# scalp helps to find the head, but the fine fit is to see nothing of the glands, which lie elsewhere in every person.
+# FWHM of the smoothing of scan and bases, coarse to fine. Points no farther than this from the brain take
+# part: the scalp helps to find the head, but the fine fit is to see nothing of the glands, which lie
+# elsewhere in every person.
 LEVELS_MM = (16.0, 8.0, 4.0)
 PITCHES_DEG = (-24.0, -12.0, 0.0, 12.0, 24.0)  # chin down, chin up: the starts that are tried
 LIFTS_MM = (-25.0, 0.0, 25.0)  # along the patient's axis: scans that show more or less of the neck
@@ -30,7 +31,7 @@ CONVERGED = 1e-4  # a level ends when a step lowers the unexplained variance by 
 
 MIN_SIMILARITY = 0.85
 ZOOMS = (0.75, 1.3)  # of a head relative to the template along any axis
-MAX_ROTATION_DEG = 45.0
+MAX_ROTATION_DEG = 60.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +39,9 @@ class Registration:
     """How a scan lies in the template's space.
 
     ``affine`` (4 x 4) maps world mm of the template to world mm of the scan, as `resample` takes it.
-    ``similarity`` is the correlation of scan and fitted template over the head, both smoothed by 16 mm so that noise
-    does not count; ``weights`` are those of the bases in units of the scan, ``iterations`` counts the accepted
-    steps. ``plausible`` says whether the result may be used, ``reason`` why not.
+    ``similarity`` is the correlation of scan and fitted template over the head, both smoothed by 16 mm so
+    that noise does not count; ``weights`` are those of the bases in units of the scan, ``iterations``
+    counts the accepted steps. ``plausible`` says whether the result may be used, ``reason`` why not.
     """
 
     affine: np.ndarray
@@ -59,8 +60,8 @@ def register(volume: Volume, bases: Mapping[str, Volume]) -> Registration:
     volume : Volume
         A scan of the head, any lattice and resolution.
     bases : mapping of str to Volume
-        What the scan is a weighted sum of, all on one grid around the head. The first shows the whole brain; a
-        single template will do, but not follow a diseased striatum as well.
+        What the scan is a weighted sum of, all on one grid around the head. The first shows the whole
+        brain; a single template will do, but not follow a diseased striatum as well.
 
     Raises `InputError` if the scan has no head in it that could be told from its background. A poor fit is
     no exception: see `Registration.plausible`.
@@ -88,27 +89,11 @@ class _Fit:
     steps: int
 
 
-def _generators(*names: str) -> np.ndarray:
-    """Directions in the space of 3 x 4 matrices [linear | translation], shape (n, 3, 4)."""
-    entries = {
-        "translation": [[(i, 3, 1)] for i in range(3)],
-        "rotation": [[(i, j, 1), (j, i, -1)] for i, j in ((0, 1), (0, 2), (1, 2))],
-        "zoom": [[(i, i, 1) for i in range(3)]],
-        "strain": [[(0, 0, 1), (1, 1, -1)], [(1, 1, 1), (2, 2, -1)]],
-        "shear": [[(i, j, 1), (j, i, 1)] for i, j in ((0, 1), (0, 2), (1, 2))],
-    }
-    matrices = []
-    for name in names:
-        for entry in entries[name]:
-            matrix = np.zeros((3, 4))
-            for i, j, value in entry:
-                matrix[i, j] = value
-            matrices.append(matrix)
-    return np.array(matrices)
-
-
-_RIGID_AND_ZOOM = _generators("translation", "rotation", "zoom")
-_AFFINE = _generators("translation", "rotation", "zoom", "strain", "shear")
+# Directions in the space of 3 x 4 matrices [linear | translation], shape (n, 3, 4).
+_AFFINE = np.eye(12).reshape(12, 3, 4)
+_ZOOM = _AFFINE[0] + _AFFINE[5] + _AFFINE[10]
+_ROTATIONS = _AFFINE[[1, 2, 6]] - _AFFINE[[4, 8, 9]]
+_RIGID_AND_ZOOM = np.stack([*_AFFINE[[3, 7, 11]], *_ROTATIONS, _ZOOM])
 _RADIUS_MM = 70.0  # of a head: brings linear parameters and translations to one scale
 
 
@@ -216,8 +201,8 @@ def _find_head(volume: Volume) -> tuple[Volume, np.ndarray]:
     labels, count = ndimage.label(head)
     if not count or head.all():
         raise InputError(
-            "registration: no head stands out from the background of the scan, expected a whole head; check the scan "
-            "or set registration=none."
+            "registration: no head stands out from the background of the scan, expected a whole head; "
+            "check the scan or set registration=none."
         )
     head = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     centre = coarse.grid.index_to_mm(ndimage.center_of_mass(head))
@@ -231,7 +216,7 @@ def _find_head(volume: Volume) -> tuple[Volume, np.ndarray]:
 
 
 def _find_bright(data: np.ndarray) -> np.ndarray:
-    """What is brighter than `EDGE` of the median of what lies above the mean; a few hot spots change nothing."""
+    """What is brighter than `EDGE` of the median of what lies above the mean: hot spots change little."""
     bright = data[data > max(data.mean(), 0)]
     return data > EDGE * np.median(bright) if bright.size else np.zeros(data.shape, bool)
 

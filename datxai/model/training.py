@@ -74,7 +74,7 @@ def train(
     on_batch
         Called with the number of batches done since the last call: 1, or first those done before a resume.
     on_epoch
-        Called with the epoch's row of the history, when all of it is on disk.
+        Called with the epoch's row of the history, after the files are written.
 
     Returns
     -------

@@ -33,12 +33,12 @@ REGIONS = ("caudate", "accumbens", "putamen_anterior", "putamen_middle", "putame
 NORMAL = {"binding": (9.2, 2.2, 5.5, 5.4, 5.1), "decade": (0.02, 0.02, 0.03, 0.035, 0.04)}
 FEMALE_GAIN = 0.05
 # per region: log loss at severity 1
-PARKINSON = (0.40, 0.25, 0.70, 0.92, 1.15)
+PARKINSON = (0.36, 0.20, 0.62, 0.95, 1.32)
 ATYPICAL = (0.85, 0.55, 0.92, 1.00, 1.05)
 VASCULAR = (0.9, 0.6, 1.0, 1.0, 1.0)
 # how much of what a reader sees is each region; and the share of a person's general level that he does not
 # take for normal variation
-READER_WEIGHTS, READER_LEVEL = (0.0, 0.0, 0.2, 0.35, 0.45), 0.4
+READER_WEIGHTS, READER_LEVEL = (0.0, 0.0, 0.2, 0.35, 0.45), 0.5
 
 
 @dataclass(frozen=True)

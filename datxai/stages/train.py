@@ -11,7 +11,7 @@ from pathlib import Path
 from datxai.case import choose_device, grid_of, predict_label
 from datxai.cohort.dataset import CaseDataset, open_store
 from datxai.config import Config
-from datxai.files import write_table
+from datxai.files import hash_content, write_table
 from datxai.model import checkpoint, network, training
 from datxai.progress import Bar
 from datxai.results import read_cases
@@ -55,7 +55,7 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
             sets["train"],
             sets["validation"],
             folder=run.model,
-            fingerprint=fingerprint,
+            fingerprint=hash_content([run.entry("split", "train")["fingerprint"], arguments]),
             batch_size=chosen.batch_size,
             learning_rate=chosen.learning_rate,
             max_epochs=chosen.max_epochs,

@@ -52,10 +52,7 @@ def test_relevance_is_conserved_with_biases_zeroed(paper, cnn, scans):
     with torch.no_grad():
         for name, parameter in cnn.named_parameters():
             parameter.mul_(0 if name.endswith("bias") else 1)
-    lines = [
-        {**line, "parameters": (line.get("parameters") or {}) | ({"epsilon": 1e-12} if line["rule"] == "epsilon" else {})}
-        for line in paper
-    ]
+    lines = [{**line, "parameters": {"epsilon": 1e-12}} if line["rule"] == "epsilon" else line for line in paper]
     found = attribute(cnn, scans, composite=lines, start="one")
     torch.testing.assert_close(found.relevance.sum(dim=(1, 2, 3, 4)), torch.ones(2).double(), rtol=1e-5, atol=0)
 

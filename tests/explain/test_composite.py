@@ -197,9 +197,9 @@ def test_residual_sums_are_layers_through_the_canonizer(canonizer, rules):
     x = torch.rand(1, *shape, dtype=torch.float64)
     logits = model(x).detach()
     lines = [
-        line("type:Affine", rule="epsilon", epsilon=0.0, zero_params="bias"),
+        line("type:Affine", rule="epsilon", epsilon=1e-12, zero_params="bias"),
         line("type:Activation", "type:BatchNorm", rule="pass"),
-        line("type:Sum", "type:AvgPool", rule="norm", stabilizer=0.0),
+        line("type:Sum", "type:AvgPool", rule="norm", stabilizer=1e-12),
     ]
     found = attribute(model, x, composite=lines, canonizers=[canonizer], start="one", target=0, rules=rules)
     torch.testing.assert_close(found.logits, logits, rtol=1e-4, atol=1e-4)  # batch norm's own epsilon

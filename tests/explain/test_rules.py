@@ -200,11 +200,13 @@ def test_a_layer_used_twice():
 
 def test_differentiating_twice_raises():
     module, x, upper = case("linear", signed=False)
-    x = x.requires_grad_()
+    x, upper = x.requires_grad_(), upper.requires_grad_()
     with hook_of(module, fast.Epsilon()).context(module):
         (relevance,) = torch.autograd.grad(module(x), x, upper, create_graph=True)
-        with pytest.raises(RuntimeError, match="differentiate twice"):
-            torch.autograd.grad(relevance.sum(), x)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        torch.autograd.grad(relevance.sum(), upper, retain_graph=True)
+    with pytest.raises(RuntimeError):  # in Zennit's place there would be a number
+        torch.autograd.grad(relevance.sum(), x)
 
 
 def test_forward_is_restored_also_over_another():

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datxai.imaging.intensity import scale
+from datxai.imaging.quantification import asymmetry, average_hottest, measure_sbr
+from datxai.volume import Grid, Volume
+
+EXACT = 1e-5
+GRID = Grid.axis_aligned((61, 61, 41), (2, 2, 2), (-60, -60, -40))
+BINDING = {"putamen_left": 0.6, "putamen_right": 1.4, "caudate_left": 1.9, "caudate_right": 2.6}
+
+
+def ellipsoid(centre, axes):
+    return (((GRID.world_coordinates() - centre) / axes) ** 2).sum(axis=-1) <= 1
+
+
+def make_phantom():
+    """A piecewise constant head with known binding; putamen 20 ml and caudate 11 ml a side."""
+    data = np.zeros(GRID.shape)
+    head = ellipsoid((0, 0, 0), (58, 58, 38))
+    data[head] = 40.0
+    regions = {}
+    for side, sign in (("left", -1), ("right", 1)):
+        structures = {
+            "putamen": ellipsoid((30 * sign, -12, 0), (12, 25, 16)),
+            "caudate": ellipsoid((15 * sign, 30, 0), (9, 16, 18)),
+        }
+        for name, mask in structures.items():
+            data[mask] *= 1.0 + BINDING[f"{name}_{side}"]
+        large = {
+            "putamen": ellipsoid((30 * sign, -12, 0), (15, 28, 19)),
+            "caudate": ellipsoid((15 * sign, 30, 0), (11, 19, 20)),
+        }
+        regions |= {f"{name}_roi_{side}": mask for name, mask in large.items()}
+        regions[f"striatum_roi_{side}"] = large["putamen"] | large["caudate"]
+    striata = regions["striatum_roi_left"] | regions["striatum_roi_right"]
+    return Volume(data, GRID.affine), regions, head & ~striata
+
+
+def test_a_phantom_gives_the_binding_it_was_made_with():
+    volume, regions, reference = make_phantom()
+    sbr = measure_sbr(scale(volume, reference), regions)
+    for name, expected in BINDING.items():
+        assert sbr[name] == pytest.approx(expected, abs=EXACT)
+    for side in ("left", "right"):  # the hottest 15 ml: all of the caudate, the rest putamen
+        caudate = np.count_nonzero(np.isclose(volume.data, 40 * (1 + BINDING[f"caudate_{side}"]))) * GRID.voxel_ml
+        mixed = caudate * BINDING[f"caudate_{side}"] + (15 - caudate) * BINDING[f"putamen_{side}"]
+        assert sbr[f"striatum_{side}"] == pytest.approx(mixed / 15, abs=EXACT)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(-50, 50), min_size=1, max_size=12), st.integers(1, 130))
+def test_the_last_voxel_counts_in_part(values, tenths):
+    """A voxel of 1 ml cut into ten parts: the hottest parts are then whole ones."""
+    data = np.array(values, np.float32)
+    parts = np.sort(np.repeat(data.astype(float), 10))[::-1][:tenths]
+    hottest = average_hottest(data, np.ones(len(data), bool), tenths / 10, 1.0)
+    assert hottest == pytest.approx(parts.mean(), abs=1e-9)
+
+
+def test_only_the_mask_is_looked_at():
+    data = np.array([9.0, 1.0, 3.0, 2.0])
+    assert average_hottest(data, np.array([False, True, True, True]), 2.0, 1.0) == 2.5
+
+
+def test_asymmetry_is_the_difference_in_percent_of_the_mean():
+    assert asymmetry(0.5, 1.5) == asymmetry(1.5, 0.5) == 100.0
+    assert asymmetry(1.0, 1.0) == 0.0
+    assert np.isnan(asymmetry(-0.2, 0.1))

@@ -1,0 +1,154 @@
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datxai import volume
+from datxai.errors import InputError
+from datxai.files import read_json
+from datxai.volume import Grid, Volume
+
+EXACT_MM = 1e-4  # float32 values of some hundred mm
+SHAPE = (5, 6, 7)
+_TURN = np.array([[0.96, -0.2, 0.19], [0.22, 0.97, -0.1], [-0.17, 0.14, 0.98]])
+ORIENTATIONS = {
+    "RAS": np.diag([2.0, 3.0, 4.0]),
+    "LAS": np.diag([-2.0, 3.0, 4.0]),
+    "LPS": np.diag([-2.0, -3.0, 4.0]),
+    "permuted": np.array([[0, 0, -4.0], [2.0, 0, 0], [0, 3.0, 0]]),
+    "oblique": _TURN @ np.diag([-2.0, -3.0, 4.0]),
+}
+
+
+def ramp(position):
+    """A scan whose values say where they are: linear in world mm."""
+    return 100.0 + position @ np.array([1.0, 0.3, -0.7])
+
+
+def make_affine(linear, origin=(-3.0, 8.0, -12.0)):
+    affine = np.eye(4)
+    affine[:3, :3] = linear
+    affine[:3, 3] = origin
+    return affine
+
+
+def write(path, data, affine):
+    nib.save(nib.Nifti1Image(np.asarray(data, np.float32), affine), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_loading_brings_the_axes_to_ras_and_leaves_every_value_where_it_was(name, tmp_path):
+    grid = Grid(SHAPE, make_affine(ORIENTATIONS[name]))
+    loaded = volume.load(write(tmp_path / "scan.nii.gz", ramp(grid.world_coordinates()), grid.affine))
+    assert nib.aff2axcodes(loaded.affine) == ("R", "A", "S")
+    np.testing.assert_allclose(loaded.data, ramp(loaded.grid.world_coordinates()), atol=EXACT_MM)
+    assert sorted(loaded.shape) == sorted(SHAPE)
+    assert loaded.recorded("load") == {"step": "load", "file": "scan.nii.gz"}
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_resampling_a_linear_image_gives_its_value_at_the_voxel_centres(name):
+    grid = Grid((24, 24, 24), make_affine(ORIENTATIONS[name]))
+    source = volume.to_ras(ramp(grid.world_coordinates()), grid.affine)
+    middle = source.grid.index_to_mm((np.array(source.shape) - 1) / 2)
+    target = Grid.axis_aligned((3, 3, 2), (5, 4, 6), middle - np.array([5, 4, 3]))
+    assert np.abs(volume.resample(source, target).data - ramp(target.world_coordinates())).max() < EXACT_MM
+
+
+def test_coarse_voxels_are_the_means_of_what_they_hold():
+    data = np.random.default_rng(1).normal(size=(12, 8, 18)).astype(np.float32)
+    source = Volume(data, make_affine(np.diag([2.0, 2.0, 2.0]), (1, 1, 1)))
+    coarse = volume.resample(source, Grid.axis_aligned((6, 2, 3), (4, 8, 12), (2, 4, 6), "coarse"))
+    blocks = data.astype(np.float64).reshape(6, 2, 2, 4, 3, 6).mean(axis=(1, 3, 5))
+    np.testing.assert_allclose(coarse.data, blocks, atol=1e-6)
+    assert coarse.recorded("resample")["spacing_mm"] == [4, 8, 12]
+
+
+def test_a_transform_maps_the_target_world_to_the_source_world():
+    grid = Grid((30, 30, 30), make_affine(np.diag([2.0, 2.0, 2.0]), (-29, -29, -29)))
+    transform = make_affine(_TURN, (3, -2, 5))
+    target = Grid.axis_aligned((4, 4, 4), (3, 3, 3), (-4, -4, -4))
+    moved = volume.resample(Volume(ramp(grid.world_coordinates()), grid.affine), target, transform)
+    expected = ramp(target.world_coordinates() @ transform[:3, :3].T + transform[:3, 3])
+    np.testing.assert_allclose(moved.data, expected, atol=EXACT_MM)
+    np.testing.assert_array_equal(moved.recorded("resample")["transform"], transform)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.tuples(*[st.integers(0, 4)] * 3), st.tuples(*[st.integers(1, 4)] * 3))
+def test_a_crop_is_exact(offset, shape):
+    source = Volume(np.random.default_rng(2).normal(size=(8, 8, 8)), make_affine(np.diag([2.0, 2.0, 2.0])))
+    target = Grid.axis_aligned(shape, (2, 2, 2), source.grid.index_to_mm(offset))
+    window = tuple(slice(o, o + n) for o, n in zip(offset, shape))
+    np.testing.assert_array_equal(volume.resample(source, target).data, source.data[window])
+
+
+def test_outside_the_scan_is_zero_and_counted():
+    source = Volume(np.ones((4, 4, 4)), np.eye(4))
+    target = Grid.axis_aligned((8, 4, 4), (1, 1, 1), (0, 0, 0))
+    assert volume.resample(source, target).data.sum() == 64
+    assert volume.covered_fraction(source, target) == 0.5
+
+
+def test_saving_and_loading_give_the_same_volume(tmp_path):
+    affine = make_affine(_TURN @ np.diag([2.0, 3.0, 4.0]))
+    original = Volume(np.random.default_rng(3).normal(size=SHAPE), affine, ({"step": "made", "gain": 2.0},))
+    volume.save(original, tmp_path / "a_spect.nii.gz", sidecar={"target": "reduced"})
+    loaded = volume.load(tmp_path / "a_spect.nii.gz")
+    np.testing.assert_array_equal(loaded.data, original.data)
+    assert loaded.grid.same_as(original.grid)
+    header = nib.load(tmp_path / "a_spect.nii.gz").header
+    assert header["sform_code"] == header["qform_code"] == volume.MNI_CODE
+    sidecar = read_json(tmp_path / "a_spect.json")
+    assert sidecar == {"target": "reduced", "history": [{"step": "made", "gain": 2.0}]}
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def _flatten(path):
+    image = nib.Nifti1Image(np.ones(SHAPE, np.float32), None)
+    image.header["srow_x"], image.header["srow_y"], image.header["srow_z"] = np.zeros((3, 4))
+    image.header["sform_code"] = 1
+    nib.save(image, path)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda p: p.unlink(), "no such file"),
+        (_truncate, "truncated"),
+        (lambda p: p.write_bytes(gzip.compress(b"not an image")), "cannot be read as NIfTI"),
+        (lambda p: write(p, np.ones((*SHAPE, 2)), np.eye(4)), r"shape \(5, 6, 7, 2\)"),
+        (lambda p: write(p, np.where(np.arange(7) == 3, np.nan, np.ones(SHAPE)), np.eye(4)), "30 voxels are NaN"),
+        (lambda p: write(p, np.zeros(SHAPE), np.eye(4)), "every voxel is zero"),
+        (_flatten, "cannot be inverted"),
+    ],
+)
+def test_what_is_no_scan_gets_one_sentence_with_its_name(make, sentence, tmp_path):
+    path = write(tmp_path / "scan.nii.gz", np.random.default_rng(4).normal(size=SHAPE), np.eye(4))
+    make(path)
+    with pytest.raises(InputError, match=sentence) as caught:
+        volume.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_frame_in_a_fourth_dimension_is_one_scan(tmp_path):
+    assert volume.load(write(tmp_path / "scan.nii", np.ones((*SHAPE, 1)), np.eye(4))).shape == SHAPE
+
+
+def test_a_failed_save_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "scan.nii.gz"
+    volume.save(Volume(np.ones(SHAPE), np.eye(4)), path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        volume.save(Volume(np.ones(SHAPE), np.eye(4), ({"step": object()},)), path)
+    assert not volume.sidecar_path(path).exists()  # without it the volume does not count as written
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scan.nii.gz"]
+    assert len(path.read_bytes()) == len(before)

@@ -17,7 +17,7 @@ from datxai.errors import InputError
 from datxai.files import read_table
 from datxai.volume import Volume, to_ras
 
-_TISSUES = {"grey": "gm_tal", "white": "wm_tal", "t1": "t1_tal"}  # what distinguishes the file names
+_TISSUES = {"grey": "gm_tal", "white": "wm_tal"}  # what distinguishes the file names
 _RENAMED = {"thalamusproper": "thalamus", "accumbensarea": "accumbens"}
 _SIDES = {"L": "_left", "R": "_right", "B": ""}
 
@@ -32,7 +32,7 @@ def load_labels() -> tuple[Volume, dict[int, str]]:
 
 
 def load_tissue() -> dict[str, Volume]:
-    """'grey' and 'white' matter probability (0 to 1) and skull-stripped 't1' (0 to 1) on a 1 mm MNI grid."""
+    """Probability (0 to 1) of 'grey' and of 'white' matter on a 1 mm MNI grid."""
     tissue = {}
     for name, mark in _TISSUES.items():
         volume = _read(_find("nilearn", f"mni_icbm152_{mark}_nlin_sym_09a_converted.nii.gz"))

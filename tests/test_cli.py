@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datxai.conf
 import pytest
 
-import datxai.conf
 from datxai.config import STAGES
 
 CONF = Path(datxai.conf.__file__).parent

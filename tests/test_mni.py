@@ -23,15 +23,13 @@ def test_labels_have_readable_names_and_lie_on_their_side():
 
 def test_tissue_fits_the_labels():
     tissue = mni.load_tissue()
-    assert set(tissue) == {"grey", "white", "t1"}
+    assert set(tissue) == {"grey", "white"}
     labels, names = mni.load_labels()
     code = next(i for i, name in names.items() if name == "precentral_left")
     inside = np.argwhere(labels.data == code)
     grey = tissue["grey"]
-    at = np.rint(grey.grid.mm_to_index(labels.grid.index_to_mm(inside.mean(axis=0)))).astype(int)
     assert grey.data.min() >= 0
     assert grey.data.max() == 1
-    assert (at > 0).all()
     index = np.rint(labels.grid.index_to_mm(inside) - grey.affine[:3, 3]).astype(int)
     assert grey.data[tuple(index.T)].mean() > 0.5  # cortex is grey
 

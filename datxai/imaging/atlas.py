@@ -22,6 +22,7 @@ from datxai.volume import Grid, Volume, load, resample
 
 LATTICE = Grid.axis_aligned((153, 193, 165), (1, 1, 1), (-76, -112, -76), "atlas")
 HEAD = Grid.axis_aligned((103, 125, 117), (2, 2, 2), (-102, -142, -120), "head")
+TIE = 1e-5  # shares of a voxel that differ by less are equal, so that rounding treats both sides alike
 MIDLINE = LATTICE.shape[0] // 2  # index of x = 0
 
 WHOLE = ("brain", "reference_region")  # regions without sides
@@ -261,17 +262,17 @@ def _vote(parts: Iterable[tuple], shape: tuple[int, ...]) -> np.ndarray:
     rest = np.ones(shape, np.float32)
     for label, box, share in parts:
         rest[box] -= share
-        wins = share > largest[box]
+        wins = share > largest[box] + TIE
         largest[box][wins] = share[wins]
         labels[box][wins] = label
-    labels[rest > largest] = 0
+    labels[rest > largest + TIE] = 0
     return labels
 
 
 def _fill(mask: np.ndarray, grid: Grid) -> np.ndarray:
     """Voxels of ``grid`` of which a mask on `LATTICE` fills at least half."""
     box, share = _average(mask, grid)
-    return _paste(box, share >= 0.5 - 1e-6, grid.shape)  # one half up to rounding, so that both sides agree
+    return _paste(box, share >= 0.5 - TIE, grid.shape)
 
 
 def _average(data: np.ndarray, grid: Grid) -> tuple[tuple[slice, ...], np.ndarray]:

@@ -140,7 +140,7 @@ def _draw_loss(rng: np.random.Generator, diseased: bool) -> tuple[str, np.ndarra
         if rng.random() < 0.86:
             return "normal", np.zeros((2, len(REGIONS)))
         return "vascular", rng.uniform(0.05, 0.35) * rng.uniform(0.7, 1.0, (2, 1)) * np.array(VASCULAR)
-    worse = np.exp(np.log(0.93) + 0.47 * rng.standard_normal())
+    worse = np.exp(np.log(1.0) + 0.46 * rng.standard_normal())
     if rng.random() < 0.88:
         pattern, shape, other = "parkinson", PARKINSON, rng.beta(4.0, 2.0)
     else:
@@ -182,8 +182,8 @@ def _draw_acquisition(rng: np.random.Generator) -> Acquisition:
         counts=float(np.exp(_between(rng, np.log(1.9e6), 0.3, np.log(9e5), np.log(3.5e6)))),
         radius_mm=_between(rng, 135.0, 9.0, 118.0, 160.0),
         collimator=str(rng.choice(list(COLLIMATORS))),
-        motion_mm=abs(_between(rng, 0.0, 2.5, -6.0, 6.0)),
-        post_filter_mm=rng.uniform(5.0, 9.0),
+        motion_mm=abs(_between(rng, 0.0, 2.0, -6.0, 6.0)),
+        post_filter_mm=rng.uniform(6.0, 9.0),
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from scipy import fft, ndimage
 
@@ -17,26 +15,24 @@ TRANSMISSION_VOXEL_MM, TRANSMISSION_VIEWS = 12.0, 12
 _PROJECTIONS, _VOLUME = 1, 2  # streams of random numbers of a subject
 
 
-def simulate_projections(
-    subject: Subject, camera: Camera | None = None, device: str = "cpu"
-) -> tuple[np.ndarray, Camera]:
+def simulate_projections(subject: Subject, device: str = "cpu", **settings) -> tuple[np.ndarray, Camera]:
     """Counts of a subject's scan, float32 (views, rows, bins), and the camera as it was set (`subject_camera`)."""
-    camera = subject_camera(subject, camera)
+    camera = subject_camera(subject, **settings)
     activity, attenuation = place(subject.head, subject.uptake, centred_grid(HEAD_SHAPE, VOXEL_MM))
     rng = np.random.default_rng([*subject.seed, _PROJECTIONS])
     return acquire(activity, attenuation, camera, rng, device), camera
 
 
-def subject_camera(subject: Subject, camera: Camera | None = None) -> Camera:
-    """The camera as it is set for a subject, whose acquisition decides counts, radius, collimator and motion."""
+def subject_camera(subject: Subject, **settings) -> Camera:
+    """The camera as the subject's acquisition sets it: counts, radius, collimator, motion. ``settings`` go first."""
     scan = subject.acquisition
-    return replace(
-        camera or Camera(),
-        counts=scan.counts,
-        radius_mm=scan.radius_mm,
-        collimator=COLLIMATORS[scan.collimator],
-        motion_mm=scan.motion_mm,
-    )
+    own = {
+        "counts": scan.counts,
+        "radius_mm": scan.radius_mm,
+        "collimator": COLLIMATORS[scan.collimator],
+        "motion_mm": scan.motion_mm,
+    }
+    return Camera(**(own | settings))
 
 
 def centred_grid(shape: tuple[int, int, int], voxel_mm: float) -> Grid:
@@ -44,13 +40,14 @@ def centred_grid(shape: tuple[int, int, int], voxel_mm: float) -> Grid:
     return Grid.axis_aligned(shape, 3 * [voxel_mm], [-(n - 1) / 2.0 * voxel_mm for n in shape])
 
 
-def simulate_volume(subject: Subject, camera: Camera | None = None) -> Volume:
+def simulate_volume(subject: Subject, **settings) -> Volume:
     """What filtered back projection would make of a subject's scan, without the detour: a fraction of the time.
 
     Activity is dimmed by the mean attenuation to all sides, blurred by the resolution at the axis, scatter and
     penetration, and given the noise of a ramp filter (power proportional to frequency in the transaxial plane).
+    ``settings`` are those of `subject_camera`.
     """
-    camera = subject_camera(subject, camera)
+    camera = subject_camera(subject, **settings)
     shape = (camera.bins, camera.bins, camera.rows)
     grid = centred_grid(shape, camera.pixel_mm)
     activity, attenuation = place(subject.head, subject.uptake, grid)

@@ -52,7 +52,7 @@ def make_scan(bases, uptake, pose, rng, spacing=4.4, extra_fwhm=6.0, noise=0.12)
     weights = {"brain": 1.0, "scalp": rng.uniform(0.3, 1), "glands": rng.uniform(0.5, 3)}
     weights |= dict(zip(("caudate_left", "caudate_right", "putamen_left", "putamen_right"), uptake))
     truth = Volume(sum(weight * bases[name].data for name, weight in weights.items()), HEAD.affine)
-    shape = tuple(int(round(mm / spacing)) for mm in (290, 290, 230))
+    shape = tuple(round(mm / spacing) for mm in (290, 290, 230))
     origin = [-(n - 1) / 2 * spacing for n in shape] - np.array([0, 15, 5])
     scan = resample(truth, Grid.axis_aligned(shape, 3 * [spacing], origin), np.linalg.inv(pose))
     data = ndimage.gaussian_filter(scan.data, extra_fwhm / 2.355 / spacing)

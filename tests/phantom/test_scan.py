@@ -7,7 +7,6 @@ import pytest
 
 from datxai.imaging.reconstruction import reconstruct
 from datxai.phantom.anatomy import Head
-from datxai.phantom.camera import Camera
 from datxai.phantom.population import draw_population
 from datxai.phantom.scan import simulate_projections, simulate_volume
 from datxai.volume import Grid, resample
@@ -25,16 +24,14 @@ def normal():
 
 
 def through_the_camera(subject):
-    counts, camera = simulate_projections(subject, Camera(views=40))
-    return reconstruct(
-        counts, camera.angles_deg, camera.pixel_mm, post_filter_mm=subject.acquisition.post_filter_mm
-    )
+    counts, camera = simulate_projections(subject, views=40)
+    return reconstruct(counts, camera.angles_deg, camera.pixel_mm, post_filter_mm=subject.acquisition.post_filter_mm)
 
 
 def test_the_short_cut_agrees_with_the_camera(normal):
     camera, short = (
         resample(volume, MNI_STRIATUM, normal.head.mni_to_scan).data
-        for volume in (through_the_camera(normal), simulate_volume(normal, Camera(views=40)))
+        for volume in (through_the_camera(normal), simulate_volume(normal, views=40))
     )
     assert np.corrcoef(camera.ravel(), short.ravel())[0, 1] > PROFILE_CORRELATION
     contrast = [np.percentile(image, 98) / np.percentile(image, 25) for image in (camera, short)]
@@ -55,13 +52,14 @@ def test_both_put_the_lesion_on_the_right_side_of_the_world(normal):
 
 def test_the_same_subject_gives_the_same_bytes_and_another_does_not():
     first, second = draw_population(2, seed=5)
-    camera = Camera(views=6, rows=32)
-    counts, used = simulate_projections(first, camera)
+    short = {"views": 6, "rows": 32}
+    counts, used = simulate_projections(first, **short)
     assert counts.shape == (6, 32, 64)
     assert used.counts == first.acquisition.counts
     assert used.radius_mm == first.acquisition.radius_mm
-    assert counts.tobytes() == simulate_projections(first, camera)[0].tobytes()
-    assert counts.tobytes() != simulate_projections(second, camera)[0].tobytes()
+    assert simulate_projections(first, **short, counts=1e4)[1].counts == 1e4
+    assert counts.tobytes() == simulate_projections(first, **short)[0].tobytes()
+    assert counts.tobytes() != simulate_projections(second, **short)[0].tobytes()
     assert simulate_volume(first).data.tobytes() == simulate_volume(first).data.tobytes()
 
 

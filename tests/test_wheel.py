@@ -1,0 +1,35 @@
+"""What users install: the built wheel, in a fresh environment, away from the checkout."""
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_the_journey_in_a_fresh_environment(tmp_path):
+    def run(*command, cwd=tmp_path):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        answer = subprocess.run(
+            [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=1500
+        )
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        return answer.stdout
+
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", CHECKOUT)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    venv.create(tmp_path / "venv", with_pip=True)
+    python, command = (tmp_path / "venv" / "bin" / name for name in ("python", "datxai"))
+    run(python, "-m", "pip", "install", "-q", "-c", CHECKOUT / "constraints.txt", wheel)
+    assert run(python, "-c", "import datxai; print(datxai.__file__)").startswith(str(tmp_path))
+    assert "composite" in run(command, "--help")
+    folder = tmp_path / "run"
+    options = ["data.n_subjects=18", "grid=slab_12mm", "training.max_epochs=1", "split.sizes=[8,5,5]"]
+    said = run(command, *options, "network.channels=[4,4,4,4]", f"run={folder}")
+    assert str(folder / "report.html") in said
+    assert (folder / "report.html").stat().st_size > 100_000

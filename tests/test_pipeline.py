@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -241,3 +242,29 @@ def test_killed_preprocessing_goes_on_where_it_was(finished, tmp_path):
     assert done == {path: path.stat().st_mtime_ns for path in done}
     assert len(read_table(folder / "sbr.tsv")) == 24
     assert (folder / "sbr.tsv").read_bytes() == (finished[0] / "sbr.tsv").read_bytes()
+
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def test_example_reads_a_run(finished):
+    answer = subprocess.run(
+        [sys.executable, EXAMPLES / "read_a_run.py", finished[0]], capture_output=True, text=True, timeout=120
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "24 cases, 6 in the test set" in answer.stdout
+
+
+def test_example_of_an_own_composite(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    datxai("explain", f"run={folder}", "--config-dir", EXAMPLES / "my_conf", "composite=gamma_everywhere")
+    record = json.loads(next((folder / "relevance").glob("*.json")).read_text())
+    assert {row["rule"] for row in record["ledger"]} == {"gamma"}
+
+
+def test_example_of_any_network():
+    answer = subprocess.run(
+        [sys.executable, EXAMPLES / "explain_any_network.py"], capture_output=True, text=True, timeout=120
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "relevance (4, 1, 24, 24, 24)" in answer.stdout

@@ -107,7 +107,7 @@ def attribute(
                 book.open(hooks.layer_rules.values())
             logits = model(x).reshape(len(x), -1)
             weights = _target_weights(logits.detach(), target, labels)
-            seed = weights * logits.detach() if start == "logit" else weights
+            seed = weights * logits.detach() + 0.0 if start == "logit" else weights  # no -0.0 in records
             (relevance,) = torch.autograd.grad(logits, x, seed)
         finally:
             book.close()

@@ -124,7 +124,8 @@ class _Problem:
 
     def __init__(self, template: _Template, scan: Volume, centre: np.ndarray, level: float):
         self.template, self.centre = template, centre
-        points = resample(_blur(scan, level), _coarsen(scan.grid, level))
+        # At the edge of the field of view smoothing makes up what the scan does not show: leave it out.
+        points = resample(_blur(scan, level), _coarsen(scan.grid, level, inset_mm=level / 2))
         self.values = points.data.ravel().astype(np.float64)
         self.positions = points.grid.world_coordinates().reshape(-1, 3)
 
@@ -225,9 +226,10 @@ def _find_bright(data: np.ndarray) -> np.ndarray:
     return data > EDGE * np.median(bright) if bright.size else np.zeros(data.shape, bool)
 
 
-def _coarsen(grid: Grid, spacing: float) -> Grid:
-    """The lattice of the same axes and extent with voxels of ``spacing`` mm."""
-    shape = np.maximum(1, np.floor(np.asarray(grid.shape) * grid.spacing / spacing + 1e-6)).astype(int)
+def _coarsen(grid: Grid, spacing: float, inset_mm: float = 0.0) -> Grid:
+    """The lattice of the same axes and extent, less ``inset_mm`` on all sides, with voxels of ``spacing`` mm."""
+    extent = np.asarray(grid.shape) * grid.spacing - 2 * inset_mm
+    shape = np.maximum(1, np.floor(extent / spacing + 1e-6)).astype(int)
     affine = grid.affine.copy()
     affine[:3, :3] *= spacing / grid.spacing
     middle = grid.index_to_mm((np.asarray(grid.shape) - 1) / 2)

@@ -1,11 +1,14 @@
 """Composites from lines of a configuration file: matching, checking, and equality with Zennit's own."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import datxai
 from datxai.errors import InputError
 from datxai.explain import attribute, build_composite, describe_composite
 from datxai.explain.composite import FAST_RULES, LAYER_TYPES, RULES, assign_rules
@@ -206,3 +209,12 @@ def test_residual_sums_are_layers_through_the_canonizer(canonizer, rules):
     assert found.relevance.sum().item() == pytest.approx(1, rel=1e-6)
     assert "0.canonizer_sum" in [row["layer"] for row in found.ledgers[0]]
     assert not hasattr(model[0], "canonizer_sum")
+
+
+def test_the_how_to_runs(capsys):
+    """The example in docs/zennit.md: a three-dimensional ResNet of torchvision."""
+    page = (Path(datxai.__file__).parents[1] / "docs" / "zennit.md").read_text()
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    assert names["found"].relevance.shape == names["video"].shape
+    assert names["found"].ledgers[0][-1]["layer"] == "stem.0"

@@ -253,7 +253,7 @@ def _symmetrise_labels(labels: np.ndarray, names: Mapping[int, str]) -> np.ndarr
 
 
 def _vote(parts: Iterable[tuple], shape: tuple[int, ...]) -> np.ndarray:
-    """Label of the largest share in each voxel, int16; 0 where no label has as much as what remains.
+    """Label of the largest share in each voxel, int16; 0 where labels tie or the rest is larger.
 
     ``parts``: (label, box of slices, share of the label in the voxels of the box), labels above 0.
     """
@@ -262,9 +262,10 @@ def _vote(parts: Iterable[tuple], shape: tuple[int, ...]) -> np.ndarray:
     rest = np.ones(shape, np.float32)
     for label, box, share in parts:
         rest[box] -= share
-        wins = share > largest[box] + TIE
-        largest[box][wins] = share[wins]
-        labels[box][wins] = label
+        lead = share - largest[box]
+        labels[box][abs(lead) <= TIE] = 0
+        labels[box][lead > TIE] = label
+        np.maximum(largest[box], share, out=largest[box])
     labels[rest > largest + TIE] = 0
     return labels
 

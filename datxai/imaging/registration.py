@@ -125,7 +125,7 @@ class _Problem:
     def __init__(self, template: _Template, scan: Volume, centre: np.ndarray, level: float):
         self.template, self.centre = template, centre
         # At the edge of the field of view smoothing makes up what the scan does not show: leave it out.
-        points = resample(_blur(scan, level), _coarsen(scan.grid, level, inset_mm=level / 2))
+        points = resample(_blur(scan, level), _coarsen(scan.grid, level, inset_mm=level))
         self.values = points.data.ravel().astype(np.float64)
         self.positions = points.grid.world_coordinates().reshape(-1, 3)
 

@@ -140,7 +140,7 @@ def _draw_loss(rng: np.random.Generator, diseased: bool) -> tuple[str, np.ndarra
         if rng.random() < 0.86:
             return "normal", np.zeros((2, len(REGIONS)))
         return "vascular", rng.uniform(0.05, 0.35) * rng.uniform(0.7, 1.0, (2, 1)) * np.array(VASCULAR)
-    worse = np.exp(np.log(1.0) + 0.46 * rng.standard_normal())
+    worse = np.exp(0.46 * rng.standard_normal())
     if rng.random() < 0.88:
         pattern, shape, other = "parkinson", PARKINSON, rng.beta(4.0, 2.0)
     else:

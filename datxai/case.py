@@ -34,7 +34,7 @@ class Imaging:
 
     @classmethod
     def of(cls, settings: Config) -> Imaging:
-        from datxai.imaging.atlas import load_atlas, make_regions, make_template_bases
+        from datxai.imaging.atlas import HEAD, load_atlas, make_regions, make_template_bases
 
         atlas = load_atlas(settings.atlas.labels, settings.atlas.names)
         kind, file = settings.registration.kind, settings.registration.template
@@ -42,7 +42,9 @@ class Imaging:
             raise InputError(f"registration.kind={kind}: expected affine or none.")
         bases = None
         if kind == "affine":
-            bases = make_template_bases(atlas) if file is None else {"template": load(file)}
+            bases = make_template_bases(atlas)
+            if file is not None:  # a template of brains still lacks the rest of the head
+                bases = {"template": resample(load(file), HEAD), "scalp": bases["scalp"], "glands": bases["glands"]}
         return cls(settings, grid_of(settings), make_regions(WORKING_GRID, atlas), bases)
 
     def process(self, scan: Volume, name: object) -> tuple[Volume, dict]:

@@ -200,7 +200,7 @@ def require_signal(data: np.ndarray, name: object, blank: bool = False) -> None:
 def resample(volume: Volume, grid: Grid, transform: np.ndarray | None = None, step: str = "resample") -> Volume:
     """Sample a volume on another grid, averaging where the grid is coarser than the volume.
 
-    Trilinear interpolation; zero outside the volume. Where a voxel of ``grid`` is larger than the source's along an
+    Trilinear interpolation; zero from half a voxel outside the volume. Where a voxel of ``grid`` is larger than the source's along an
     axis, it is the mean of evenly spaced points within it, so that no source voxel is passed over.
 
     Parameters
@@ -224,8 +224,9 @@ def resample(volume: Volume, grid: Grid, transform: np.ndarray | None = None, st
     fine[:3, 3] = (1.0 / factors - 1.0) / 2.0  # centres of the sub-voxels of target voxel 0
     fine_map = index_map @ fine
     fine_shape = tuple(int(n) for n in np.asarray(grid.shape) * factors)
+    padded = np.pad(volume.data, 1, mode="edge")  # so that a rim voxel has its value out to its edge
     data = ndimage.affine_transform(
-        volume.data, fine_map[:3, :3], fine_map[:3, 3], fine_shape, order=1, mode="constant", cval=0.0, prefilter=False
+        padded, fine_map[:3, :3], fine_map[:3, 3] + 1, fine_shape, order=1, mode="constant", cval=0.0, prefilter=False
     )
     if (factors > 1).any():
         x, y, z = grid.shape

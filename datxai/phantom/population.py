@@ -30,7 +30,7 @@ DISEASED_SHARE = 0.478
 REGIONS = ("caudate", "accumbens", "putamen_anterior", "putamen_middle", "putamen_posterior")
 
 # per region: true binding ratio of a man of the reference age, share lost per decade
-NORMAL = {"binding": (9.2, 2.2, 5.5, 5.4, 5.1), "decade": (0.02, 0.02, 0.03, 0.035, 0.04)}
+NORMAL = {"binding": (8.2, 2.2, 5.7, 5.7, 5.5), "decade": (0.02, 0.02, 0.03, 0.035, 0.04)}
 FEMALE_GAIN = 0.05
 # per region: log loss at severity 1
 PARKINSON = (0.36, 0.20, 0.62, 0.95, 1.32)
@@ -107,7 +107,7 @@ def _draw_subject(seed: int, index: int, label: int, sex: str) -> Subject:
     while True:
         diseased = bool(rng.random() < DISEASED_SHARE)
         pattern, loss = _draw_loss(rng, diseased)
-        level = np.exp(0.145 * rng.standard_normal())
+        level = np.exp(0.13 * rng.standard_normal())
         kept = np.exp(-loss + 0.03 * rng.standard_normal((2, 1)) + 0.03 * rng.standard_normal((2, len(REGIONS))))
         seen = kept @ READER_WEIGHTS
         reads = read_case(seen.min() * level**READER_LEVEL, rng)
@@ -140,7 +140,7 @@ def _draw_loss(rng: np.random.Generator, diseased: bool) -> tuple[str, np.ndarra
         if rng.random() < 0.86:
             return "normal", np.zeros((2, len(REGIONS)))
         return "vascular", rng.uniform(0.05, 0.35) * rng.uniform(0.7, 1.0, (2, 1)) * np.array(VASCULAR)
-    worse = np.exp(0.46 * rng.standard_normal())
+    worse = 1.08 * np.exp(0.45 * rng.standard_normal())
     if rng.random() < 0.88:
         pattern, shape, other = "parkinson", PARKINSON, rng.beta(4.0, 2.0)
     else:
@@ -165,14 +165,14 @@ def _draw_uptake(rng: np.random.Generator, binding: np.ndarray) -> dict[str, flo
 def _draw_head(rng: np.random.Generator, age: float, sex: str) -> Head:
     size = (0.92 if sex == "F" else 0.96) * (1 + 0.025 * rng.standard_normal())
     zooms = size * np.array([1.0, 0.98, 0.96]) * (1 + 0.015 * rng.standard_normal(3))
-    striata = np.exp(-0.01 * (age - REFERENCE_AGE) / 10 + 0.03 * rng.standard_normal() + 0.01 * rng.standard_normal(2))
+    striata = np.exp(-0.01 * (age - REFERENCE_AGE) / 10 + 0.025 * rng.standard_normal() + 0.01 * rng.standard_normal(2))
     return Head(
         zooms=tuple(zooms.tolist()),
         rotation_deg=tuple(_between(rng, 0.0, spread, -10.0, 10.0) for spread in (5.0, 3.0, 4.0)),
         shift_mm=tuple(_between(rng, 0.0, spread, -15.0, 15.0) for spread in (5.0, 7.0, 7.0)),
         striata=tuple(striata.tolist()),
         ventricle_mm=_between(rng, 0.06 * (age - 45.0), 1.0, 0.0, 6.0),
-        warp_mm=1.8,
+        warp_mm=1.5,
         warp_seed=int(rng.integers(2**32)),
     )
 

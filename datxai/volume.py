@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -200,7 +200,7 @@ def require_signal(data: np.ndarray, name: object, blank: bool = False) -> None:
 def resample(volume: Volume, grid: Grid, transform: np.ndarray | None = None, step: str = "resample") -> Volume:
     """Sample a volume on another grid, averaging where the grid is coarser than the volume.
 
-    Trilinear interpolation; zero from half a voxel outside the volume. Where a voxel of ``grid`` is larger than the source's along an
+    Trilinear interpolation; zero outside the volume, whose voxels reach out to their edges. Where a voxel of ``grid`` is larger than the source's along an
     axis, it is the mean of evenly spaced points within it, so that no source voxel is passed over.
 
     Parameters
@@ -224,10 +224,11 @@ def resample(volume: Volume, grid: Grid, transform: np.ndarray | None = None, st
     fine[:3, 3] = (1.0 / factors - 1.0) / 2.0  # centres of the sub-voxels of target voxel 0
     fine_map = index_map @ fine
     fine_shape = tuple(int(n) for n in np.asarray(grid.shape) * factors)
-    padded = np.pad(volume.data, 1, mode="edge")  # so that a rim voxel has its value out to its edge
     data = ndimage.affine_transform(
-        padded, fine_map[:3, :3], fine_map[:3, 3] + 1, fine_shape, order=1, mode="constant", cval=0.0, prefilter=False
+        volume.data, fine_map[:3, :3], fine_map[:3, 3], fine_shape, order=1, mode="nearest", prefilter=False
     )
+    for index, n in zip(_indices(fine_map, fine_shape), volume.shape):
+        data[(index < -0.5) | (index > n - 0.5)] = 0
     if (factors > 1).any():
         x, y, z = grid.shape
         data = data.reshape(x, factors[0], y, factors[1], z, factors[2]).mean(axis=(1, 3, 5), dtype=np.float64)
@@ -238,9 +239,17 @@ def covered_fraction(volume: Volume, grid: Grid, transform: np.ndarray | None = 
     """Fraction of the voxels of ``grid`` whose centres lie inside the volume's field of view."""
     transform = np.eye(4) if transform is None else transform
     index_map = np.linalg.inv(volume.affine) @ transform @ grid.affine
-    index = Grid(grid.shape, index_map).world_coordinates()
-    inside = ((index > -0.5 - 1e-6) & (index < np.asarray(volume.shape) - 0.5 + 1e-6)).all(axis=-1)
+    inside = np.ones(grid.shape, bool)
+    for index, n in zip(_indices(index_map, grid.shape), volume.shape):
+        inside &= (index > -0.5 - 1e-6) & (index < n - 0.5 + 1e-6)
     return float(inside.mean())
+
+
+def _indices(index_map: np.ndarray, shape: Sequence[int]) -> Iterator[np.ndarray]:
+    """Source index along each source axis of every voxel of a lattice, one axis at a time, (X, Y, Z)."""
+    voxels = np.ogrid[tuple(map(slice, shape))]
+    for *steps, start in index_map[:3]:
+        yield sum((step * voxel for step, voxel in zip(steps, voxels)), start=np.full(shape, start, np.float32))
 
 
 def _integer_offset(index_map: np.ndarray, shape: Sequence[int], source: Sequence[int]) -> tuple | None:

@@ -151,7 +151,7 @@ def report_case(settings: Config, run: Run) -> Path:
     result = {"scan": path.name, **found, **measures, **record, "peak": peak, **likeness}
     write_json(folder / "prediction.json", result)
     index = np.rint(grid.mm_to_index(centre)).astype(int)
-    frame = Frame(grid, striatum, regions["brain"])
+    frame = Frame(grid, outline_of(regions), regions["brain"])
     save_figure(plot_case(frame, here["spect"].data, here["relevance"].data, index, ("L", "R")), folder / "case")
     write_case_report(
         folder / "report.html",
@@ -204,6 +204,12 @@ def grid_of(settings: Config) -> Grid:
     """The grid of the network's input."""
     chosen = settings.grid
     return Grid.axis_aligned(chosen.shape, chosen.spacing, chosen.origin, chosen.name)
+
+
+def outline_of(regions: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Caudate and putamen of both sides: what figures draw to show where the striatum lies."""
+    structures = ("caudate_left", "caudate_right", "putamen_left", "putamen_right")
+    return np.logical_or.reduce([regions[name] for name in structures])
 
 
 def predict_label(logits: Sequence[float]) -> dict:

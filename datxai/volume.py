@@ -200,8 +200,9 @@ def require_signal(data: np.ndarray, name: object, blank: bool = False) -> None:
 def resample(volume: Volume, grid: Grid, transform: np.ndarray | None = None, step: str = "resample") -> Volume:
     """Sample a volume on another grid, averaging where the grid is coarser than the volume.
 
-    Trilinear interpolation; zero outside the volume, whose voxels reach out to their edges. Where a voxel of ``grid`` is larger than the source's along an
-    axis, it is the mean of evenly spaced points within it, so that no source voxel is passed over.
+    Trilinear interpolation; zero outside the volume, whose voxels reach out to their edges. Where a voxel of ``grid``
+    is larger than the source's along an axis, it is the mean of evenly spaced points within it, so that no source
+    voxel is passed over.
 
     Parameters
     ----------

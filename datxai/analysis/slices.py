@@ -26,7 +26,7 @@ AXIAL = 2
 class Frame:
     """What the maps of a figure share: a grid with axes along x, y, z, and outlines drawn on every slice.
 
-    ``striatum`` and ``brain`` are bool arrays (X, Y, Z).
+    ``striatum`` (caudate and putamen) and ``brain`` are bool arrays (X, Y, Z).
     """
 
     grid: Grid

@@ -105,8 +105,7 @@ class Rule(Hook):
         return (self.plain_forward(x),)
 
     def hand_on(self, module: nn.Module, relevance: Tensor, *kept: Tensor) -> Tensor:
-        """The relevance of the layer's input, from that of its output."""
-        raise NotImplementedError
+        """The relevance of the layer's input, from that of its output. Every rule has its own."""
 
     def bias_is_apart(self, module: nn.Module) -> bool:
         """Whether the rule knows nothing of a bias that the layer has."""
@@ -189,8 +188,7 @@ class _Signed(Rule):
         return handed if weight.shape[1] == module.weight.shape[1] else sum(handed.chunk(2, dim=channels))
 
     def share(self, module: nn.Module, relevance: Tensor, p: Tensor, n: Tensor, *s: Tensor) -> None:
-        """Fill in s_j / factor for the positive and for the magnitudes of the negative contributions."""
-        raise NotImplementedError
+        """Fill in s_j / factor for the positive and for the magnitudes of the negative contributions; a rule's own."""
 
 
 class AlphaBeta(_Signed):

@@ -13,7 +13,7 @@ from datxai.analysis import figures
 from datxai.analysis.classification import FEATURES, tabulate_features
 from datxai.analysis.report import write_report
 from datxai.analysis.slices import Frame
-from datxai.case import grid_of
+from datxai.case import grid_of, outline_of
 from datxai.cohort.dataset import VolumeStore, open_store
 from datxai.config import Config
 from datxai.files import read_json, read_table
@@ -63,7 +63,7 @@ def _draw(
     grid, store = grid_of(settings), open_store(run.store)
     atlas = load_atlas(settings.atlas.labels, settings.atlas.names)
     regions = make_regions(grid, atlas)
-    frame = Frame(grid, regions["striatum_left"] | regions["striatum_right"], regions["brain"])
+    frame = Frame(grid, outline_of(regions), regions["brain"])
     means = {path.name.removesuffix(".nii.gz"): load(path, blank=True).data for path in run.means.glob("*.nii.gz")}
     images = {group: means.get(f"{group}_spect") for group in GROUPS}
     maps = {group: means.get(f"{group}_relevance") for group in GROUPS} | {"heat": means.get("heat_map")}

@@ -36,8 +36,9 @@ def test_the_ledger_is_a_mean_relative_to_what_each_map_started_with(run):
                  "absorbed": start - out}  # fmt: skip
         write_json(sidecar_path(run.relevance_of(case)), {"seed": [start, 0.0], "ledger": [entry]})
     (row,) = read_ledger(run, ["a", "b"])
-    assert row == {"layer": "fc", "type": "Linear", "rule": "epsilon", "relevance_in": 1.0,
-                   "relevance_out": pytest.approx((0.5 + 0.75) / 2), "absorbed": pytest.approx((0.5 + 0.25) / 2)}  # fmt: skip
+    assert row["relevance_in"] == 1.0
+    assert row["relevance_out"] == pytest.approx((0.5 + 0.75) / 2)
+    assert row["absorbed"] == pytest.approx((0.5 + 0.25) / 2)
 
 
 def test_consistency_may_be_unknown(run):

@@ -312,7 +312,7 @@ def plot_table1(rows: Sequence[Mapping]) -> Figure:
     return figure
 
 
-_SIDES_NOTE = "I ipsilateral (lower putamen, left of the picture), C contralateral; outlines: brain, caudate and putamen"
+_SIDES_NOTE = "I ipsilateral (lower putamen, left of the picture), C contralateral; outline: caudate and putamen"
 
 
 def _note(figure: Figure, text: str) -> None:

@@ -53,7 +53,9 @@ def main() -> None:
     if stage not in (*STAGES, CASE, ALL):
         _fail(f"'{stage}' is not a stage; the stages are {', '.join([*STAGES, CASE])} (see `datxai --help`).")
     overrides = [word for word in words if word != stage]
-    sys.argv[1:] = [*flags, *_kept_overrides(stage, flags, overrides), *overrides, f"stage={stage}"]
+    if stage != ALL:
+        overrides = [*_kept_overrides(stage, flags, overrides), *overrides, f"stage={stage}"]
+    sys.argv[1:] = [*flags, *overrides]
     _launch()
 
 
@@ -97,7 +99,7 @@ def _kept_overrides(stage: str, flags: list[str], overrides: list[str]) -> list[
     So ``datxai explain run=DIR composite=epsilon`` keeps the grid, the data and the network of DIR. Overrides given
     now win. A sweep has a run folder per job and takes over nothing.
     """
-    if stage == ALL or {"-m", "--multirun", "--cfg", "-c"} & set(flags):
+    if {"-m", "--multirun", "--cfg", "-c"} & set(flags):
         return []
     given = {_key(word): word.partition("=")[2] for word in overrides}
     run = Path(given.get("run", f"runs/{given.get('data', 'phantom').split('_')[0]}"))

@@ -41,6 +41,16 @@ def test_help_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
 
 
+@pytest.mark.parametrize("arguments", [["--hydra-help"], ["--info", "searchpath"], ["--cfg", "job", "train"]])
+def test_hydras_own_flags(tmp_path, arguments):
+    answer = datxai_command(*arguments, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_version():
+    assert datxai_command("--version").stdout.strip() == datxai.__version__
+
+
 @pytest.fixture(scope="module")
 def compose():
     from hydra import compose, initialize_config_module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -120,7 +120,7 @@ def report_case(settings: Config, run: Run) -> Path:
     if settings.target == "label":
         raise InputError("target=label needs a labelled case; choose predicted, normal, reduced or difference.")
     path = Path(settings.scan)
-    scan = read_path(path)
+    scan = read_path(path, settings)
     name = path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".dcm")
     volume, measures = Imaging.of(settings).process(scan, path)
     ((relevance, record),) = Explainer.of(settings, run).explain(torch.from_numpy(volume.data)[None, None])
@@ -183,21 +183,28 @@ def report_case(settings: Config, run: Run) -> Path:
     return folder
 
 
-def read_path(path: Path) -> Volume:
+def read_path(path: Path, settings: Config) -> Volume:
     """A scan from a NIfTI file, a DICOM file or a folder with one DICOM series."""
     if not path.exists():
         raise InputError(f"scan={path}: no such file or folder.")
     nifti = path.is_file() and path.name.lower().endswith((".nii", ".nii.gz"))
-    return read_scan([path] if path.is_file() else sorted(path.iterdir()), "nifti" if nifti else "dicom")
+    return read_scan([path] if nifti else path, "nifti" if nifti else "dicom", settings)
 
 
-def read_scan(files: Sequence[Path], format: str) -> Volume:
-    """A scan from its files, whatever it is stored as."""
-    if format == "dicom":
-        from datxai.imaging.dicom import read_series
+def read_scan(files: Sequence[Path] | Path, form: str, settings: Config) -> Volume:
+    """A scan from its files (or their folder), ``form`` 'nifti' or 'dicom'; raw projections are reconstructed."""
+    if form == "nifti":
+        return load(files[0])
+    from datxai.imaging import dicom
 
-        return read_series(files)
-    return load(files[0])
+    if dicom.identify(files) == "volume":
+        return dicom.read_series(files)
+    from datxai.imaging.reconstruction import reconstruct
+
+    chosen = asdict(settings.reconstruction)
+    seen = dicom.read_projections(files, chosen.pop("start_angle_deg"), chosen.pop("flip"))
+    volume = reconstruct(seen.counts, seen.angles_deg, seen.pixel_mm, seen.row_spacing_mm, **chosen)
+    return replace(volume, history=(*seen.history, *volume.history))
 
 
 def grid_of(settings: Config) -> Grid:

@@ -115,7 +115,11 @@ def _kept_overrides(stage: str, flags: list[str], overrides: list[str]) -> list[
         import yaml
 
         own = {*given, "stage", "run", "scan"}
-        kept += [word for word in yaml.safe_load(recorded.read_text()) or [] if _key(word) not in own]
+        kept += [
+            word
+            for word in yaml.safe_load(recorded.read_text()) or []
+            if _key(word) not in own and _key(word).partition(".")[0] not in given  # another choice, other settings
+        ]
     return kept
 
 
@@ -131,7 +135,12 @@ def register_schemas() -> None:
 
     store = ConfigStore.instance()
     store.store(name="schema", node=config.Config)
-    for name, node in {"phantom": config.Phantom, "folder": config.Tabular, "ppmi": config.Ppmi}.items():
+    for name, node in {
+        "phantom": config.Phantom,
+        "folder": config.Folder,
+        "dicom": config.Dicom,
+        "ppmi": config.Ppmi,
+    }.items():
         store.store(group="data", name=f"{name}_schema", node=node)
 
 

@@ -30,13 +30,19 @@ class Data:
 
 
 @dataclass
-class Tabular(Data):
-    """A folder of scans with a table of participants."""
+class Dicom(Data):
+    """DICOM series, a folder or file per participant, with a table of participants."""
 
     root: str = MISSING
     participants: str = "participants.tsv"
     columns: dict[str, str | None] = field(default_factory=dict)
-    label_values: dict[str, int] = field(default_factory=dict)
+    label_values: Any = None  # {text: 0 or 1}; a typed mapping would refuse new keys on the command line
+
+
+@dataclass
+class Folder(Dicom):
+    """NIfTI files with a table of participants."""
+
     pattern: str | None = None
 
 
@@ -46,7 +52,7 @@ class Ppmi(Data):
 
     root: str = MISSING
     collection: str | None = None
-    groups: dict[str, int] = field(default_factory=dict)
+    groups: Any = None  # {group: 0 or 1}
 
 
 @dataclass
@@ -55,6 +61,8 @@ class Phantom(Data):
 
     n_subjects: int = MISSING
     seed: int = MISSING
+    raw: bool = True
+    camera: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -65,6 +73,19 @@ class Lattice:
     shape: list[int] = MISSING
     spacing: list[float] = MISSING
     origin: list[float] = MISSING
+
+
+@dataclass
+class Reconstruction:
+    """Filtered back projection of raw projections, and how they were taken."""
+
+    filter: str = "shepp-logan"
+    cutoff_per_cm: float = 1.25
+    attenuation_per_cm: float | None = None
+    post_filter_mm: float = 0.0
+    centre: float | None = None
+    start_angle_deg: float | None = None
+    flip: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -160,6 +181,7 @@ class Config:
 
     data: Data = field(default_factory=Data)
     grid: Lattice = field(default_factory=Lattice)
+    reconstruction: Reconstruction = field(default_factory=Reconstruction)
     registration: Registration = field(default_factory=Registration)
     atlas: Atlas = field(default_factory=Atlas)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)

@@ -72,7 +72,7 @@ class Run:
     def keep_only(folder: Path, paths: Iterable[Path]) -> None:
         """Remove volumes that an earlier cohort or setting left, so that a folder holds what its tables name."""
         kept = {path.name for path in paths}
-        for path in folder.glob("*.nii.gz"):
+        for path in [*folder.glob("*.nii.gz"), *folder.glob("*.dcm")]:
             if path.name not in kept:
                 path.unlink()
                 sidecar_path(path).unlink(missing_ok=True)
@@ -82,13 +82,22 @@ class Run:
         return read_json(self.manifest) if self.manifest.is_file() else {}
 
     def entry(self, stage: str, needed_by: str) -> dict:
-        """The manifest's entry of a finished stage; `InputError` names the stage to run first."""
+        """The manifest's entry of a finished stage.
+
+        `InputError` names the stage to run first, if it or one before it is not there or older than what it rests on.
+        """
         entries = self.entries()
         if stage not in entries or not _all_exist(self.folder, entries[stage]["outputs"]):
             raise InputError(
                 f"{self.folder}: stage '{needed_by}' needs what '{stage}' makes, which is not there; "
                 f"run `datxai {stage} run={self.folder}` first."
             )
+        for before, fingerprint in entries[stage]["inputs"].items():
+            if before in entries and self.entry(before, stage)["fingerprint"] != fingerprint:
+                raise InputError(
+                    f"{self.folder}: '{before}' has been made again since '{stage}', which '{needed_by}' needs; "
+                    f"run `datxai {stage} run={self.folder}` first."
+                )
         return entries[stage]
 
     def fingerprint(self, stage: str, config: Mapping, inputs: Mapping[str, str]) -> str:

@@ -41,6 +41,14 @@ def finished(tmp_path_factory):
     return folder, answer.stdout
 
 
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """A folder of reconstructed NIfTI scans and their table; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("cohort") / "run"
+    datxai("simulate", "data.raw=false", "data.n_subjects=8", f"run={folder}")
+    return folder / "simulated"
+
+
 def test_the_run_folder_holds_what_is_promised(finished):
     folder, said = finished
     for name in (
@@ -92,7 +100,7 @@ def test_volumes_are_float32_ras_mm_and_relevance_lies_on_the_grid_of_its_input(
         assert record["method"]["composite"] == "nazari2021"
         assert record["seed"][int(record["logits"][1] > record["logits"][0])] == max(record["logits"])
         steps = [step["step"] for step in record["history"]]
-        assert steps[:3] == ["load", "register", "scale"]
+        assert steps[:4] == ["load", "reconstruct", "register", "scale"]
         assert steps[-1] == "explain"
 
 
@@ -131,11 +139,11 @@ def test_one_stage_keeps_the_settings_of_its_run(finished, tmp_path):
 def test_a_composite_that_names_a_missing_layer(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "run")
     maps = {path.name: path.read_bytes() for path in (folder / "relevance").iterdir()}
-    (tmp_path / "composite").mkdir()
-    (tmp_path / "composite" / "mine.yaml").write_text(
+    (tmp_path / "conf" / "composite").mkdir(parents=True)
+    (tmp_path / "conf" / "composite" / "mine.yaml").write_text(
         "name: mine\nlayers:\n  - {match: [conv9], rule: flat}\n  - {match: ['*'], rule: epsilon}\n"
     )
-    answer = datxai("explain", "--config-dir", tmp_path, "composite=mine", f"run={folder}", check=False)
+    answer = datxai("explain", "--config-dir", tmp_path / "conf", "composite=mine", f"run={folder}", check=False)
     assert answer.returncode == 2
     assert "conv9" in answer.stdout + answer.stderr
     assert maps == {path.name: path.read_bytes() for path in (folder / "relevance").iterdir()}
@@ -153,15 +161,16 @@ def test_weights_of_another_grid(finished, tmp_path):
 def test_one_new_scan(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "run")
     manifest, hydra = (folder / "manifest.json").read_bytes(), (folder / ".hydra" / "overrides.yaml").read_bytes()
-    scan = folder / "simulated" / "sub-0002_spect.nii.gz"
+    scan = folder / "simulated" / "sub-0002_spect.dcm"
     datxai("case", f"scan={scan}", f"run={folder}")
     made = folder / "cases" / "sub-0002_spect"
     result = json.loads((made / "prediction.json").read_text())
     row = next(row for row in read_table(folder / "predictions.tsv") if row["participant_id"] == "sub-0002")
     assert result["logit_reduced"] == pytest.approx(float(row["logit_reduced"]), rel=1e-5)
     own = nib.load(made / "sub-0002_spect_relevance.nii.gz")
-    assert own.shape == nib.load(scan).shape
-    np.testing.assert_allclose(own.affine, nib.load(scan).affine)
+    assert own.shape == (64, 64, 64)
+    np.testing.assert_allclose(np.diag(own.affine), [4, 4, 4, 1])
+    assert float(result["sum"]) != 0
     assert (made / "report.html").is_file()
     assert (folder / "manifest.json").read_bytes() == manifest
     assert (folder / ".hydra" / "overrides.yaml").read_bytes() == hydra
@@ -183,8 +192,8 @@ def spoil(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["truncated", "nan", "zero", "frames"])
-def test_a_scan_that_cannot_be_used(finished, tmp_path, kind):
-    cohort = shutil.copytree(finished[0] / "simulated", tmp_path / "cohort")
+def test_a_scan_that_cannot_be_used(cohort, tmp_path, kind):
+    cohort = shutil.copytree(cohort, tmp_path / "cohort")
     spoil(cohort / "sub-0001_spect.nii.gz", kind)
     options = ["data=folder", f"data.root={cohort}", "grid=slab_12mm", f"run={tmp_path / 'run'}", "n_jobs=1"]
     answer = datxai("preprocess", *options, check=False)
@@ -193,22 +202,22 @@ def test_a_scan_that_cannot_be_used(finished, tmp_path, kind):
     assert not (tmp_path / "run" / "manifest.json").exists()
 
 
-def test_on_error_skip_goes_on_and_counts(finished, tmp_path):
-    cohort = shutil.copytree(finished[0] / "simulated", tmp_path / "cohort")
+def test_on_error_skip_goes_on_and_counts(cohort, tmp_path):
+    cohort = shutil.copytree(cohort, tmp_path / "cohort")
     for path in sorted(cohort.glob("*.nii.gz"))[6:]:
         path.unlink()
     spoil(cohort / "sub-0001_spect.nii.gz", "nan")
     options = ["data=folder", f"data.root={cohort}", "grid=slab_12mm", f"run={tmp_path / 'run'}", "n_jobs=1"]
     said = datxai("preprocess", "on_error=skip", *options).stdout
     skipped = read_table(tmp_path / "run" / "skipped.tsv")
-    assert len(skipped) == 19  # one spoilt, eighteen without a scan
+    assert len(skipped) == 3  # one spoilt, two without a scan
     assert "sub-0001" in {row["participant_id"] for row in skipped}
-    assert "5 scans used, 19 left out" in said
+    assert "5 scans used, 3 left out" in said
     assert len(read_table(tmp_path / "run" / "participants.tsv")) == 5
 
 
-def test_a_table_of_another_shape(finished, tmp_path):
-    cohort = shutil.copytree(finished[0] / "simulated", tmp_path / "cohort")
+def test_a_table_of_another_shape(cohort, tmp_path):
+    cohort = shutil.copytree(cohort, tmp_path / "cohort")
     rows = read_table(cohort / "participants.tsv")
     (cohort / "participants.tsv").unlink()
     with (cohort / "cases.csv").open("w", newline="") as stream:
@@ -226,7 +235,7 @@ def test_a_table_of_another_shape(finished, tmp_path):
 
 
 def test_killed_preprocessing_goes_on_where_it_was(finished, tmp_path):
-    options = ["data=folder", f"data.root={finished[0] / 'simulated'}", "grid=slab_12mm", "n_jobs=1"]
+    options = ["data=dicom", f"data.root={finished[0] / 'simulated'}", "grid=slab_12mm", "n_jobs=1"]
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "datxai", "preprocess", *options, f"run={folder}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -268,3 +277,23 @@ def test_example_of_any_network():
     )
     assert answer.returncode == 0, answer.stderr
     assert "relevance (4, 1, 24, 24, 24)" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("setting", "word"),
+    [("data.camera.pixel_mm=-4", "positive"), ("+data.camera.bin=3", "bins"), ("data.camera.rows=2.5", "whole")],
+)
+def test_a_camera_that_cannot_be(tmp_path, setting, word):
+    answer = datxai("simulate", setting, "data.n_subjects=2", f"run={tmp_path / 'run'}", check=False)
+    assert answer.returncode == 2
+    assert word in answer.stdout + answer.stderr
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_processes(tmp_path):
+    made = []
+    for jobs in (1, 2):
+        folder = tmp_path / str(jobs)
+        datxai("simulate", "data.n_subjects=3", f"n_jobs={jobs}", f"run={folder}")
+        made.append({path.name: path.read_bytes() for path in (folder / "simulated").iterdir()})
+    assert made[0] == made[1]
+    assert len([name for name in made[0] if name.endswith(".dcm")]) == 3

@@ -61,3 +61,12 @@ def test_a_damaged_manifest_is_named(run):
     run.manifest.write_text("{")
     with pytest.raises(InputError, match=r"manifest\.json"):
         run.entries()
+
+
+def test_what_is_older_than_its_input_names_the_stage_to_run(run):
+    explain = record(run, "explain", {}, {}, run.folder / "a")
+    record(run, "evaluate", {}, {"explain": explain}, run.folder / "b")
+    assert run.entry("evaluate", "report")["inputs"] == {"explain": explain}
+    record(run, "explain", {"target": "reduced"}, {}, run.folder / "a")
+    with pytest.raises(InputError, match="datxai evaluate"):
+        run.entry("evaluate", "report")

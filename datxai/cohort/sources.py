@@ -1,4 +1,4 @@
-"""Where scans lie on disk: a folder of NIfTI files, or a PPMI download."""
+"""Where scans lie on disk: a folder of NIfTI files, one of DICOM files, or a PPMI download."""
 
 from __future__ import annotations
 
@@ -72,25 +72,16 @@ def find_folder(
         for one participant and session are skipped instead of raising `InputError`.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; set data.root to the folder that holds the scans.")
-    table = root / participants
-    if not table.is_file():
-        raise InputError(
-            f"{table}: no such file, expected a table of participants (participant_id, age, sex, label); "
-            f"write one or set data.participants."
-        )
     skipped: list[tuple[str, str]] = []
     collect = skipped if skip else None
-    people = read_participants(table, columns, label_values, require_label, collect)
-    by_identity = {strip_prefix(person.participant_id): person for person in people}
+    people, table = _read_people(root, participants, columns, label_values, require_label, collect)
     refused = {strip_prefix(name) for name, _ in skipped}
 
     found = []
     files = sorted(path for path in _walk(root) if path.name.lower().endswith((".nii", ".nii.gz")))
-    for path, identity, session in _name_files(files, root, pattern, by_identity):
-        if identity in by_identity:
-            found.append((by_identity[identity], session, (path,), "nifti"))
+    for path, identity, session in _name_files(files, root, pattern, people):
+        if identity in people:
+            found.append((people[identity], session, (path,), "nifti"))
         elif identity not in refused:
             reason = (
                 f"{path}: {table.name} has no participant {identity!r} for this scan; add a row, remove the "
@@ -98,15 +89,54 @@ def find_folder(
             )
             refuse(path.name, reason, collect)
     scans = _name_cases(found, collect)
-    with_scan = {person.participant_id for person, *_ in found}
-    for person in people:
-        if person.participant_id not in with_scan:
-            reason = (
-                f"{root}: no scan of participant {person.participant_id!r} among {len(files)} NIfTI files; "
-                f"add it, remove the row, or set data.pattern to how files are named."
-            )
-            refuse(person.participant_id, reason, collect)
+    advice = f"among {len(files)} NIfTI files; add it, remove the row, or set data.pattern to how files are named"
+    _require_scans(people.values(), found, root, advice, collect)
     return scans, skipped
+
+
+def find_dicom(
+    root: str | os.PathLike,
+    participants: str | os.PathLike = "participants.tsv",
+    columns: Mapping[str, str | None] | None = None,
+    label_values: Mapping[str, int] | None = None,
+    require_label: bool = True,
+    skip: bool = False,
+) -> tuple[list[Scan], list[tuple[str, str]]]:
+    """Scans in a folder of DICOM files, and what was skipped as (name, reason).
+
+    A file belongs to the participant whose folder it lies in, at any depth (``<participant_id>/.../*.dcm``), or
+    after whom it is named (``<participant_id>*.dcm``), with or without ``sub-``; what a folder or name calls
+    ``ses-<session>`` is a session. Files without the suffix .dcm count if they are DICOM. All files of one
+    participant and session are one scan: projections, or the slices of a volume.
+
+    Parameters are those of `find_folder`.
+    """
+    root = Path(root)
+    skipped: list[tuple[str, str]] = []
+    collect = skipped if skip else None
+    people, table = _read_people(root, participants, columns, label_values, require_label, collect)
+    known = {*people, *(strip_prefix(name) for name, _ in skipped)}
+
+    files = defaultdict(list)
+    strangers = set()
+    for path in filter(_is_dicom, _walk(root)):
+        parts = path.relative_to(root).parts
+        identity = next((owner for part in parts if (owner := _find_owner(part, known, part == path.name))), None)
+        session = re.search(r"ses-([0-9A-Za-z]+)", "/".join(parts))
+        if identity is None:
+            strangers.add(parts[0])
+        elif identity in people:
+            files[identity, session and session[1]].append(path)
+    for name in sorted(strangers):
+        reason = (
+            f"{root / name}: {table.name} has no participant for these DICOM files; add a row, remove them, or name "
+            f"the folder after the participant."
+        )
+        refuse(name, reason, collect)
+    found = [(people[identity], session, tuple(sorted(paths)), "dicom") for (identity, session), paths in files.items()]
+    advice = "among the DICOM files; add it, remove the row, or name its folder or file after the participant"
+    _require_scans(people.values(), found, root, advice, collect)
+    return _name_cases(found, collect), skipped
 
 
 def find_ppmi(
@@ -177,12 +207,53 @@ def find_ppmi(
         found.append((person, re.sub(r"[^0-9A-Za-z]", "", row["Visit"]), folders[key][0][1], "dicom"))
     for key in [key for key in folders if key not in used]:
         for folder, _ in folders[key]:
-            refuse(
-                folder.name, f"{folder}: {table} has no row for this scan; add the row or remove it.", collect
-            )
+            refuse(folder.name, f"{folder}: {table} has no row for this scan; add the row or remove it.", collect)
     scans = _name_cases(found, collect)
     require_classes((scan.participant.label for scan in scans), root)
     return scans, skipped
+
+
+def _read_people(
+    root: Path, participants: str | os.PathLike, columns, label_values, require_label: bool, skipped: list | None
+) -> tuple[dict[str, Participant], Path]:
+    """Participants by identity (without ``sub-``), and the table they stand in."""
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; set data.root to the folder that holds the scans.")
+    table = root / participants
+    if not table.is_file():
+        raise InputError(
+            f"{table}: no such file, expected a table of participants (participant_id, age, sex, label); "
+            f"write one or set data.participants."
+        )
+    people = read_participants(table, columns, label_values, require_label, skipped)
+    return {strip_prefix(person.participant_id): person for person in people}, table
+
+
+def _require_scans(people: Iterable[Participant], found: list, root: Path, advice: str, skipped: list | None) -> None:
+    """Refuse participants without a scan."""
+    with_scan = {person.participant_id for person, *_ in found}
+    for person in people:
+        if person.participant_id not in with_scan:
+            reason = f"{root}: no scan of participant {person.participant_id!r} {advice}."
+            refuse(person.participant_id, reason, skipped)
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.name == "DICOMDIR":
+        return False
+    if path.suffix.lower() == ".dcm":
+        return True
+    with path.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def _find_owner(part: str, identities: Iterable[str], is_file: bool) -> str | None:
+    """The participant whom a folder is named after; for a file, whose identity its name begins with."""
+    part = strip_prefix(part)
+    if not is_file:
+        return part if part in identities else None
+    begun = [name for name in identities if re.match(re.escape(name) + r"(?![0-9A-Za-z])", part)]
+    return max(begun, key=len, default=None)
 
 
 def _name_cases(
@@ -248,8 +319,7 @@ def _compile_pattern(pattern: str) -> re.Pattern:
             return "[^/]*" if match[0] == "*" else re.escape(match[0])
         if name not in ("participant_id", "session"):
             raise InputError(
-                f"data.pattern: unknown field {{{name}}} in {pattern!r}, expected {{participant_id}} and "
-                f"{{session}}."
+                f"data.pattern: unknown field {{{name}}} in {pattern!r}, expected {{participant_id}} and {{session}}."
             )
         fields[name] += 1
         return f"(?P<{name}>[^/]+?)" if fields[name] == 1 else f"(?P={name})"
@@ -278,9 +348,7 @@ def _find_collection(root: Path) -> Path:
 def _read_collection(table: Path) -> list[dict[str, str]]:
     rows = read_table(table)
     if missing := [name for name in PPMI_COLUMNS if rows and name not in rows[0]]:
-        raise InputError(
-            f"{table}: has no column {missing[0]!r}, expected the collection table of the download."
-        )
+        raise InputError(f"{table}: has no column {missing[0]!r}, expected the collection table of the download.")
     return rows
 
 

@@ -1,6 +1,6 @@
 """Reconstruction: projections of a parallel-hole camera to a volume, by filtered back projection.
 
-Geometry, as in DICOM PS3.3 C.8.4.15: the axis of rotation is z. The angle of a view is where the detector stands:
+Geometry, as in DICOM PS3.3 C.8.4.12: the axis of rotation is z. The angle of a view is where the detector stands:
 0 degrees at the patient's back, 90 at the left side, 180 in front, 270 at the right. A frame shows what is seen from
 the detector: rows run from the head downwards, bins to the onlooker's right. In the volume's RAS+ world, with the
 axis at x = y = 0, bin b of a view therefore sees the line x cos(angle) - y sin(angle) = (b - centre) * pixel_mm.

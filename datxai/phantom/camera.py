@@ -1,6 +1,6 @@
 """Camera: what a SPECT camera with a parallel-hole collimator counts.
 
-Geometry, as in DICOM PS3.3 C.8.4.15: the axis of rotation is z of the scan's world. The angle of a view is where
+Geometry, as in DICOM PS3.3 C.8.4.12: the axis of rotation is z of the scan's world. The angle of a view is where
 the detector stands: 0 degrees at the patient's back, 90 at the left side, 180 in front. A frame shows what is seen
 from the detector: rows run from the head downwards, bins to the onlooker's right, so that the centre of bin b sees
 the line x cos(angle) - y sin(angle) = (b - (bins - 1) / 2) * pixel_mm.

@@ -30,7 +30,7 @@ DISEASED_SHARE = 0.478
 REGIONS = ("caudate", "accumbens", "putamen_anterior", "putamen_middle", "putamen_posterior")
 
 # per region: true binding ratio of a man of the reference age, share lost per decade
-NORMAL = {"binding": (8.2, 2.2, 5.7, 5.7, 5.5), "decade": (0.02, 0.02, 0.03, 0.035, 0.04)}
+NORMAL = {"binding": (8.8, 2.2, 5.7, 5.7, 5.5), "decade": (0.02, 0.02, 0.03, 0.035, 0.04)}
 FEMALE_GAIN = 0.05
 # per region: log loss at severity 1
 PARKINSON = (0.36, 0.20, 0.62, 0.95, 1.32)
@@ -107,7 +107,7 @@ def _draw_subject(seed: int, index: int, label: int, sex: str) -> Subject:
     while True:
         diseased = bool(rng.random() < DISEASED_SHARE)
         pattern, loss = _draw_loss(rng, diseased)
-        level = np.exp(0.13 * rng.standard_normal())
+        level = np.exp(0.125 * rng.standard_normal())
         kept = np.exp(-loss + 0.03 * rng.standard_normal((2, 1)) + 0.03 * rng.standard_normal((2, len(REGIONS))))
         seen = kept @ READER_WEIGHTS
         reads = read_case(seen.min() * level**READER_LEVEL, rng)

@@ -20,7 +20,7 @@ log = logging.getLogger("datxai")
 
 
 def depends(settings: Config) -> dict:
-    names = ("data", "grid", "registration", "atlas", "preprocessing")
+    names = ("data", "grid", "reconstruction", "registration", "atlas", "preprocessing")
     return {name: asdict(getattr(settings, name)) for name in names}
 
 
@@ -68,14 +68,35 @@ def find_scans(settings: Config, run: Run) -> tuple[list[sources.Scan], list[tup
     if settings.on_error not in ("raise", "skip"):
         raise InputError(f"on_error={settings.on_error}: expected raise or skip.")
     if data.kind == "phantom":
-        return sources.find_folder(run.simulated, skip=skip)
+        return (sources.find_dicom if data.raw else sources.find_folder)(run.simulated, skip=skip)
     if data.kind == "folder":
         return sources.find_folder(
-            data.root, data.participants, data.columns, data.label_values or None, data.pattern, skip=skip
+            data.root,
+            data.participants,
+            data.columns,
+            _labels(data.label_values, "data.label_values"),
+            data.pattern,
+            skip=skip,
         )
+    if data.kind == "dicom":
+        labels = _labels(data.label_values, "data.label_values")
+        return sources.find_dicom(data.root, data.participants, data.columns, labels, skip=skip)
     if data.kind == "ppmi":
-        return sources.find_ppmi(data.root, data.collection, data.groups, skip=skip)
-    raise InputError(f"data.kind={data.kind}: expected phantom, folder or ppmi.")
+        return sources.find_ppmi(
+            data.root, data.collection, _labels(data.groups, "data.groups") or sources.PPMI_GROUPS, skip=skip
+        )
+    raise InputError(f"data.kind={data.kind}: expected phantom, folder, dicom or ppmi.")
+
+
+def _labels(mapping: object, name: str) -> dict[str, int] | None:
+    """A setting that gives labels to texts, checked."""
+    if mapping is None:
+        return None
+    if not isinstance(mapping, dict) or not mapping or not set(mapping.values()) <= {0, 1}:
+        raise InputError(
+            f"{name}={mapping}: expected a mapping to 0 (normal) or 1 (reduced), such as {{HC: 0, PD: 1}}."
+        )
+    return {str(text): label for text, label in mapping.items()}
 
 
 def describe(scan: sources.Scan) -> dict:
@@ -97,7 +118,9 @@ def _preprocess(scan: sources.Scan, path: Path, settings: Config, fingerprint: s
     if Run.made_with(path, mark):
         return read_json(sidecar_path(path))["measures"]
     try:
-        volume, measures = _imaging(fingerprint, settings).process(read_scan(scan.files, scan.format), scan.case_id)
+        volume, measures = _imaging(fingerprint, settings).process(
+            read_scan(scan.files, scan.format, settings), scan.case_id
+        )
     except InputError as error:
         if settings.on_error == "skip":
             return str(error)

@@ -1,17 +1,24 @@
-"""The phantom cohort: a scan of each subject and the table of participants, as ``data=folder`` reads them."""
+"""The phantom cohort: a scan of each subject and the table of participants.
+
+Scans are DICOM projections, as ``data=dicom`` reads them; with ``data.raw=false`` NIfTI volumes, as ``data=folder``
+reads them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from datxai.config import Config
-from datxai.files import write_table
+from datxai.errors import InputError
+from datxai.files import write_json, write_table
+from datxai.imaging.dicom import Projections, write_projections
+from datxai.phantom.camera import Camera
 from datxai.phantom.population import Subject, draw_population
-from datxai.phantom.scan import simulate_volume
+from datxai.phantom.scan import simulate_projections, simulate_volume
 from datxai.progress import parallel
 from datxai.run import Run
-from datxai.volume import save
+from datxai.volume import save, sidecar_path
 
 COLUMNS = ["participant_id", "age", "sex", "label", "diseased", "pattern", "severity", "side", "asymmetry"]
 
@@ -26,8 +33,14 @@ def outputs(run: Run) -> list[Path]:
 
 def make(settings: Config, run: Run, fingerprint: str) -> None:
     population = draw_population(settings.data.n_subjects, settings.data.seed)
-    paths = [run.simulated / f"{subject.participant_id}_spect.nii.gz" for subject in population]
-    missing = [(*pair, fingerprint) for pair in zip(population, paths) if not run.made_with(pair[1], fingerprint)]
+    suffix = "dcm" if settings.data.raw else "nii.gz"
+    paths = [run.simulated / f"{subject.participant_id}_spect.{suffix}" for subject in population]
+    camera = _camera(settings.data.camera)
+    missing = [
+        (subject, path, camera, fingerprint)
+        for subject, path in zip(population, paths)
+        if not run.made_with(path, fingerprint)
+    ]
     for _ in parallel(_simulate, missing, len(missing), settings.n_jobs, "scans simulated"):
         pass
     run.keep_only(run.simulated, paths)
@@ -39,5 +52,29 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
     write_table(run.simulated / "reads.tsv", reads, list(reads[0]))
 
 
-def _simulate(subject: Subject, path: Path, fingerprint: str) -> None:
-    save(simulate_volume(subject), path, {"fingerprint": fingerprint}, mni=False)
+def _camera(given: dict[str, float]) -> dict[str, float]:
+    """The settings of the camera, checked; whole numbers where the camera counts."""
+    known = {field.name: field.default for field in fields(Camera) if isinstance(field.default, (int, float))}
+    for name, value in given.items():
+        if name not in known:
+            raise InputError(f"data.camera has no {name}, expected some of {', '.join(known)}.")
+        if value <= 0 or (isinstance(known[name], int) and value != int(value)):
+            raise InputError(f"data.camera.{name}={value:g}: expected a positive number, whole for views, rows, bins.")
+    return {name: type(known[name])(value) for name, value in given.items()}
+
+
+def _simulate(subject: Subject, path: Path, camera: dict[str, float], fingerprint: str) -> None:
+    if path.suffix == ".dcm":
+        counts, used = simulate_projections(subject, **camera)
+        projections = Projections(counts, used.angles_deg, used.pixel_mm, used.pixel_mm, used.radius_mm)
+        write_projections(
+            path,
+            projections,
+            name=f"{subject.participant_id} of seed {subject.seed[0]}",
+            patient_id=subject.participant_id,
+            patient_sex=subject.sex,
+            patient_age=round(subject.age),
+        )
+        write_json(sidecar_path(path), {"fingerprint": fingerprint})
+    else:
+        save(simulate_volume(subject, **camera), path, {"fingerprint": fingerprint}, mni=False)

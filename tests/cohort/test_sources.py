@@ -1,10 +1,10 @@
-"""Scans found in folders of NIfTI files and in a PPMI download."""
+"""Scans found in folders of NIfTI and DICOM files and in a PPMI download."""
 
 from pathlib import Path
 
 import pytest
 
-from datxai.cohort.sources import find_folder, find_ppmi
+from datxai.cohort.sources import find_dicom, find_folder, find_ppmi
 from datxai.errors import InputError
 
 TABLE = "participant_id\tage\tsex\tlabel\nsub-01\t60\tF\t0\nsub-02\t70\tM\t1\n"
@@ -113,6 +113,63 @@ def test_missing_folder_table_and_field(folder):
         find_folder(folder, pattern="*.nii")
     with pytest.raises(InputError, match=r"unknown field \{uid\}"):
         find_folder(folder, pattern="{uid}.nii")
+
+
+def test_dicom_folders_and_names(folder):
+    touch(folder, "sub-01/a/b/2.dcm", "sub-01/a/b/1.DCM", "sub-01/notes.txt", "02_tomo.dcm", "DICOMDIR")
+    (folder / "sub-01/a/IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    scans, skipped = find_dicom(folder)
+    assert [(scan.case_id, [file.name for file in scan.files], scan.format) for scan in scans] == [
+        ("sub-01", ["IM0001", "1.DCM", "2.dcm"], "dicom"),
+        ("sub-02", ["02_tomo.dcm"], "dicom"),
+    ]
+    assert scans[1].participant.age == 70
+    assert skipped == []
+
+
+def test_dicom_sessions(folder):
+    touch(folder, "01/ses-a/x.dcm", "01/ses-b/x.dcm", "sub-02_ses-a.dcm")
+    scans, _ = find_dicom(folder)
+    assert [scan.case_id for scan in scans] == ["sub-01_ses-a", "sub-01_ses-b", "sub-02"]
+
+
+def test_dicom_names_are_not_mistaken_for_longer_ones(folder):
+    (folder / "participants.tsv").write_text(TABLE.replace("sub-02", "sub-01_2"))
+    touch(folder, "01.dcm", "01_2.dcm")
+    scans, _ = find_dicom(folder)
+    assert [(scan.case_id, scan.files[0].name) for scan in scans] == [("sub-01", "01.dcm"), ("sub-01_2", "01_2.dcm")]
+
+
+@pytest.mark.parametrize(
+    ("files", "message", "name"),
+    [
+        (("01/x.dcm", "02.dcm", "03/x.dcm", "03/y.dcm"), "03: participants.tsv has no participant for these", "03"),
+        (("01/x.dcm", "02.dcm", "011.dcm"), "no participant for these DICOM files", "011.dcm"),
+        (("01/x.dcm",), "no scan of participant 'sub-02' among the DICOM files", "sub-02"),
+    ],
+)
+def test_dicom_mismatch_is_refused_or_skipped(folder, files, message, name):
+    touch(folder, *files)
+    with pytest.raises(InputError, match=message):
+        find_dicom(folder)
+    scans, skipped = find_dicom(folder, skip=True)
+    assert [where for where, _ in skipped] == [name]
+    assert len(scans) == (1 if name == "sub-02" else 2)
+
+
+def test_dicom_of_a_refused_row_is_passed_over(folder):
+    (folder / "participants.tsv").write_text(TABLE + "sub-03\t60\tF\t7\n")
+    touch(folder, "01.dcm", "02.dcm", "03.dcm")
+    scans, skipped = find_dicom(folder, skip=True)
+    assert len(scans) == 2
+    assert [where for where, _ in skipped] == ["sub-03"]
+
+
+def test_dicom_needs_a_folder_and_a_table(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        find_dicom(tmp_path / "absent")
+    with pytest.raises(InputError, match="expected a table of participants"):
+        find_dicom(tmp_path)
 
 
 def ppmi(root: Path, rows: list[str], folders: list[str]) -> Path:

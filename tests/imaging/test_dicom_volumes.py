@@ -277,7 +277,7 @@ def test_broken_series(tmp_path, frames, spoil, message):
     [
         (
             {"ImageType": ["ORIGINAL", "PRIMARY", "TOMO", "EMISSION"]},
-            "raw projections .*ORIGINAL/PRIMARY/TOMO",
+            "raw projections",
         ),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "STATIC", "EMISSION"]}, "planar images"),
         ({"SliceVector": [1, 2, 3]}, "4 frames and 3 entries in its slice vector"),

@@ -7,7 +7,6 @@ patient is kept, in a volume's history or in a message.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from datxai.errors import InputError
+from datxai.imaging.dicom.dataset import decode, kind_of, list_files, numbers, reading, require_pixels, rescale
 from datxai.volume import Volume, require_invertible, require_signal, to_ras
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-PROJECTIONS = {"TOMO", "GATED TOMO"}  # third value of Image Type, DICOM PS3.3 C.8.4.9
-PLANAR = {"STATIC", "DYNAMIC", "GATED", "WHOLE BODY"}
 COSINE_TOLERANCE = 1e-3  # of directions: unit length, right angle, agreement between slices
 SPACING_TOLERANCE = 0.05  # of slice positions, as a fraction of the distance between slices
 
@@ -65,7 +62,7 @@ def read_series(files: str | os.PathLike | Iterable[str | os.PathLike]) -> Volum
         If the files are unreadable, truncated or no images; of several patients or series; projections or
         planar images; or slices that are missing, double, or not on one lattice.
     """
-    paths = _list_files(files)
+    paths = list_files(files)
     parts = [_read_file(path) for path in paths]
     name = paths[0] if len(paths) == 1 else paths[0].parent
     _require_one(parts, name)
@@ -84,87 +81,32 @@ def read_series(files: str | os.PathLike | Iterable[str | os.PathLike]) -> Volum
     return replace(to_ras(data, affine), history=(record,))
 
 
-def _list_files(files) -> list[Path]:
-    """The paths; from a folder those that have DICOM's preamble."""
-    single = isinstance(files, (str, os.PathLike))
-    paths = [Path(files)] if single else sorted(map(Path, files))
-    if single and paths[0].is_dir():
-        folder = paths[0]
-        paths = sorted(path for path in folder.iterdir() if path.name != "DICOMDIR" and _has_preamble(path))
-        if not paths:
-            raise InputError(f"{folder}: holds no DICOM file, expected the files of one series.")
-    for path in paths:
-        if not path.is_file():
-            raise InputError(f"{path}: no such file, expected a DICOM file.")
-    assert paths, "no files given"
-    return paths
-
-
-def _has_preamble(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
-
-
 def _read_file(path: Path) -> _Part:
-    import pydicom
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd but readable values are common
-            dataset = pydicom.dcmread(path)
-            _require_tomography(dataset, path)
-            return _Part(
-                str(dataset.get("PatientID", "")),
-                str(dataset.get("SeriesInstanceUID", "")),
-                str(dataset.get("SeriesDescription", "")),
-                str(dataset.get("Modality", "")),
-                int(dataset.get("NumberOfSlices") or 0),
-                _cut(dataset, _decode(dataset, path), path),
+    with reading(path) as dataset:
+        if kind_of(dataset, path) == "projections":
+            raise InputError(
+                f"{path}: holds raw projections (Image Type TOMO), expected a "
+                f"reconstructed volume; reconstruct them first."
             )
-    except InputError:
-        raise
-    except Exception as error:  # elements are parsed when asked for, and a damaged one raises anything
-        raise InputError(
-            f"{path}: cannot be read as DICOM; it is damaged or of another format, export it again."
-        ) from error
-
-
-def _require_tomography(dataset, path: Path) -> None:
-    kind = [str(value).upper() for value in dataset.get("ImageType") or ()]
-    if PROJECTIONS & {*kind}:
-        raise InputError(
-            f"{path}: holds raw projections (Image Type {'/'.join(kind)}), expected a reconstructed volume; "
-            f"reconstruct them first."
-        )
-    if PLANAR & {*kind}:
-        raise InputError(
-            f"{path}: holds planar images (Image Type {'/'.join(kind)}), expected a tomographic volume."
-        )
-    if not any(keyword in dataset for keyword in PIXEL_KEYWORDS):
-        raise InputError(
-            f"{path}: holds no pixel data, expected a reconstructed volume; it is truncated or no image, "
-            f"export it again or remove it."
-        )
-    if dataset.get("SamplesPerPixel", 1) != 1:
-        raise InputError(
-            f"{path}: is a colour picture, expected one value per pixel; give the original series."
+        require_pixels(dataset, path)
+        return _Part(
+            str(dataset.get("PatientID", "")),
+            str(dataset.get("SeriesInstanceUID", "")),
+            str(dataset.get("SeriesDescription", "")),
+            str(dataset.get("Modality", "")),
+            int(dataset.get("NumberOfSlices") or 0),
+            _cut(dataset, decode(dataset, path), path),
         )
 
 
 def _require_one(parts: list[_Part], name: object) -> None:
     """One patient, one series. Identities are compared, not told."""
     if len({part.patient for part in parts}) > 1:
-        raise InputError(
-            f"{name}: the files are of more than one patient, expected one series; separate them."
-        )
+        raise InputError(f"{name}: the files are of more than one patient, expected one series; separate them.")
     series = {part.series: part.description for part in parts}
     if len(series) > 1:
         listed = ", ".join(sorted(map(repr, series.values())))
-        raise InputError(
-            f"{name}: the files are of {len(series)} series ({listed}), expected one; separate them."
-        )
+        raise InputError(f"{name}: the files are of {len(series)} series ({listed}), expected one; separate them.")
 
 
 def _require_count(count: int, promised: int, name: object) -> None:
@@ -174,42 +116,29 @@ def _require_count(count: int, promised: int, name: object) -> None:
         raise InputError(f"{name}: has {count} slices, the header promises {promised}; {advice}.")
 
 
-def _decode(dataset, path: Path) -> np.ndarray:
-    """Stored pixels as (frames, rows, columns)."""
-    try:
-        pixels = dataset.pixel_array
-    except Exception as error:  # decoders raise what they like
-        syntax = getattr(dataset.file_meta.get("TransferSyntaxUID"), "name", "unknown")
-        raise InputError(
-            f"{path}: the pixel data cannot be decoded (transfer syntax {syntax}); the file is truncated or "
-            f"needs a decoder that is not installed, export it uncompressed."
-        ) from error
-    return pixels.reshape(-1, *pixels.shape[-2:])
-
-
 def _cut(dataset, pixels: np.ndarray, path: Path) -> list[_Slice]:
     """The slices of one file."""
     if "PerFrameFunctionalGroupsSequence" in dataset:
         return _cut_enhanced(dataset, pixels, path)
     detector = dataset.get("DetectorInformationSequence") or [dataset]
     place = detector[0] if "ImageOrientationPatient" in detector[0] else dataset
-    directions = _numbers(place, "ImageOrientationPatient", 6, path)
-    position = _numbers(place, "ImagePositionPatient", 3, path)
-    spacing = _numbers(dataset, "PixelSpacing", 2, path)
+    directions = numbers(place, "ImageOrientationPatient", 6, path)
+    position = numbers(place, "ImagePositionPatient", 3, path)
+    spacing = numbers(dataset, "PixelSpacing", 2, path)
     first = _place(pixels[0], position, directions, spacing, dataset, path)
     if len(pixels) == 1:
         return [first]
     keyword = "SpacingBetweenSlices" if dataset.get("SpacingBetweenSlices") else "SliceThickness"
-    step = first.normal * _numbers(dataset, keyword, 1, path)  # behind the first slice, or in front of it
-    numbers = dataset.get("SliceVector") or range(1, len(pixels) + 1)
-    if len(numbers) != len(pixels):
+    step = first.normal * numbers(dataset, keyword, 1, path)  # behind the first slice, or in front of it
+    ranks = dataset.get("SliceVector") or range(1, len(pixels) + 1)
+    if len(ranks) != len(pixels):
         raise InputError(
-            f"{path}: has {len(pixels)} frames and {len(numbers)} entries in its slice vector, expected as "
+            f"{path}: has {len(pixels)} frames and {len(ranks)} entries in its slice vector, expected as "
             f"many; export it again."
         )
     return [
-        replace(first, pixels=_rescale(frame, dataset), position=position + (int(number) - 1) * step)
-        for frame, number in zip(pixels, numbers)
+        replace(first, pixels=rescale(frame, dataset), position=position + (int(rank) - 1) * step)
+        for frame, rank in zip(pixels, ranks)
     ]
 
 
@@ -218,9 +147,7 @@ def _cut_enhanced(dataset, pixels: np.ndarray, path: Path) -> list[_Slice]:
     groups = dataset.PerFrameFunctionalGroupsSequence
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
     if len(groups) != len(pixels):
-        raise InputError(
-            f"{path}: has {len(pixels)} frames and {len(groups)} descriptions of frames; export it again."
-        )
+        raise InputError(f"{path}: has {len(pixels)} frames and {len(groups)} descriptions of frames; export it again.")
 
     def find(group, keyword):
         for holder in (group, shared):
@@ -231,9 +158,9 @@ def _cut_enhanced(dataset, pixels: np.ndarray, path: Path) -> list[_Slice]:
     return [
         _place(
             frame,
-            _numbers(find(group, "PlanePositionSequence"), "ImagePositionPatient", 3, path),
-            _numbers(find(group, "PlaneOrientationSequence"), "ImageOrientationPatient", 6, path),
-            _numbers(find(group, "PixelMeasuresSequence"), "PixelSpacing", 2, path),
+            numbers(find(group, "PlanePositionSequence"), "ImagePositionPatient", 3, path),
+            numbers(find(group, "PlaneOrientationSequence"), "ImageOrientationPatient", 6, path),
+            numbers(find(group, "PixelMeasuresSequence"), "PixelSpacing", 2, path),
             find(group, "PixelValueTransformationSequence"),
             path,
         )
@@ -250,13 +177,7 @@ def _place(pixels, position, directions, spacing, scaling, path) -> _Slice:
             f"right-angled axes; export it again."
         )
     axes = np.stack([along_columns * spacing[1], along_rows * spacing[0]], axis=1)
-    return _Slice(_rescale(pixels, scaling), position, axes, np.cross(along_columns, along_rows))
-
-
-def _rescale(pixels: np.ndarray, scaling) -> np.ndarray:
-    slope, intercept = (scaling.get(keyword) for keyword in ("RescaleSlope", "RescaleIntercept"))
-    slope = 1.0 if slope is None else float(slope)
-    return (pixels * slope + (0.0 if intercept is None else float(intercept))).astype(np.float32)
+    return _Slice(rescale(pixels, scaling), position, axes, np.cross(along_columns, along_rows))
 
 
 def _stack(slices: list[_Slice], name: object) -> tuple[np.ndarray, np.ndarray]:
@@ -291,18 +212,3 @@ def _stack(slices: list[_Slice], name: object) -> tuple[np.ndarray, np.ndarray]:
     affine = np.eye(4)
     affine[:3] = np.column_stack([first.axes, step, positions[0]])
     return np.stack([one.pixels.T for one in slices], axis=-1), LPS_TO_RAS @ affine
-
-
-def _numbers(dataset, keyword: str, count: int, path: Path) -> np.ndarray:
-    """Values of an element as floats, shape (count,)."""
-    value = dataset.get(keyword)
-    try:
-        numbers = np.atleast_1d(np.array(value, dtype=float))
-    except (TypeError, ValueError):
-        numbers = np.array([])
-    if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        raise InputError(
-            f"{path}: {keyword} is {'missing' if value in (None, '') else value}, expected {count} "
-            f"number{'s' * (count > 1)}; export the volume again with its geometry."
-        )
-    return numbers

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from datxai.cohort.reads import reach_consensus, read_reads
 from datxai.files import read_table
 
 TINY = [
@@ -297,3 +298,9 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_processes(tmp
         made.append({path.name: path.read_bytes() for path in (folder / "simulated").iterdir()})
     assert made[0] == made[1]
     assert len([name for name in made[0] if name.endswith(".dcm")]) == 3
+
+
+def test_the_reads_of_the_phantom_come_to_its_labels(finished):
+    folder, _ = finished
+    labels = {row["participant_id"]: int(row["label"]) for row in read_table(folder / "participants.tsv")}
+    assert reach_consensus(read_reads(folder / "simulated" / "reads.tsv")).labels == labels

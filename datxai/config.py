@@ -144,6 +144,7 @@ class Training:
     max_epochs: int = MISSING
     patience: int | None = None
     precision: str = "float32"
+    seed: int = MISSING  # of initial weights, batches and dropout
 
 
 @dataclass

@@ -24,7 +24,6 @@ def depends(settings: Config) -> dict:
     return {
         "network": asdict(settings.network),
         "training": asdict(settings.training),
-        "seed": settings.seed,
     }
 
 
@@ -40,7 +39,7 @@ def outputs(run: Run) -> list[Path]:
 def make(settings: Config, run: Run, fingerprint: str) -> None:
     store, cases, device = open_store(run.store), read_cases(run), choose_device(settings)
     arguments = {"shape": list(store.shape), **asdict(settings.network)}
-    model = network.build(**arguments, seed=settings.seed)
+    model = network.build(**arguments, seed=settings.training.seed)
     million = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     log.info("  %.2f million parameters on a grid of %s, on %s", million, "x".join(map(str, store.shape)), device)
     sets = {
@@ -61,7 +60,7 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
             max_epochs=chosen.max_epochs,
             patience=chosen.patience,
             precision=chosen.precision,
-            seed=settings.seed,
+            seed=settings.training.seed,
             device=device,
             on_batch=bar.update,
             on_epoch=lambda row: bar.say(_describe(row)),

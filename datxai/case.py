@@ -162,7 +162,12 @@ def report_case(settings: Config, run: Run) -> Path:
             "p_reduced": found["p_reduced"],
             "figures": {"case": folder / "case.png"},
             "sbr": {key: measures[key] for key in SBR},
-            "relevance": {**measure_map(relevance, grid, regions, settings), **likeness},
+            "relevance": {
+                **measure_map(relevance, grid, regions, settings),
+                "likeness_to_mean_TN": likeness.get("r_normal"),
+                "likeness_to_mean_TP": likeness.get("r_reduced"),
+                "consistent": likeness["consistent"],
+            },
             "explanation": {
                 **record["method"],
                 "seed (normal, reduced)": ", ".join(f"{value:.4g}" for value in record["seed"]),

@@ -1,6 +1,7 @@
 """What users install: the built wheel, in a fresh environment, away from the checkout."""
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -21,7 +22,9 @@ def test_the_wheel_runs_the_journey_in_a_fresh_environment(tmp_path):
         assert answer.returncode == 0, answer.stdout + answer.stderr
         return answer.stdout
 
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", CHECKOUT)
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
+    source = shutil.copytree(CHECKOUT, tmp_path / "source", ignore=ignored)
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", source)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     venv.create(tmp_path / "venv", with_pip=True)
     python, command = (tmp_path / "venv" / "bin" / name for name in ("python", "datxai"))

@@ -53,10 +53,19 @@ def main() -> None:
     if stage not in (*STAGES, CASE, ALL):
         _fail(f"'{stage}' is not a stage; the stages are {', '.join([*STAGES, CASE])} (see `datxai --help`).")
     overrides = [word for word in words if word != stage]
+    given = {_key(word): word.partition("=")[2] for word in overrides}
+    run = Path(given.get("run", f"runs/{given.get('data', 'phantom').split('_')[0]}"))
+    if stage == CASE:
+        _require_trained(run, given)
+    if stage != ALL and not {"-m", "--multirun", "--cfg", "-c"} & set(flags):
+        kept_flags, kept = _take_over(run, given)
+        flags, overrides = [*kept_flags, *flags], [*kept, *overrides]
+    if stage == CASE:
+        overrides.append("hydra.output_subdir=null")  # a case leaves the run's record as it is
     if stage != ALL:
-        overrides = [*_kept_overrides(stage, flags, overrides), *overrides, f"stage={stage}"]
+        overrides.append(f"stage={stage}")
     sys.argv[1:] = [*flags, *overrides]
-    _launch()
+    _launch(record_before={path: path.read_bytes() for path in (run / ".hydra").glob("*.yaml")})
 
 
 def help_text() -> str:
@@ -93,34 +102,30 @@ def _parse(arguments: list[str]) -> tuple[list[str], list[str]]:
     return flags, words
 
 
-def _kept_overrides(stage: str, flags: list[str], overrides: list[str]) -> list[str]:
-    """What a single stage takes over from its run folder: the overrides that the folder was begun with.
+def _take_over(run: Path, given: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Flags and overrides that a single stage takes over from its run folder: those that the folder was begun with.
 
-    So ``datxai explain run=DIR composite=epsilon`` keeps the grid, the data and the network of DIR. Overrides given
-    now win. A sweep has a run folder per job and takes over nothing.
+    So ``datxai explain run=DIR composite=epsilon`` keeps the grid, the data and the network of DIR, and configuration
+    directories of one's own. Overrides given now win. A sweep has a run folder per job and takes over nothing.
     """
-    if {"-m", "--multirun", "--cfg", "-c"} & set(flags):
-        return []
-    given = {_key(word): word.partition("=")[2] for word in overrides}
-    run = Path(given.get("run", f"runs/{given.get('data', 'phantom').split('_')[0]}"))
-    kept = []
-    if stage == CASE:
-        if "run" not in given:
-            _fail("`datxai case` needs run=RUN_DIR, the folder of a trained run.")
-        if not (run / "manifest.json").is_file():
-            _fail(f"run={run}: no run folder of datxai there (no manifest.json); train one with `datxai run={run}`.")
-        kept.append("hydra.output_subdir=null")  # a case leaves the run's record as it is
-    recorded = run / ".hydra" / "overrides.yaml"
-    if recorded.is_file():
-        import yaml
+    record = run / ".hydra"
+    if not (record / "overrides.yaml").is_file() or not (record / "hydra.yaml").is_file():
+        return [], []
+    import yaml
 
-        own = {*given, "stage", "run", "scan"}
-        kept += [
-            word
-            for word in yaml.safe_load(recorded.read_text()) or []
-            if _key(word) not in own and _key(word).partition(".")[0] not in given  # another choice, other settings
-        ]
-    return kept
+    sources = yaml.safe_load((record / "hydra.yaml").read_text())["hydra"]["runtime"]["config_sources"]
+    folders = [source["path"] for source in sources if source["provider"] == "command-line"]
+    kept = yaml.safe_load((record / "overrides.yaml").read_text()) or []
+    own = {*given, "stage", "run", "scan"}  # a choice given now has settings of its own: data=ppmi drops data.root
+    kept = [word for word in kept if _key(word) not in own and _key(word).partition(".")[0] not in given]
+    return [flag for folder in folders[:1] for flag in ("--config-dir", folder)], kept
+
+
+def _require_trained(run: Path, given: dict[str, str]) -> None:
+    if "run" not in given:
+        _fail("`datxai case` needs run=RUN_DIR, the folder of a trained run.")
+    if not (run / "manifest.json").is_file():
+        _fail(f"run={run}: no run folder of datxai there (no manifest.json); train one with `datxai run={run}`.")
 
 
 def _key(override: str) -> str:
@@ -144,9 +149,8 @@ def register_schemas() -> None:
         store.store(group="data", name=f"{name}_schema", node=node)
 
 
-def _launch() -> None:
-    import logging
-
+def _launch(record_before: dict[Path, bytes]) -> None:
+    """Hand over to Hydra. Settings that are refused leave the run's record (.hydra) as it was before."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
@@ -170,10 +174,15 @@ def _launch() -> None:
                 OmegaConf.save(cfg, folder / hydra_config.output_subdir / "config.yaml", resolve=True)
             pipeline.run(settings)
         except InputError as error:
-            logging.getLogger("datxai").error("datxai: %s", error)
-            sys.exit(2)
+            if hydra_config.output_subdir is not None:
+                for path in (folder / hydra_config.output_subdir).glob("*.yaml"):
+                    path.unlink()
+            for path, content in record_before.items():
+                if path.parent.parent.resolve() == folder.resolve():
+                    path.write_bytes(content)
+            _fail(str(error))
         except KeyboardInterrupt:
-            logging.getLogger("datxai").error("datxai: interrupted; the same command goes on from here.")
+            print("datxai: interrupted; the same command goes on from here.", file=sys.stderr)
             sys.exit(130)
 
     def _settings(cfg):

@@ -147,6 +147,8 @@ def test_a_composite_that_names_a_missing_layer(finished, tmp_path):
     answer = datxai("explain", "--config-dir", tmp_path / "conf", "composite=mine", f"run={folder}", check=False)
     assert answer.returncode == 2
     assert "conv9" in answer.stdout + answer.stderr
+    record = (folder / ".hydra" / "overrides.yaml").read_text()
+    assert "mine" not in record, "what is refused must not be taken over by the next stage"
     assert maps == {path.name: path.read_bytes() for path in (folder / "relevance").iterdir()}
 
 
@@ -270,6 +272,8 @@ def test_example_of_an_own_composite(finished, tmp_path):
     datxai("explain", f"run={folder}", "--config-dir", EXAMPLES / "my_conf", "composite=gamma_everywhere")
     record = json.loads(next((folder / "relevance").glob("*.json")).read_text())
     assert {row["rule"] for row in record["ledger"]} == {"gamma"}
+    datxai("evaluate", f"run={folder}")  # without naming the directory again
+    assert json.loads((folder / "metrics.json").read_text())["composite"] == "gamma_everywhere"
 
 
 def test_example_of_any_network():

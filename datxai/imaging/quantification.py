@@ -46,9 +46,3 @@ def measure_sbr(
         for name, ml in amounts.items()
         for side in ("left", "right")
     }
-
-
-def asymmetry(left: float, right: float) -> float:
-    """Difference of two sides in percent of their mean, without sign; NaN where the mean is not positive."""
-    mean = (left + right) / 2
-    return abs(left - right) / mean * 100.0 if mean > 0 else float("nan")

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datxai.imaging.intensity import scale
-from datxai.imaging.quantification import asymmetry, average_hottest, measure_sbr
+from datxai.imaging.quantification import average_hottest, measure_sbr
 from datxai.volume import Grid, Volume
 
 EXACT = 1e-5
@@ -63,9 +63,3 @@ def test_the_last_voxel_counts_in_part(values, tenths):
 def test_only_the_mask_is_looked_at():
     data = np.array([9.0, 1.0, 3.0, 2.0])
     assert average_hottest(data, np.array([False, True, True, True]), 2.0, 1.0) == 2.5
-
-
-def test_asymmetry_is_the_difference_in_percent_of_the_mean():
-    assert asymmetry(0.5, 1.5) == asymmetry(1.5, 0.5) == 100.0
-    assert asymmetry(1.0, 1.0) == 0.0
-    assert np.isnan(asymmetry(-0.2, 0.1))

@@ -2,7 +2,7 @@
 # make test   set up, then run all tests
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP = .venv/bin/python -m pip --disable-pip-version-check
-# Where there is no NVIDIA driver, PyTorch's own index gives its CPU build (0.2 GB) in place of the CUDA build (3 GB).
+# Where there is no NVIDIA driver, PyTorch's own index gives its CPU build in place of the far larger CUDA build.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .PHONY: demo test lint clean

@@ -269,7 +269,7 @@ def plot_training(history: Sequence[Mapping]) -> Figure:
         axes.set(xlabel="epoch", ylabel="cross-entropy loss" if kind == "loss" else "accuracy")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#eeeeee")
-        axes.legend()
+        axes.legend(frameon=True, edgecolor="none", framealpha=0.9)
     return figure
 
 

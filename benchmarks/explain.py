@@ -1,12 +1,15 @@
-"""What a relevance map costs: time of one map over time of one forward pass, and error against float64.
+"""What a relevance map costs: time and peak memory beside those of one forward pass, and error against float64.
 
-    python -m benchmarks.explain                              # the 4 mm grid, batch 1
-    python -m benchmarks.explain --grid mni_2mm_paper --batches 1 4 --json explain.json
+    python -m benchmarks.explain                                           # the 4 mm grid, batch 1: a minute
+    python -m benchmarks.explain --grids mni_4mm mni_2mm_paper --batches 1 4 --memory 1 4 16 --json explain.json
 
 All variants take turns, round after round, in one process, so that a busy machine slows all of them alike; medians
-and quartiles over rounds. The forward pass is the plain network's, without gradient. Every variant gives the map of
-the reduced class through the composite of Nazari et al. 2022, with random weights and random scans (half of the
-voxels zero). Freed memory is kept for all variants alike (see `datxai.memory`).
+and quartiles over rounds (the slow ones, captum's perturbations and paths, run in the first two only). Every variant
+gives the map of the reduced class; LRP through the composite of Nazari et al. 2022. Weights are random, unless those
+of a run are given; scans are random, half of their voxels zero. The forward pass is the same network's without
+gradient, in float32, and its memory layout the one in which trained networks are loaded. Freed memory is kept for all
+variants alike (see `datxai.memory`). Peak memory is that of a process which does nothing else, everything included;
+on a GPU, that of its tensors.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,122 +29,172 @@ from torch import Tensor, nn
 
 from datxai.explain import attribute
 from datxai.memory import keep_freed_memory
-from datxai.model import network
+from datxai.model import checkpoint, network
 
 CONF = Path(__file__).parents[1] / "conf"
 REDUCED = 1
+SLOW_ROUNDS = 2
+SLOW = {"integrated gradients, 50 steps (captum)", "occlusion, windows of 16 (captum)"}
+LRP = {
+    "LRP": {},
+    "LRP, with ledger": {"ledger": True},
+    "LRP, bf16": {"precision": "bf16"},
+    "LRP, stock Zennit": {"rules": "zennit"},
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--grid", default="mni_4mm", help="name of a file in conf/grid")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1])
+    parser.add_argument("--grids", nargs="+", default=["mni_4mm"], help="names of files in conf/grid")
+    parser.add_argument("--batches", type=int, nargs="*", default=[1], help="to be timed")
+    parser.add_argument("--memory", type=int, nargs="*", default=[], help="batches whose peak memory is measured")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--weights", type=Path, help="model folder of a run (RUN/model), for the grid that it is of")
+    parser.add_argument("--no-slow", action="store_true", help="without integrated gradients and occlusion")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--others", action="store_true", help="captum's methods too (slow)")
-    parser.add_argument("--error", action="store_true", help="error against float64 too (slow on large grids)")
-    parser.add_argument("--cpu-time", action="store_true", help="CPU seconds; for busy machines, with --threads 1")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # one variant, in a process of its own
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
-
-    shape = yaml.safe_load((CONF / "grid" / f"{options.grid}.yaml").read_text())["shape"]
-    composite = yaml.safe_load((CONF / "composite" / "nazari2021.yaml").read_text())
-    model = network.build(shape).to(options.device).eval()
-    print(f"{options.grid} {shape}, {options.device}, {options.threads} threads, float32, {options.rounds} rounds")
+    if options.peak_of:
+        print(peak_gib(options))
+        return
+    print(f"torch {torch.__version__}, {options.device}, {options.threads} threads, {options.rounds} rounds")
     results = []
-    for batch in options.batches:
-        x = scans(batch, shape).to(options.device)
-        variants = variants_of(model, composite["layers"], x, options.others)
-        times = interleaved(variants, options.rounds, time.process_time if options.cpu_time else time.perf_counter)
-        errors = errors_of(model, composite["layers"], x) if options.error else {}
-        forward = statistics.median(times["forward"])
-        print(f"\nbatch {batch:<24} ms per case   x forward   quartiles        rel. L2 to float64")
-        for name, seconds in times.items():
-            low, middle, high = statistics.quantiles(seconds, n=4)
-            result = {
-                "grid": options.grid, "batch": batch, "variant": name, "ms_per_case": 1000 * middle / batch,
-                "x_forward": middle / forward, "quartiles": [low / forward, high / forward],
-                "error": errors.get(name),
-            }  # fmt: skip
-            results.append(result)
-            error = "" if result["error"] is None else f"{result['error']:.1e}"
-            print(
-                f"  {name:<28} {result['ms_per_case']:>11.1f} {result['x_forward']:>11.2f}"
-                f"   {low / forward:.2f} to {high / forward:<8.2f} {error}"
-            )
+    for grid in options.grids:
+        model, shape = load(grid, options)
+        errors = errors_of(model, scans(1, shape).to(options.device))
+        for batch in sorted({*options.batches, *options.memory}):
+            no_slow = options.no_slow or batch > 1  # they explain case by case anyway
+            variants = variants_of(model, scans(batch, shape).to(options.device), no_slow)
+            times = interleaved(variants, options.rounds) if batch in options.batches else {}
+            peaks = peaks_of(variants, grid, batch, options) if batch in options.memory else {}
+            rows = [row(name, times, peaks, errors if batch == 1 else {}) for name in variants]
+            print_table(f"{grid} {shape}, batch {batch}", rows)
+            results += [{"grid": grid, "batch": batch, **row} for row in rows]
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        head = {"torch": torch.__version__, "device": options.device, "threads": options.threads}
+        options.json.write_text(json.dumps({**head, "rounds": options.rounds, "rows": results}, indent=2) + "\n")
 
 
-def scans(batch: int, shape: list[int]) -> Tensor:
+def load(grid: str, options: argparse.Namespace) -> tuple[nn.Module, list[int]]:
+    """The network for a grid, with random weights or those of a run, and the grid's shape."""
+    shape = yaml.safe_load((CONF / "grid" / f"{grid}.yaml").read_text())["shape"]
+    if options.weights:
+        return checkpoint.load(options.weights, options.device)[0], shape
+    return network.build(shape).to(options.device, memory_format=network.LAYOUT).eval(), shape
+
+
+def scans(batch: int, shape: Sequence[int]) -> Tensor:
     """Random scans [batch, 1, X, Y, Z], with about half of the voxels zero, as outside the head."""
     x = torch.rand(batch, 1, *shape, generator=torch.Generator().manual_seed(0))
     return torch.where(x < 0.5, 0, x * 3)
 
 
-def variants_of(model: nn.Module, lines: list[Mapping], x: Tensor, others: bool) -> dict[str, Callable[[], object]]:
-    """What is timed, by name."""
+def lrp(model: nn.Module, x: Tensor, **choice) -> Tensor:
+    lines = yaml.safe_load((CONF / "composite" / "nazari2021.yaml").read_text())["layers"]
+    return attribute(model, x, composite=lines, target=REDUCED, **{"ledger": False} | choice).relevance
+
+
+def variants_of(model: nn.Module, x: Tensor, no_slow: bool = False) -> dict[str, Callable[[], object]]:
+    """What is measured, by name."""
+    from captum.attr import IntegratedGradients, Occlusion, Saliency
 
     def forward():
         with torch.no_grad():
             return model(x)
 
-    def lrp(rules: str, ledger: bool) -> Callable[[], Tensor]:
-        return lambda: attribute(
-            model, x, composite=lines, target=REDUCED, rules=rules, ledger=ledger
-        ).relevance
-
-    def gradient():
-        return attribute(model, x, method="gradient", target=REDUCED).relevance
-
+    window = tuple(min(16, n) for n in x.shape[2:])
+    saliency, integrated, occlusion = Saliency(model), IntegratedGradients(model), Occlusion(model)
     variants = {
         "forward": forward,
-        "gradient": gradient,
-        "LRP, datxai": lrp("fast", False),
-        "LRP, datxai, with ledger": lrp("fast", True),
-        "LRP, stock Zennit": lrp("zennit", False),
-    }
-    if others:
-        from captum.attr import IntegratedGradients, Occlusion
-
-        window = tuple(min(16, n) for n in x.shape[2:])
-        integrated, occlusion = IntegratedGradients(model), Occlusion(model)
-        variants["integrated gradients, 50 steps (captum)"] = lambda: integrated.attribute(
+        "gradient": lambda: attribute(model, x, method="gradient", target=REDUCED).relevance,
+        "gradient (captum)": lambda: saliency.attribute(x.clone().requires_grad_(), target=REDUCED, abs=False),
+        **{name: lambda choice=choice: lrp(model, x, **choice) for name, choice in LRP.items()},
+        "integrated gradients, 50 steps (captum)": lambda: integrated.attribute(
             x, target=REDUCED, n_steps=50, internal_batch_size=len(x)
-        )
-        variants["occlusion, windows of 16 (captum)"] = lambda: occlusion.attribute(
+        ),
+        "occlusion, windows of 16 (captum)": lambda: occlusion.attribute(
             x, sliding_window_shapes=(1, *window), strides=(1, *window), target=REDUCED
-        )
-    return variants
+        ),
+    }
+    return {name: run for name, run in variants.items() if not (no_slow and name in SLOW)}
 
 
-def interleaved(variants: Mapping[str, Callable], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+def interleaved(variants: Mapping[str, Callable], rounds: int) -> dict[str, list[float]]:
     """Seconds of every variant in every round, after one round that does not count."""
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
+    for number in range(-1, rounds):
         for name, run in variants.items():
-            started = clock()
+            if name in SLOW and not 0 <= number < SLOW_ROUNDS:
+                continue
+            started = time.perf_counter()
             run()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if number:
-                times[name].append(clock() - started)
+            if number >= 0:
+                times[name].append(time.perf_counter() - started)
     return times
 
 
-def errors_of(model: nn.Module, lines: list[Mapping], x: Tensor) -> dict[str, float]:
-    """Relative L2 distance of the float32 maps to the same rules' map in float64."""
-    found = {
-        name: attribute(model, x, composite=lines, target=REDUCED, rules=rules, ledger=False).relevance
-        for name, rules in {"LRP, datxai": "fast", "LRP, stock Zennit": "zennit"}.items()
-    }
+def errors_of(model: nn.Module, x: Tensor) -> dict[str, float]:
+    """Relative L2 distance of LRP maps to the same rules' map in float64."""
+    found = {name: lrp(model, x, **choice) for name, choice in LRP.items()}
     model.double()
-    exact = attribute(model, x.double(), composite=lines, target=REDUCED, ledger=False).relevance
+    exact = lrp(model, x.double())
     model.float()
     return {name: float((map_ - exact).norm() / exact.norm()) for name, map_ in found.items()}
+
+
+def peaks_of(variants: Mapping, grid: str, batch: int, options: argparse.Namespace) -> dict[str, float]:
+    """GiB of every variant, each in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.explain", "--grids", grid, "--memory", str(batch)]
+    command += ["--device", options.device, "--threads", str(options.threads)]
+    command += ["--weights", str(options.weights)] if options.weights else []
+    return {
+        name: float(subprocess.run([*command, "--peak-of", name], capture_output=True, check=True, text=True).stdout)
+        for name in variants
+        if name not in SLOW
+    }
+
+
+def peak_gib(options: argparse.Namespace) -> float:
+    model, shape = load(options.grids[0], options)
+    variants_of(model, scans(options.memory[0], shape).to(options.device))[options.peak_of]()
+    if options.device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**30
+    status = Path("/proc/self/status").read_text()  # getrusage would count the parent process too
+    return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
+
+
+def row(name: str, times: Mapping, peaks: Mapping, errors: Mapping) -> dict:
+    """What was found out about one variant: seconds are of the whole batch, quartiles over the forward's median."""
+    found = {"variant": name, "peak_gib": peaks.get(name), "error": errors.get(name)}
+    if peaks:
+        found["peak_x_forward"] = peaks[name] / peaks["forward"] if name in peaks else None
+    if times:
+        low, middle, high = statistics.quantiles(times[name], n=4, method="inclusive")
+        forward = statistics.median(times["forward"])
+        found |= {"seconds": middle, "x_forward": middle / forward, "quartiles": [low / forward, high / forward]}
+    return found
+
+
+def print_table(title: str, rows: Sequence[Mapping]) -> None:
+    batch = int(title.rsplit(" ", 1)[1])
+    print(f"\n{title:<42} ms per case   x forward    quartiles   peak GiB   x forward   rel. L2 to float64")
+    for found in rows:
+        cells = [f"  {found['variant']:<40}"]
+        timed = "seconds" in found
+        cells.append(f"{1000 * found['seconds'] / batch:>11.1f}" if timed else f"{'':>11}")
+        cells.append(f"{found['x_forward']:>11.2f}" if timed else f"{'':>11}")
+        cells.append("{:>6.2f}-{:<6.2f}".format(*found["quartiles"]) if timed else f"{'':>13}")
+        measured = found["peak_gib"] is not None
+        cells.append(f"{found['peak_gib']:>10.2f}" if measured else f"{'':>10}")
+        cells.append(f"{found['peak_x_forward']:>11.2f}" if measured else f"{'':>11}")
+        cells.append("" if found["error"] is None else f"{found['error']:>12.1e}")
+        print(" ".join(cells).rstrip(), flush=True)
 
 
 if __name__ == "__main__":

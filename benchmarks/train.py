@@ -1,40 +1,65 @@
-"""A training step of datxai beside a plain PyTorch loop: seconds, ratio, peak memory.
+"""A training step of datxai beside a plain PyTorch loop, one choice after the other: seconds, ratio, peak memory.
 
-    python -m benchmarks.train                 # 4 mm grid, half a minute
-    python -m benchmarks.train --grid paper    # 91 x 109 x 63, 6 GB, some minutes
+    python -m benchmarks.train                 # 4 mm grid, two minutes
+    python -m benchmarks.train --grid paper    # 91 x 109 x 63, 7 GB, a quarter of an hour
+    python -m benchmarks.train --device cuda
 
 The variants take turns, each in a process of its own (what the allocator was told cannot be taken back), so that
-other load on the machine falls on all of them.
+other load on the machine falls on all of them. All read the same volumes from one memory map. "other" is the share of
+a step that is neither forward, backward nor optimiser; "cold" reads volumes that no cache holds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from statistics import median
 
-GRIDS = {"4mm": ((46, 55, 46), 12), "paper": ((91, 109, 63), 6)}  # shape, steps a turn
+import numpy as np
+
+GRIDS = {"4mm": ((46, 55, 46), 15), "paper": ((91, 109, 63), 6)}  # shape, steps a turn
 WARM_UP = 3  # steps that meet fresh memory, not counted
 BATCH = 8
-VARIANTS = ("plain loop", "float32", "bf16")
+PLAIN = {
+    "plain loop": set(),
+    "+ keep freed memory": {"keep"},
+    "+ fused Adam": {"keep", "fused"},
+    "+ channels last": {"keep", "fused", "layout"},
+}
+OURS = {
+    "datxai, float32": {},
+    "datxai, cold": {},
+    "datxai, save_memory": {"save_memory": True},
+    "datxai, bf16": {"precision": "bf16"},
+    "datxai, bf16, save_memory": {"precision": "bf16", "save_memory": True},
+}
+PHASES = ("forward", "backward", "optimiser")
 
 
-def plain_loop(model, dataset) -> list[float]:
-    """The loop of every tutorial; the times at which its steps ended."""
+def run_plain(model, dataset, device: str, choices: set[str]) -> list[float]:
+    """The loop of every tutorial, with some choices; the times at which its steps ended."""
     import torch
 
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-4)
+    from datxai.memory import keep_freed_memory
+
+    if "keep" in choices:
+        keep_freed_memory()
+    layout = torch.channels_last_3d if "layout" in choices else torch.contiguous_format
+    model.to(device, memory_format=layout)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True if "fused" in choices else None)
     criterion = torch.nn.CrossEntropyLoss()
     model.train()
     ends = []
     for volumes, labels in torch.utils.data.DataLoader(dataset, BATCH, shuffle=True):
         optimiser.zero_grad()
-        loss = criterion(model(volumes), labels)
+        loss = criterion(model(volumes.to(device, memory_format=layout)), labels.to(device))
         loss.backward()
         optimiser.step()
         loss.item()
@@ -42,60 +67,114 @@ def plain_loop(model, dataset) -> list[float]:
     return ends
 
 
-def ours(model, dataset, precision: str) -> list[float]:
-    """The same through `datxai.model.training.train`."""
+def run_ours(model, dataset, device: str, settings: dict) -> tuple[list[float], list[dict]]:
+    """The same through `datxai.model.training.train`; and the seconds of each phase up to the end of each step."""
     from datxai.model import training
 
-    ends = []
+    spent = dict.fromkeys(PHASES, 0.0)
+    measure(training._Step, "forward", spent, "forward", device)
+    measure(training.torch.Tensor, "backward", spent, "backward", device)
+    measure(training.torch.optim.Adam, "step", spent, "optimiser", device)
+    ends, phases = [], []
     with tempfile.TemporaryDirectory() as folder:
         training.train(
             model,
             dataset,
-            dataset[:1],
+            training.torch.utils.data.Subset(dataset, [0]),
             folder=folder,
             fingerprint="benchmark",
             max_epochs=1,
-            precision=precision,
-            on_batch=lambda n: ends.append(time.perf_counter()),
+            device=device,
+            on_batch=lambda n: (ends.append(time.perf_counter()), phases.append(dict(spent))),
+            **settings,
         )
-    return ends
+    return ends, phases
 
 
-def turn(variant: str, grid: str) -> None:
-    """Print the seconds of each step after the warm-up, and the peak memory in GiB, as JSON."""
+def measure(owner, name: str, spent: dict, phase: str, device: str) -> None:
+    """Have calls of a method add their seconds to ``spent``; what it does within a backward pass is that pass's."""
     import torch
 
+    method, depth = getattr(owner, name), spent
+
+    def timed(*arguments, **keywords):
+        if depth.get("inside"):
+            return method(*arguments, **keywords)
+        depth["inside"] = True
+        start = time.perf_counter()
+        try:
+            return method(*arguments, **keywords)
+        finally:
+            if device == "cuda":
+                torch.cuda.synchronize()
+            spent[phase] += time.perf_counter() - start
+            depth["inside"] = False
+
+    setattr(owner, name, timed)
+
+
+def turn(variant: str, store: Path, device: str) -> None:
+    """Print the seconds of each step after the warm-up, those outside the phases, and the peak memory, as JSON."""
+    import torch
+
+    from datxai.cohort.dataset import CaseDataset, open_store
     from datxai.model.network import build
 
-    shape, steps = GRIDS[grid]
-    dataset = [(torch.rand(1, *shape), case % 2) for case in range(BATCH)] * steps
-    model = build(shape)
-    ends = plain_loop(model, dataset) if variant == "plain loop" else ours(model, dataset, variant)
-    seconds = [after - before for before, after in zip(ends[WARM_UP - 1 :], ends[WARM_UP:])]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"seconds": seconds, "peak": peak}))
+    volumes = open_store(store)
+    if variant.endswith("cold"):
+        with store.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    dataset = CaseDataset(volumes, volumes.case_ids, [number % 2 for number in range(len(volumes))])
+    model, phases = build(volumes.shape), []
+    if variant in PLAIN:
+        ends = run_plain(model, dataset, device, PLAIN[variant])
+    else:
+        ends, phases = run_ours(model, dataset, device, OURS[variant])
+    seconds = np.diff(ends)[WARM_UP - 1 :].tolist()
+    inside = [sum(each[phase] for phase in PHASES) for each in phases]
+    other = (1 - np.diff(inside)[WARM_UP - 1 :].sum() / sum(seconds)) if phases else None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # GB
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 1e9
+    print(json.dumps({"seconds": seconds, "other": other, "peak": peak}))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--grid", choices=GRIDS, default="4mm")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--turn", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--turn", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.turn:
-        return turn(arguments.turn, arguments.grid)
-    turns = {variant: [] for variant in VARIANTS}
-    for _ in range(arguments.rounds):
-        for variant in VARIANTS:
-            command = [sys.executable, "-m", "benchmarks.train", "--grid", arguments.grid, "--turn", variant]
-            turns[variant].append(json.loads(subprocess.check_output(command)))
-    seconds = {variant: median(s for t in turns[variant] for s in t["seconds"]) for variant in VARIANTS}
-    print(f"training step, batch {BATCH}, grid {'x'.join(map(str, GRIDS[arguments.grid][0]))}")
-    print(f"{'':12}{'s':>8}{'ratio':>8}{'peak GiB':>10}")
-    for variant in VARIANTS:
-        ratio = seconds["plain loop"] / seconds[variant]
-        peak = max(t["peak"] for t in turns[variant])
-        print(f"{variant:12}{seconds[variant]:8.3f}{ratio:8.2f}{peak:10.2f}")
+        return turn(arguments.turn[0], Path(arguments.turn[1]), arguments.device)
+    from datxai.cohort.dataset import write_store
+    from datxai.volume import Grid
+
+    shape, steps = GRIDS[arguments.grid]
+    n = BATCH * (WARM_UP + steps)
+    turns = {variant: [] for variant in (*PLAIN, *OURS)}
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "volumes.npy"
+        volumes = (rng.random(shape, np.float32) for _ in range(n))
+        write_store(store, [f"{number}" for number in range(n)], volumes, Grid(shape, np.diag([2.0, 2.0, 2.0, 1.0])))
+        with store.open("rb") as stream:
+            os.fsync(stream.fileno())  # only what is on disk can be dropped from the cache
+        for _ in range(arguments.rounds):
+            for variant in turns:
+                command = [sys.executable, "-m", "benchmarks.train", "--device", arguments.device]
+                output = subprocess.check_output([*command, "--turn", variant, str(store)])
+                turns[variant].append(json.loads(output))
+    seconds = {variant: [s for turn in turns[variant] for s in turn["seconds"]] for variant in turns}
+    print(f"training step, batch {BATCH}, grid {'x'.join(map(str, shape))}, {arguments.device}")
+    print(f"{'':26}{'s':>8}{'fastest':>9}{'ratio':>7}{'other %':>9}{'peak GB':>9}")
+    for variant, found in turns.items():
+        ratio = median(seconds["plain loop"]) / median(seconds[variant])
+        peak = max(turn["peak"] for turn in found)
+        other = "" if variant in PLAIN else f"{100 * median(turn['other'] for turn in found):.1f}"
+        fastest = min(seconds[variant])
+        print(f"{variant:26}{median(seconds[variant]):8.3f}{fastest:9.3f}{ratio:7.2f}{other:>9}{peak:9.2f}")
 
 
 if __name__ == "__main__":

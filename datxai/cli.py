@@ -1,14 +1,15 @@
-"""The command ``datxai``: a Hydra application whose first word may be a stage.
+"""The command ``datxai``: a Hydra application whose first word may be a stage or a command.
 
 This is the only file that imports Hydra, and it imports nothing heavy, so that ``datxai --help`` answers at once.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
-from datxai.config import ALL, CASE, STAGES
+from datxai.config import ALL, COMMANDS, STAGES
 from datxai.errors import InputError
 
 HELP = """\
@@ -18,23 +19,30 @@ Research use, not diagnostic.
   datxai                                  the whole journey with the phantom cohort
   datxai STAGE [overrides]                one stage, in the run folder of `run=`
   datxai experiment=paper                 the configuration of Nazari et al. 2022
-  datxai case scan=PATH run=RUN_DIR       one new scan through a trained run
+  datxai COMMAND [overrides]              what stands beside the journey
 
 Stages, in order
 {stages}
+
+Commands
+{commands}
 
 Choices (GROUP=NAME), and every setting in them (GROUP.KEY=VALUE)
 {groups}
 
 Settings
-  run=DIR seed=0 target=predicted device=auto n_jobs=-1 on_error=raise
+  run=DIR base=DIR seed=0 target=predicted device=auto n_jobs=-1 on_error=raise
 
 Hydra's own
   --cfg job        show the configuration and stop (--resolve: with interpolations replaced)
   --config-dir D   add your own configuration files, e.g. D/composite/mine.yaml: composite=mine
-  -m               sweep: datxai -m seed=0,1,2
+  -m               sweep: datxai -m run=DIR training.seed=1,2,3, a run each in DIR/training.seed=1, ...
   --hydra-help     everything else
 """
+
+
+NEED_NO_RUN = {"compare", "reads"}
+UNNAMED = ("stage", "run", "base", "shard", "device", "n_jobs")  # settings that do not name the folder of a job
 
 
 def main() -> None:
@@ -50,18 +58,42 @@ def main() -> None:
         return
     flags, words = _parse(arguments)
     stage = next((word for word in words if "=" not in word and not word.startswith("~")), ALL)
-    if stage not in (*STAGES, CASE, ALL):
-        _fail(f"'{stage}' is not a stage; the stages are {', '.join([*STAGES, CASE])} (see `datxai --help`).")
-    overrides = [word for word in words if word != stage]
-    given = {_key(word): word.partition("=")[2] for word in overrides}
-    run = Path(given.get("run", f"runs/{given.get('data', 'phantom').split('_')[0]}"))
-    if stage == CASE:
-        _require_trained(run, given)
-    if stage != ALL and not {"-m", "--multirun", "--cfg", "-c"} & set(flags):
-        kept_flags, kept = _take_over(run, given)
+    if stage not in (*STAGES, *COMMANDS, ALL):
+        known = f"the stages are {', '.join(STAGES)}, the commands {', '.join(COMMANDS)}"
+        _fail(f"'{stage}' is neither stage nor command; {known} (see `datxai --help`).")
+    if stage in words:
+        words.remove(stage)
+    if stage == "compare":
+        words = _gather_runs(words)
+    overrides = [_quote(word) for word in words]
+    given = {_key(word): word.partition("=")[2].strip("'") for word in overrides}
+    sweep = bool({"-m", "--multirun"} & set(flags))
+    run, base = _choose_folders(given, sweep)
+    if sweep:
+        folders = {"run": str(run)} | ({"base": str(base)} if base else {})
+        overrides = [word for word in overrides if _key(word) not in folders]
+        overrides += [_quote(f"{key}={folder}") for key, folder in folders.items()]
+        given |= folders
+    if stage in COMMANDS and stage not in NEED_NO_RUN:
+        _require_run(stage, run, given)
+    if not {"--cfg", "-c"} & set(flags) and stage not in NEED_NO_RUN:
+        begun = [base] if stage == ALL or sweep else [run, base]
+        begun = next((folder for folder in begun if folder and _is_begun(folder)), None)
+        kept_flags, kept = _take_over(begun, given) if begun else ([], [])
         flags, overrides = [*kept_flags, *flags], [*kept, *overrides]
-    if stage == CASE:
-        overrides.append("hydra.output_subdir=null")  # a case leaves the run's record as it is
+        if sweep:  # a job's folder is named after what was given now
+            unnamed = ",".join(f"'{key}'" for key in (*UNNAMED, *map(_key, kept)))
+            overrides.append(f"hydra.job.config.override_dirname.exclude_keys=[{unnamed}]")
+        if "shard" in given:  # all shards are of one run
+            overrides.append("hydra.sweep.subdir=.")
+    if stage in COMMANDS:
+        overrides.append("hydra.output_subdir=null")  # a command leaves the run's record as it is
+    if stage in NEED_NO_RUN:
+        overrides.append("run=.")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if stage != "train":
+            _fail("Under torchrun only `train` runs; start the other stages without it.")
+        overrides.append("hydra.output_subdir=null")  # the processes would all write the one record
     if stage != ALL:
         overrides.append(f"stage={stage}")
     sys.argv[1:] = [*flags, *overrides]
@@ -71,14 +103,16 @@ def main() -> None:
 def help_text() -> str:
     """The text of ``datxai --help``, with the choices found in the installed configuration tree."""
     conf = _conf()
-    width = max(map(len, STAGES)) + 2
-    stages = "\n".join(f"  {name:<{width}}{text}" for name, text in STAGES.items())
+    width = max(map(len, [*STAGES, *COMMANDS])) + 2
+    stages, commands = (
+        "\n".join(f"  {name:<{width}}{text}" for name, text in listed.items()) for listed in (STAGES, COMMANDS)
+    )
     groups = sorted(
         path for path in conf.iterdir() if path.is_dir() and path.name != "hydra" and any(path.glob("*.yaml"))
     )
     width = max(len(path.name) for path in groups) + 2
     lines = [f"  {path.name:<{width}}{', '.join(sorted(p.stem for p in path.glob('*.yaml')))}" for path in groups]
-    return HELP.format(stages=stages, groups="\n".join(lines))
+    return HELP.format(stages=stages, commands=commands, groups="\n".join(lines))
 
 
 def _conf() -> Path:
@@ -102,30 +136,57 @@ def _parse(arguments: list[str]) -> tuple[list[str], list[str]]:
     return flags, words
 
 
-def _take_over(run: Path, given: dict[str, str]) -> tuple[list[str], list[str]]:
-    """Flags and overrides that a single stage takes over from its run folder: those that the folder was begun with.
+def _choose_folders(given: dict[str, str], sweep: bool) -> tuple[Path, Path | None]:
+    """The run folder, and the base run; the jobs of a sweep lie in the folder of their base."""
+    default = given["base"] if sweep and "base" in given else f"runs/{given.get('data', 'phantom').split('_')[0]}"
+    run = Path(given.get("run", default))
+    if "base" in given:
+        if "run" not in given and not sweep:
+            _fail(f"base={given['base']}: a run on that base needs run=RUN_DIR, or -m to be made within the base.")
+        return run, Path(given["base"])
+    return run, run if sweep and (run / "manifest.json").is_file() else None
+
+
+def _gather_runs(words: list[str]) -> list[str]:
+    """The words after ``compare``, with the folders among them as one override: runs=[...]."""
+    runs = [word for word in words if "=" not in word or Path(word).is_dir()]
+    named = ",".join("'" + run.replace("'", r"\'") + "'" for run in runs)
+    return [*(word for word in words if word not in runs), f"runs=[{named}]"]
+
+
+def _quote(override: str) -> str:
+    """An override whose value holds an equals sign, as the folders of a sweep do, in quotes: Hydra needs them."""
+    key, _, value = override.partition("=")
+    return f"{key}='{value}'" if "=" in value and value[0] not in "'\"[{" and "(" not in value else override
+
+
+def _is_begun(folder: Path) -> bool:
+    return all((folder / ".hydra" / name).is_file() for name in ("overrides.yaml", "hydra.yaml"))
+
+
+def _take_over(folder: Path, given: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Flags and overrides taken over from a run folder: those that it was begun with.
 
     So ``datxai explain run=DIR composite=epsilon`` keeps the grid, the data and the network of DIR, and configuration
-    directories of one's own. Overrides given now win. A sweep has a run folder per job and takes over nothing.
+    directories of one's own. Overrides given now win. A run on a base keeps the settings of the base.
     """
-    record = run / ".hydra"
-    if not (record / "overrides.yaml").is_file() or not (record / "hydra.yaml").is_file():
-        return [], []
     import yaml
 
+    record = folder / ".hydra"
     sources = yaml.safe_load((record / "hydra.yaml").read_text())["hydra"]["runtime"]["config_sources"]
     folders = [source["path"] for source in sources if source["provider"] == "command-line"]
     kept = yaml.safe_load((record / "overrides.yaml").read_text()) or []
-    own = {*given, "stage", "run", "scan"}  # a choice given now has settings of its own: data=ppmi drops data.root
+    own = {*given, "stage", "run", "shard", "scan", "file", "out"}
+    # A choice given now has settings of its own: data=ppmi drops data.root.
     kept = [word for word in kept if _key(word) not in own and _key(word).partition(".")[0] not in given]
     return [flag for folder in folders[:1] for flag in ("--config-dir", folder)], kept
 
 
-def _require_trained(run: Path, given: dict[str, str]) -> None:
+def _require_run(command: str, run: Path, given: dict[str, str]) -> None:
     if "run" not in given:
-        _fail("`datxai case` needs run=RUN_DIR, the folder of a trained run.")
+        _fail(f"`datxai {command}` needs run=RUN_DIR, the folder of a run.")
     if not (run / "manifest.json").is_file():
-        _fail(f"run={run}: no run folder of datxai there (no manifest.json); train one with `datxai run={run}`.")
+        _fail(f"run={run}: no run folder of datxai there (no manifest.json); make one with `datxai run={run}`.")
 
 
 def _key(override: str) -> str:

@@ -19,7 +19,13 @@ STAGES = {
     "evaluate": "classification with intervals, regional relevance, mean maps",
     "report": "figures and report.html",
 }
-ALL, CASE = "all", "case"
+COMMANDS = {
+    "case": "one new scan through a trained run: scan=PATH run=RUN_DIR",
+    "template": "a template for registration from a run's own normal scans: run=RUN_DIR",
+    "compare": "repeats of a run side by side: accuracy, agreement of maps, ensemble: RUN... [out=DIR]",
+    "reads": "consensus of two readers, and how far they agree: file=READS.tsv [out=DIR]",
+}
+ALL = "all"
 
 
 @dataclass
@@ -84,7 +90,7 @@ class Reconstruction:
     attenuation_per_cm: float | None = None
     post_filter_mm: float = 0.0
     centre: float | None = None
-    start_angle_deg: float | None = None
+    start_angle_deg: Any = None  # a number, or a list with one per detector
     flip: list[str] = field(default_factory=list)
 
 
@@ -136,14 +142,28 @@ class Network:
 
 
 @dataclass
+class Augmentation:
+    """How far training cases are varied, anew in each epoch; zeros: not at all."""
+
+    blur_fwhm_mm: float = 0.0
+    noise: float = 0.0
+    rotation_deg: float = 0.0
+    translation_mm: float = 0.0
+
+
+@dataclass
 class Training:
     """Optimisation."""
 
-    batch_size: int = 8
+    batch_size: int = 8  # of all processes together
     learning_rate: float = 1e-4
     max_epochs: int = MISSING
     patience: int | None = None
-    precision: str = "float32"
+    precision: str = "float32"  # float32 | bf16
+    save_memory: bool = False
+    shard: bool = False
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    tracking: str = "none"  # none | tensorboard | mlflow
     seed: int = MISSING  # of initial weights, batches and dropout
 
 
@@ -154,7 +174,9 @@ class Attribution:
     method: str = MISSING  # lrp | gradient | input_x_gradient
     start: str = "logit"  # the relevance that the explanation starts with: the logit's value, or one
     cases: str = "test"  # test | all
-    batch_size: int = 4
+    rules: str = "fast"  # fast | zennit
+    precision: str = "float32"  # float32 | bf16
+    batch_size: str = "auto"  # or a number of cases
 
 
 @dataclass
@@ -193,8 +215,13 @@ class Config:
     composite: Composite = field(default_factory=Composite)
     target: str = "predicted"  # predicted | normal | reduced | label | difference
     run: str = MISSING
+    base: str | None = None  # a run whose stages are taken over where settings and inputs are the same
     stage: str = ALL
+    shard: str | None = None  # K/N: every N-th case, from K on, of `preprocess` or `explain`
+    runs: list[str] = field(default_factory=list)  # of `compare`
     scan: str | None = None
+    file: str | None = None
+    out: str | None = None
     seed: int = 0
     device: str = "auto"
     n_jobs: int = -1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameters of mallopt(3), glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # parameters of mallopt(3), glibc's malloc.h
+_DEFAULTS = {_M_TRIM_THRESHOLD: 2**17, _M_MMAP_THRESHOLD: 2**17, _M_MMAP_MAX: 2**16}
 
 
 def keep_freed_memory() -> bool:
@@ -18,7 +19,20 @@ def keep_freed_memory() -> bool:
     Returns whether it took effect; elsewhere than on glibc it does nothing. Call it before the work begins;
     calling it again is harmless.
     """
+    return _tell_allocator({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1})
+
+
+def return_freed_memory() -> bool:
+    """The opposite, and glibc's default: freed blocks of 128 kB and more go back at once.
+
+    No hole is left between tensors that live long, so a process needs no more than what is in use, and pays for it in
+    page faults. Returns whether it took effect.
+    """
+    return _tell_allocator(_DEFAULTS)
+
+
+def _tell_allocator(parameters: dict[int, int]) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    return mallopt is not None and bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+    return mallopt is not None and all(mallopt(name, value) for name, value in parameters.items())

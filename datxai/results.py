@@ -74,3 +74,25 @@ def read_table1(run: Run) -> list[dict]:
         {name: None if row[name] == "n/a" else convert(row[name]) for name, convert in numbers.items()}
         for row in read_table(run.table1)
     ]
+
+
+def read_doubt(run: Run) -> list[dict]:
+    """doubt.tsv: whether each test case is misclassified, and the scores that speak for it (None: not known)."""
+    return [_to_numbers(row, text=("participant_id",)) for row in read_table(run.doubt)]
+
+
+def read_regions(run: Run) -> list[dict]:
+    """regions.tsv: relevance by region of the atlas, with intervals (None: not known)."""
+    return [_to_numbers(row, text=("region",)) for row in read_table(run.regions)]
+
+
+def read_quality(run: Run) -> list[dict]:
+    """qc.tsv: ``verdict`` of each scan, ``reason`` for one that is not green, measures (None: not known)."""
+    return [_to_numbers(row, text=("participant_id", "verdict", "reason")) for row in read_table(run.qc)]
+
+
+def _to_numbers(row: dict[str, str], text: tuple[str, ...]) -> dict:
+    words = {"true": True, "false": False, "n/a": None}
+    return {
+        name: value if name in text else words[value] if value in words else float(value) for name, value in row.items()
+    }

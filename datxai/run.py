@@ -3,12 +3,16 @@
 ``manifest.json`` holds one entry per finished stage: its configuration, what it was made from, versions, time. A
 stage is current if its configuration and its inputs hash to the same fingerprint and its outputs are there. The
 fingerprint of a stage contains those of the stages before it, so a change upstream reaches everything downstream.
+
+A run may take over stages from a base run that has made them with the same fingerprint. Its folder then holds links
+to what lies there, and the entry names the base.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import platform
 import subprocess
 import time
@@ -38,6 +42,9 @@ class Run:
     preprocessed = property(lambda self: self.folder / "preprocessed")
     store = property(lambda self: self.preprocessed / "volumes.npy")
     sbr = property(lambda self: self.folder / "sbr.tsv")
+    qc = property(lambda self: self.folder / "qc.tsv")
+    sheets = property(lambda self: self.folder / "qc")
+    template = property(lambda self: self.folder / "template.nii.gz")
     split = property(lambda self: self.folder / "split.tsv")
     table1 = property(lambda self: self.folder / "table1.tsv")
     model = property(lambda self: self.folder / "model")
@@ -45,6 +52,8 @@ class Run:
     relevance = property(lambda self: self.folder / "relevance")
     roi_relevance = property(lambda self: self.folder / "roi_relevance.tsv")
     ledger = property(lambda self: self.folder / "relevance_ledger.tsv")
+    regions = property(lambda self: self.folder / "regions.tsv")
+    doubt = property(lambda self: self.folder / "doubt.tsv")
     means = property(lambda self: self.folder / "means")
     metrics = property(lambda self: self.folder / "metrics.json")
     figures = property(lambda self: self.folder / "figures")
@@ -53,6 +62,10 @@ class Run:
     def scan_of(self, case: str) -> Path:
         """The preprocessed volume of a case."""
         return self.preprocessed / f"{case}_space-MNI_spect.nii.gz"
+
+    def sheet(self, number: int) -> Path:
+        """A contact sheet of quality control, without its suffix; they count from 1, the doubtful scans first."""
+        return self.sheets / f"sheet_{number:02d}"
 
     def relevance_of(self, case: str) -> Path:
         """The relevance map of a case."""
@@ -87,7 +100,7 @@ class Run:
         `InputError` names the stage to run first, if it or one before it is not there or older than what it rests on.
         """
         entries = self.entries()
-        if stage not in entries or not _all_exist(self.folder, entries[stage]["outputs"]):
+        if not self.holds(stage):
             raise InputError(
                 f"{self.folder}: stage '{needed_by}' needs what '{stage}' makes, which is not there; "
                 f"run `datxai {stage} run={self.folder}` first."
@@ -104,10 +117,47 @@ class Run:
         """What identifies the output of a stage: its name, its configuration, and the hashes of its inputs."""
         return hash_content({"stage": stage, "config": config, "inputs": inputs})
 
+    def holds(self, stage: str) -> bool:
+        """Whether the stage has been made, with whatever settings, and its outputs still exist."""
+        entries = self.entries()
+        return stage in entries and self.is_current(stage, entries[stage]["fingerprint"])
+
     def is_current(self, stage: str, fingerprint: str) -> bool:
-        """Whether the stage has been made with this fingerprint and its outputs still exist."""
+        """Whether the stage has been made with this fingerprint, here or in a base run, and its outputs still exist."""
         entry = self.entries().get(stage)
-        return entry is not None and entry["fingerprint"] == fingerprint and _all_exist(self.folder, entry["outputs"])
+        if entry is None or entry["fingerprint"] != fingerprint:
+            return False
+        if "base" in entry and not Run(self.folder / entry["base"]).is_current(stage, fingerprint):
+            return False
+        return all((self.folder / name).exists() for name in entry["outputs"])
+
+    def adopt(self, stage: str, fingerprint: str, base: Run) -> bool:
+        """Take a stage over from ``base``, if it is current there with this fingerprint; nothing is copied.
+
+        The outputs are linked to (relative paths, so that base and run may be moved together). False where ``base``
+        does not have them, or files of this run's own stand in their place.
+        """
+        if not base.is_current(stage, fingerprint):
+            return False
+        entry = base.entries()[stage]
+        links = [self.folder / name for name in _top_level(entry["outputs"])]
+        if any(link.exists() and not link.is_symlink() for link in links):
+            return False
+        here, there = self.folder.resolve(), base.folder.resolve()
+        for link in links:
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(there / link.name, here))
+        write_json(self.manifest, {**self.entries(), stage: {**entry, "base": os.path.relpath(there, here)}})
+        return True
+
+    def release(self, stage: str, outputs: Sequence[Path]) -> None:
+        """Forget the stage, whose outputs are about to be written; of what was taken over only the links go."""
+        entries = self.entries()
+        if entries.pop(stage, None) is not None:
+            write_json(self.manifest, entries)
+        for name in _top_level(path.relative_to(self.folder).as_posix() for path in outputs):
+            if (self.folder / name).is_symlink():
+                (self.folder / name).unlink(missing_ok=True)
 
     @contextmanager
     def recording(
@@ -116,16 +166,16 @@ class Run:
         """Run a stage's body; write its manifest entry when, and only when, it ends well. Yields the fingerprint."""
         fingerprint = self.fingerprint(stage, config, inputs)
         begin = time.perf_counter()
-        entries = self.entries()
-        if entries.pop(stage, None) is not None:  # from here on its outputs are no longer those of the old entry
-            write_json(self.manifest, entries)
+        made = [path.relative_to(self.folder).as_posix() for path in outputs]
+        self.release(stage, outputs)
         yield fingerprint
+        entries = self.entries()
         entries[stage] = {
             "fingerprint": fingerprint,
             "config": config,
             "config_hash": hash_content(config),
             "inputs": dict(inputs),
-            "outputs": [path.relative_to(self.folder).as_posix() for path in outputs],
+            "outputs": made,
             "versions": versions(),
             "git_revision": git_revision(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -154,5 +204,6 @@ def git_revision() -> str | None:
         return None
 
 
-def _all_exist(folder: Path, names: Sequence[str]) -> bool:
-    return all((folder / name).exists() for name in names)
+def _top_level(outputs: Iterable[str]) -> list[str]:
+    """The files and folders of the run folder that outputs are, or lie in."""
+    return sorted({Path(name).parts[0] for name in outputs})

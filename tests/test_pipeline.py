@@ -231,7 +231,7 @@ def test_a_table_of_another_shape(cohort, tmp_path):
     datxai(
         "preprocess", "data=folder", f"data.root={cohort}", "data.participants=cases.csv", f"data.columns={columns}",
         "data.label_values={yes: 1, no: 0}", "data.pattern='{participant_id}_spect.nii.gz'", "grid=slab_12mm",
-        f"run={tmp_path / 'run'}", "registration=none", "preprocessing.min_coverage=0",
+        f"run={tmp_path / 'run'}",
     )  # fmt: skip
     made = {row["participant_id"]: row["label"] for row in read_table(tmp_path / "run" / "participants.tsv")}
     assert made == {row["participant_id"]: row["label"] for row in rows}

@@ -62,7 +62,7 @@ def summarise(labels: Sequence[int], predicted: Sequence[int], scores: Sequence[
         *((result[name], result[f"{name}_ci95"]) for name in ("sensitivity", "specificity"))
     )
     if scores is not None:
-        result["auc"], result["auc_ci95"] = _measure_auc(labels, np.asarray(scores, float))
+        result["auc"], result["auc_ci95"] = measure_auc(labels, np.asarray(scores, float))
     return result
 
 
@@ -112,12 +112,15 @@ class Cart:
     """A fitted classification tree.
 
     ``predict`` maps features (n, p) to labels (n,), ``score`` to the share of reduced training cases in the
-    leaf (n,); ``text`` shows the tree.
+    leaf (n,); ``text`` shows the tree. ``nodes`` holds its nodes, the root first: ``feature`` and ``threshold``
+    (None in a leaf), ``left`` (not above the threshold) and ``right`` (numbers of nodes), and how many training
+    cases are ``normal`` and ``reduced``.
     """
 
     predict: Callable[[np.ndarray], np.ndarray]
     score: Callable[[np.ndarray], np.ndarray]
     text: str
+    nodes: list[dict]
 
 
 def fit_cart(
@@ -138,7 +141,46 @@ def fit_cart(
         predict=lambda x: tree.predict(x).astype(int),
         score=lambda x: tree.predict_proba(x)[:, 1],
         text=export_text(tree, feature_names=list(names), class_names=["normal", "reduced"]),
+        nodes=_list_nodes(tree.tree_, names),
     )
+
+
+def measure_auc(
+    labels: np.ndarray, scores: np.ndarray, interval: bool = True
+) -> tuple[float | None, list[float] | None]:
+    """Area under the ROC curve (ties count half) and its 95 % score interval; None without cases of both labels."""
+    assert scores.shape == labels.shape, (scores.shape, labels.shape)
+    assert np.isfinite(scores).all()
+    positive, negative = scores[labels == 1], np.sort(scores[labels == 0])
+    m, n = len(positive), len(negative)
+    if not m or not n:
+        return None, None
+    wins = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
+    auc = float(wins.sum() / (2 * m * n))
+
+    def inside(area: float) -> bool:
+        q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+        spread = area * (1 - area) + (m - 1) * (q1 - area**2) + (n - 1) * (q2 - area**2)
+        return (auc - area) ** 2 <= Z95**2 * spread / (m * n)
+
+    return auc, [_bisect(inside, auc, end) for end in (0.0, 1.0)] if interval else None
+
+
+def _list_nodes(tree, names: Sequence[str]) -> list[dict]:
+    """The nodes of a fitted tree of scikit-learn (its ``tree_``)."""
+    leaf = tree.children_left < 0
+    counts = np.rint(tree.value[:, 0] / tree.value[:, 0].sum(axis=1, keepdims=True) * tree.n_node_samples[:, None])
+    return [
+        {
+            "feature": None if leaf[i] else names[tree.feature[i]],
+            "threshold": None if leaf[i] else float(tree.threshold[i]),
+            "left": None if leaf[i] else int(tree.children_left[i]),
+            "right": None if leaf[i] else int(tree.children_right[i]),
+            "normal": int(counts[i, 0]),
+            "reduced": int(counts[i, 1]),
+        }
+        for i in range(tree.node_count)
+    ]
 
 
 def _features(row: Mapping[str, float]) -> tuple[float, ...]:
@@ -175,25 +217,6 @@ def _average(*parts: tuple[float | None, list[float] | None]) -> tuple[float | N
         math.sqrt(sum((value - interval[end]) ** 2 for value, interval in parts)) / len(parts) for end in (0, 1)
     )
     return mean, [mean - low, mean + high]
-
-
-def _measure_auc(labels: np.ndarray, scores: np.ndarray) -> tuple[float | None, list[float] | None]:
-    """Area under the ROC curve (ties count half) and its score interval."""
-    assert scores.shape == labels.shape, (scores.shape, labels.shape)
-    assert np.isfinite(scores).all()
-    positive, negative = scores[labels == 1], np.sort(scores[labels == 0])
-    m, n = len(positive), len(negative)
-    if not m or not n:
-        return None, None
-    wins = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
-    auc = float(wins.sum() / (2 * m * n))
-
-    def inside(area: float) -> bool:
-        q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-        spread = area * (1 - area) + (m - 1) * (q1 - area**2) + (n - 1) * (q2 - area**2)
-        return (auc - area) ** 2 <= Z95**2 * spread / (m * n)
-
-    return auc, [_bisect(inside, auc, end) for end in (0.0, 1.0)]
 
 
 def _bisect(inside: Callable[[float], bool], start: float, end: float) -> float:

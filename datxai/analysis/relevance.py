@@ -71,6 +71,10 @@ class MeanMap:
         self.mean += step / self.n
         self._squares += step * (data - self.mean)
 
+    def without(self, data: np.ndarray) -> np.ndarray | None:
+        """The mean of all maps but ``data``, one that was added; None if there is no other."""
+        return None if self.n < 2 else self.mean + (self.mean - data) / (self.n - 1)
+
     @property
     def sd(self) -> np.ndarray | None:
         return np.sqrt(self._squares / (self.n - 1)) if self.n > 1 else None
@@ -95,7 +99,8 @@ def check_consistency(
     """Whether a case's relevance map looks like the mean map of the class that was predicted for it.
 
     Correlates the map with the mean maps of the true negative and the true positive cases, over ``mask`` or
-    over all voxels.
+    over all voxels. Neither mean may hold the map itself (`MeanMap.without`): with few cases it would make the map
+    look like its own class.
 
     Returns
     -------

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import base64
-import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from datxai.analysis.tables import LABEL_NAMES, arrange_table1, format_cell, format_percent
+from datxai.analysis.tables import LABEL_NAMES, MEASURES, arrange_table1, format_cell, format_percent
 from datxai.files import write_text
 
-PIXELS_PER_INCH = 115  # size of figures on the page, in CSS pixels per inch of print
-SHARPNESS = 2  # image pixels per CSS pixel, for dense screens and for print
 CLASSIFIERS = {
     "cnn": "Convolutional network",
     "roi_relevance": "Sign of the relevance in the ipsilateral putamen",
     "sbr": "Cutoff on the putaminal binding ratio",
     "cart": "Classification tree on binding ratios",
 }
-MEASURES = {
-    "accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "sensitivity": "Sensitivity",
-    "specificity": "Specificity", "ppv": "PPV", "npv": "NPV", "auc": "AUC",
-}  # fmt: skip
 
 
 def write_report(path: str | os.PathLike, content: Mapping) -> None:
@@ -36,9 +29,12 @@ def write_report(path: str | os.PathLike, content: Mapping) -> None:
         metrics
             What metrics.json holds: ``classifiers`` (name to `classification.summarise`, with ``cutoff`` or
             ``tree``), ``peaks``, ``heat_map_peak``, ``mean_map_correlation``, ``target``, ``attribution``,
-            ``composite``.
+            ``composite``, ``calibration`` (of `calibration.calibrate`).
         figures
-            ``fig3, fig3_all_slices, fig4, fig5, training, sbr``: PNG files.
+            ``fig3, fig3_all_slices, fig4, fig5, regions, detection, cart, training, sbr, reliability``: PNG files.
+        quality
+            Rows with ``participant_id``, ``verdict`` (green, amber, red), ``reason``; ``figures`` may hold the first
+            contact sheet, ``sheet``.
         table1, misclassified, skipped, ledger
             Rows (mappings, columns in the order of the first); an empty list says that there was none.
         config, manifest
@@ -88,16 +84,12 @@ def _write(path: str | os.PathLike, template: str, content: Mapping, **more: obj
 
 
 def _inline(file: str | os.PathLike) -> dict:
-    """A PNG file as a data URI, and the width it is shown with, in CSS pixels."""
+    """A PNG file as a data URI, and the width it is shown with: half its pixels, for dense screens and for print."""
     from PIL import Image
 
     with Image.open(file) as image:
-        inches = image.width / image.info.get("dpi", (300, 300))[0]
-        width = round(inches * PIXELS_PER_INCH)
-        image.thumbnail((SHARPNESS * width, image.height), Image.Resampling.LANCZOS)
-        stream = io.BytesIO()
-        image.convert("RGB").save(stream, "PNG", optimize=True)
-    return {"source": "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(), "width": width}
+        width = image.width // 2
+    return {"source": "data:image/png;base64," + base64.b64encode(Path(file).read_bytes()).decode(), "width": width}
 
 
 def _scale_start(classifiers: Mapping[str, Mapping]) -> float:

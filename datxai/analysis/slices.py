@@ -111,7 +111,7 @@ def draw_slice(
         outline(axes, np.take(frame.striatum, index, across), extent, shade.ink, 0.7)
     if sides:
         for x, side, align in ((0.03, sides[0], "left"), (0.97, sides[1], "right")):
-            axes.text(x, 0.97, side, transform=axes.transAxes, ha=align, va="top", color=shade.ink, size="small")
+            axes.text(x, 0.97, side, transform=axes.transAxes, ha=align, va="top", color=shade.ink)
 
 
 def show(axes: Axes, data: np.ndarray, extent: Sequence[float], shade: Shade, alpha: np.ndarray | None = None) -> None:

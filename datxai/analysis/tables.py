@@ -11,6 +11,10 @@ SET_NAMES = {
     "validation": "Validation set",
     "test": "Test set",
 }
+MEASURES = {
+    "accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "sensitivity": "Sensitivity",
+    "specificity": "Specificity", "ppv": "PPV", "npv": "NPV", "auc": "AUC",
+}  # fmt: skip
 SEX_NAMES = {"F": "females", "M": "males", None: "sex unknown"}
 
 

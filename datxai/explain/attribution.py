@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from datxai.errors import InputError
+from datxai.explain.batches import WORTHWHILE
 from datxai.explain.composite import build_composite
 from datxai.explain.ledger import Ledger
 
@@ -55,6 +56,8 @@ def attribute(
     start: str = "logit",
     ledger: bool = True,
     rules: str = "fast",
+    precision: str = "float32",
+    at_once: int | None = None,
 ) -> Explanation:
     """Attribute an output of ``model`` to the voxels of ``x``.
 
@@ -71,7 +74,7 @@ def attribute(
     method
         ``lrp``, through the rules of ``composite``; ``gradient``; or ``input_x_gradient``. The latter two use no
         rules, but the same targets and starts.
-    composite, canonizers, rules
+    composite, canonizers, rules, precision
         See `datxai.explain.composite.build_composite`. The rule zbox takes each case's own range if none is given.
     target
         The output explained: ``predicted``, that of the largest logit; ``normal`` (0), ``reduced`` (1) or any
@@ -85,6 +88,8 @@ def attribute(
         l_1 - l_0 in all; with ``one`` it starts with 1 - 1 = 0.
     ledger
         Whether to record what each layer hands on.
+    at_once
+        How many cases are worked on together; None: as many as bring something (`datxai.explain.batches`).
 
     Raises
     ------
@@ -95,26 +100,36 @@ def attribute(
         raise InputError(f"attribution.method={method}: expected one of {', '.join(METHODS)}.")
     if start not in ("logit", "one"):
         raise InputError(f"attribution.start={start}: expected logit or one.")
+    if target == "label" and (labels is None or len(labels) != len(x)):
+        raise InputError("target=label: the labels of the cases are not known; choose another target.")
+    if method != "lrp":
+        if precision != "float32":
+            raise InputError(f"attribution.precision={precision}: expected float32 for attribution.method={method}.")
+        composite, canonizers = [{"match": ["*"], "rule": "gradient"}], ()
+    at_once = at_once or WORTHWHILE.get(x.device.type, 1)
+    found = []
     with _unchanged(model), _exact(x.device):
-        x = x.detach().clone().requires_grad_()
-        bounds = tuple(_per_case(x.detach(), extreme) for extreme in (torch.amin, torch.amax))
-        book = Ledger()
-        lines = composite if method == "lrp" else [{"match": ["*"], "rule": "gradient"}]
-        hooks = build_composite(lines, model, canonizers if method == "lrp" else (), bounds, rules)
-        try:
-            hooks.register(model)
-            if ledger:
-                book.open(hooks.layer_rules.values())
-            logits = model(x).reshape(len(x), -1)
-            weights = _target_weights(logits.detach(), target, labels)
-            seed = weights * logits.detach() + 0.0 if start == "logit" else weights  # no -0.0 in records
-            (relevance,) = torch.autograd.grad(logits, x, seed)
-        finally:
-            book.close()
-            hooks.remove()
+        for begin in range(0, len(x), at_once):
+            cases = slice(begin, begin + at_once)
+            some = x[cases].detach().clone().requires_grad_()
+            bounds = tuple(_per_case(some.detach(), extreme) for extreme in (torch.amin, torch.amax))
+            hooks, book = build_composite(composite, model, canonizers, bounds, rules, precision), Ledger()
+            try:
+                hooks.register(model)
+                if ledger:
+                    book.open(hooks.layer_rules.values())
+                logits = model(some).reshape(len(some), -1)
+                weights = _target_weights(logits.detach(), target, None if labels is None else labels[cases])
+                seed = weights * logits.detach() + 0.0 if start == "logit" else weights  # no -0.0 in records
+                (relevance,) = torch.autograd.grad(logits, some, seed)
+            finally:
+                book.close()
+                hooks.remove()
+            found.append((relevance, logits.detach(), seed, book.rows(len(some))))
+    relevance, logits, seed = (torch.cat(tensors) for tensors in list(zip(*found))[:3])
     if method == "input_x_gradient":
         relevance = relevance * x.detach()
-    return Explanation(relevance, logits.detach(), seed, book.rows(len(x)))
+    return Explanation(relevance, logits, seed, [rows for *_, ledgers in found for rows in ledgers])
 
 
 def _target_weights(logits: Tensor, target: str | int, labels: Sequence[int] | None) -> Tensor:
@@ -125,8 +140,6 @@ def _target_weights(logits: Tensor, target: str | int, labels: Sequence[int] | N
         weights = _one_hot([REDUCED] * batch, classes) - _one_hot([NORMAL] * batch, classes)
         return weights[:, -outputs:].to(logits)
     if target == "label":
-        if labels is None or len(labels) != batch:
-            raise InputError("target=label: the labels of the cases are not known; choose another target.")
         chosen = [int(label) for label in labels]
     elif target == "predicted":
         chosen = (logits.argmax(dim=1) if outputs > 1 else (logits[:, 0] > 0).long()).tolist()

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 
 from datxai.errors import InputError
@@ -53,6 +54,7 @@ FAST_RULES: dict[str, type[Hook]] = {
     "flat": fast.Flat,
     "pass": fast.Pass,
 }
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16}  # of convolutions; None: that of the input
 LAYER_TYPES = {
     "Activation": types.Activation,
     "Affine": types.Linear,  # convolutions and linear layers
@@ -76,19 +78,29 @@ class LayerRule:
     rule: str
     parameters: dict
     hook_type: type[Hook]
+    precision: torch.dtype | None = None
     hook: Hook | None = None
 
     def copy(self) -> Hook:
         self.hook = self.hook_type(**self.parameters)
+        if isinstance(self.hook, fast.Rule):
+            self.hook.precision = self.precision
         return self.hook
 
 
 class RuleComposite(Composite):
     """A Zennit composite whose ``layer_rules``, one per hook, are known while it is registered."""
 
-    def __init__(self, lines: Sequence[Mapping], canonizers: Sequence, x_bounds: tuple | None, hook_types: Mapping):
+    def __init__(
+        self,
+        lines: Sequence[Mapping],
+        canonizers: Sequence,
+        x_bounds: tuple | None,
+        hook_types: Mapping,
+        precision: torch.dtype | None,
+    ):
         super().__init__(module_map=self._layer_rule, canonizers=list(canonizers))
-        self.lines, self.x_bounds, self.hook_types = lines, x_bounds, hook_types
+        self.lines, self.x_bounds, self.hook_types, self.precision = lines, x_bounds, hook_types, precision
         self.layer_rules: dict[str, LayerRule] = {}
 
     def _layer_rule(self, context: dict, name: str, module: nn.Module) -> LayerRule | None:
@@ -100,7 +112,9 @@ class RuleComposite(Composite):
                     parameters = dict(line.get("parameters") or {})
                     if line["rule"] == "zbox" and self.x_bounds is not None:
                         parameters = {"low": self.x_bounds[0], "high": self.x_bounds[1]} | parameters
-                    self.layer_rules[found] = LayerRule(found, child, line["rule"], parameters, hook_type)
+                    self.layer_rules[found] = LayerRule(
+                        found, child, line["rule"], parameters, hook_type, self.precision
+                    )
         return self.layer_rules.get(name)
 
 
@@ -110,6 +124,7 @@ def build_composite(
     canonizers: Sequence[str] = (),
     x_bounds: tuple[Tensor, Tensor] | None = None,
     rules: str = "fast",
+    precision: str = "float32",
 ) -> RuleComposite:
     """A Zennit composite for ``model`` from the lines of a configuration file.
 
@@ -124,6 +139,9 @@ def build_composite(
         its line gives none.
     rules
         ``fast``: `datxai.explain.rules` where there is one; ``zennit``: Zennit's own throughout.
+    precision
+        ``float32``: that of the model and its input; ``bf16``: convolutions under a fast rule are computed in
+        bfloat16, the rest as it is.
 
     Raises
     ------
@@ -133,6 +151,10 @@ def build_composite(
     """
     if rules not in ("fast", "zennit"):
         raise InputError(f"rules={rules}: expected fast or zennit.")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision={precision}: expected one of {_listed(PRECISIONS)}.")
+    if precision == "bf16" and rules == "zennit":
+        raise InputError("precision=bf16 and rules=zennit: Zennit's rules have no such mode; choose rules=fast.")
     for number, line in enumerate(lines):
         _require_valid(line, number, x_bounds)
     unknown = [name for name in canonizers if name not in CANONIZERS]
@@ -142,7 +164,8 @@ def build_composite(
         )
     assign_rules(lines, model)
     hook_types = RULES | FAST_RULES if rules == "fast" else RULES
-    return RuleComposite(lines, [CANONIZERS[name]() for name in canonizers], x_bounds, hook_types)
+    canonizers = [CANONIZERS[name]() for name in canonizers]
+    return RuleComposite(lines, canonizers, x_bounds, hook_types, PRECISIONS[precision])
 
 
 def assign_rules(lines: Sequence[Mapping], model: nn.Module) -> list[tuple[str, nn.Module, Mapping | None]]:

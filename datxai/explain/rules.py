@@ -22,11 +22,16 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from datxai.explain._zennit import Hook, RemovableHandle, RemovableHandleList, rules
+from datxai.explain.products import (
+    cases_at_once,
+    channels_last,
+    channels_of,
+    in_pieces,
+    product,
+    transposed_product,
+)
 
-_CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the number of dimensions of the weight
-_TRANSPOSE = {3: nn.grad.conv1d_input, 4: nn.grad.conv2d_input, 5: nn.grad.conv3d_input}
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-_BLOCK = 1 << 14  # columns of a weight that are worked on at a time: 32 rows of them stay in the cache
+_graph_is_kept = torch._C._autograd._get_current_graph_task_keep_graph  # whether relevance may be asked for again
 
 
 class _Layer(torch.autograd.Function):
@@ -42,6 +47,8 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, relevance: Tensor):
+        if ctx.rule.keeps_books and ctx.rule.to_bias is None:
+            ctx.rule.to_bias = relevance.new_zeros(len(relevance), dtype=torch.float64)
         return ctx.rule.hand_on(ctx.module, relevance, *ctx.saved_tensors), None, None
 
 
@@ -49,6 +56,7 @@ class Rule(Hook):
     """Base of the rules. From `register` to `remove` a rule stands in for its layer's ``forward``.
 
     Where ``keeps_books`` is set, ``to_bias`` collects what each case's explanations gave to the layer's bias, [batch].
+    ``precision`` is that of the products of convolutions, None for that of the input.
     """
 
     stock: type[Hook]  # Zennit's rule of the same name
@@ -58,6 +66,7 @@ class Rule(Hook):
         self.parameters = parameters
         zero_params = parameters.get("zero_params") or []
         self.zeroed = [zero_params] if isinstance(zero_params, str) else list(zero_params)
+        self.precision: torch.dtype | None = None
         self.keeps_books = False
         self.to_bias: Tensor | None = None
         self.module: nn.Module | None = None
@@ -111,13 +120,16 @@ class Rule(Hook):
         """Whether the rule knows nothing of a bias that the layer has."""
         return module.bias is not None and "bias" in self.zeroed
 
-    def charge_bias(self, module: nn.Module, s: Tensor, bias: Tensor | None) -> None:
+    def lower(self, module: nn.Module, x: Tensor) -> Tensor:
+        """In the precision of the layer's products."""
+        return x if self.precision is None or isinstance(module, nn.Linear) else x.to(self.precision)
+
+    def charge_bias(self, module: nn.Module, s: Tensor, bias: Tensor | None, cases: slice = slice(None)) -> None:
         """Note the share of the bias: the sum over all outputs of its contribution, ``bias`` [channels], times s."""
         if self.keeps_books and bias is not None and not self.bias_is_apart(module):
-            if _channels(module) == 1:
-                s = s.sum(dim=tuple(range(2, s.ndim)))
-            share = (s * bias).flatten(1).sum(dim=1)
-            self.to_bias = share if self.to_bias is None else self.to_bias + share
+            if channels_of(module) == 1:
+                s = s.sum(dim=tuple(range(2, s.ndim)), dtype=bias.dtype)
+            self.to_bias[cases] += (s * bias).flatten(1).sum(dim=1)
 
 
 class Pass(Rule):
@@ -141,54 +153,98 @@ class Epsilon(Rule):
         super().__init__(epsilon=epsilon, zero_params=zero_params)
 
     def run(self, module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-        output = _product(module, x, module.weight, module.bias)
+        lowered = self.lower(module, x)
+        output = product(module, lowered, module.weight, module.bias).to(x.dtype)
         apart = self.bias_is_apart(module)
         z = output - _bias_like(module, output) if apart else output.clone()  # the next layer may write into it
-        return output, x, z
+        return output, lowered, z
 
     def hand_on(self, module: nn.Module, relevance: Tensor, x: Tensor, z: Tensor) -> Tensor:
         s = relevance / _stabilised(z, self.parameters["epsilon"])
         self.charge_bias(module, s, module.bias)
-        return _times_transposed(module, x, module.weight, s)
+        return transposed_product(module, x.shape, module.weight, s.to(x.dtype)).to(s.dtype).mul_(x)
 
 
 class _Signed(Rule):
     """Rules that treat positive and negative contributions x_i w_ij apart.
 
-    The sums of the contributions' magnitudes, p_j = sum_i (x_i w_ij)+ + b_j+ and n_j = sum_i (x_i w_ij)- + b_j-,
-    come from one product of non-negative numbers, weights stacked to [w+; w-], in which nothing cancels; p - n is
-    the layer's output. Signed input is stacked as well: x+ meets [w+; w-], x- meets [w-; w+].
+    With p_j = sum_i (x_i w_ij)+ + b_j+ and n_j = sum_i (x_i w_ij)- + b_j-, sums of magnitudes in which nothing
+    cancels, the output is z_j = p_j - n_j. One product, weights stacked to [w; w-], gives z and n (or z and p), each
+    with all its digits, and z is the layer's output as well. Signed input is stacked too: x+ meets [w; w-], x- meets
+    [-w; w+].
     """
 
-    lift = 0.0  # added to p and to n, which arrive stabilised then
+    lift = 0.0  # added to the sum of magnitudes, which arrives stabilised then
     factors: tuple[float, ...] = (1.0, 1.0)  # of what positive and, unless it is nothing, negative contributions get
+    beside = 1  # which sum of magnitudes comes with z: 0 for p, 1 for n
 
     def fits(self, module: nn.Module) -> bool:
         return super().fits(module) and getattr(module, "groups", 1) == 1
 
     def run(self, module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+        axis, dtype = channels_of(module), x.dtype
         if x.amin() < 0:
-            x = torch.cat(_parts(x), dim=_channels(module))
-        weight, apart = _stacked_weight(module, x), self.bias_is_apart(module)
-        bias = weight.new_zeros(len(weight)) if apart or module.bias is None else torch.cat(_parts(module.bias))
-        z = _product(module, x, weight, bias + self.lift)
-        p, n = z.chunk(2, dim=_channels(module))
-        return (p - n + _bias_like(module, p) if apart else p - n), x, z
+            x = torch.cat(_parts(x), dim=axis)
+        x = channels_last(self.lower(module, x))
+        weights, biases = _weight_parts(module, x), self.bias_parts(module)
+        weight = torch.cat([weights[0] - weights[1], weights[self.beside]])
+        bias = torch.cat([biases[0] - biases[1], biases[self.beside] + self.lift])
+        sums = product(module, x, weight, bias)
+        z = sums.chunk(2, dim=axis)[0]
+        output = torch.empty_like(z, dtype=dtype).copy_(z)  # the next layer may write into it
+        if self.bias_is_apart(module):
+            output += _bias_like(module, output)
+        return output, x, sums
 
-    def hand_on(self, module: nn.Module, relevance: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        channels, parts = _channels(module), len(self.factors)
-        relevance = _channels_last(relevance)
-        s = torch.empty_like(z if parts == 2 else relevance)
-        self.share(module, relevance, *z.chunk(2, dim=channels), *s.chunk(parts, dim=channels))
-        factors = s.new_tensor(self.factors).repeat_interleave(len(module.weight))
-        if module.bias is not None:
-            self.charge_bias(module, s, torch.cat(_parts(module.bias)[:parts]).mul_(factors))
-        weight = _stacked_weight(module, x)[: len(factors)].mul_(factors.view(-1, *[1] * (module.weight.ndim - 1)))
-        handed = _times_transposed(module, x, weight, s)
-        return handed if weight.shape[1] == module.weight.shape[1] else sum(handed.chunk(2, dim=channels))
+    def hand_on(self, module: nn.Module, relevance: Tensor, x: Tensor, sums: Tensor) -> Tensor:
+        axis, at_once = channels_of(module), cases_at_once(x)
+        weights, biases = _weight_parts(module, x), self.bias_parts(module)
+        weight = torch.cat([weight * factor for weight, factor in zip(weights, self.factors)])
+        bias = torch.cat([bias * factor for bias, factor in zip(biases, self.factors)])
+        signs = weight.shape[1] // module.weight.shape[1]  # 2 where signed input is stacked
+        result = None
+        for start in range(0, len(x), at_once):
+            cases = slice(start, start + at_once)
+            s = self.shares(module, relevance[cases], x[cases], sums[cases])
+            self.charge_bias(module, s, bias, cases)
+            handed = transposed_product(module, x[cases].shape, weight, s)
+            del s
+            if at_once >= len(x) and signs == 1 and handed.dtype == relevance.dtype:
+                return handed.mul_(x)
+            if result is None:
+                result = torch.empty_like(x.chunk(signs, dim=axis)[0], dtype=relevance.dtype)
+            for some_result, some_x, some_handed in in_pieces(axis, result[cases], x[cases], handed):
+                contributions = some_x.to(result.dtype) * some_handed
+                some_result.copy_(sum(contributions.chunk(signs, dim=-1)))
+        return result
 
-    def share(self, module: nn.Module, relevance: Tensor, p: Tensor, n: Tensor, *s: Tensor) -> None:
-        """Fill in s_j / factor for the positive and for the magnitudes of the negative contributions; a rule's own."""
+    def shares(self, module: nn.Module, relevance: Tensor, x: Tensor, sums: Tensor) -> Tensor:
+        """s_j / factor for the positive and, below them, for the magnitudes of the negative contributions."""
+        axis, parts, lossy = channels_of(module), len(self.factors), False
+        s = torch.empty_like(sums) if _graph_is_kept() else sums  # which nobody asks for again
+        s = s if parts == 2 else s.chunk(2, dim=axis)[0]
+        for some_s, some_sums, some_relevance in in_pieces(axis, s, sums, relevance):
+            wide = torch.empty_like(some_s, dtype=relevance.dtype) if s.dtype != relevance.dtype else some_s
+            z_and_magnitudes = some_sums.to(relevance.dtype).chunk(2, dim=-1)
+            lossy |= bool(self.share(module, some_relevance, *z_and_magnitudes, *wide.chunk(parts, dim=-1)))
+            if wide is not some_s:
+                some_s.copy_(wide)
+        if lossy:
+            positive = product(module, x, _weight_parts(module, x)[0], self.bias_parts(module)[0] + self.lift)
+            torch.div(relevance, positive, out=s.chunk(parts, dim=axis)[0])
+        return s
+
+    def share(self, module: nn.Module, relevance: Tensor, z: Tensor, magnitudes: Tensor, *s: Tensor) -> Tensor | bool:
+        """Fill in s_j / factor for the positive and for the magnitudes of the negative contributions; a rule's own.
+
+        Axes are [..., channels]; s may lie where z and the magnitudes lie. Returns whether the first is R / p with a
+        p that has lost digits.
+        """
+
+    def bias_parts(self, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """Magnitudes of the positive and of the negative part of the bias; none where it is to be left out."""
+        used = module.bias is not None and not self.bias_is_apart(module)
+        return _parts(module.bias if used else module.weight.new_zeros(len(module.weight)))
 
 
 class AlphaBeta(_Signed):
@@ -199,11 +255,17 @@ class AlphaBeta(_Signed):
     def __init__(self, alpha: float = 2.0, beta: float = 1.0, stabilizer: float = 1e-6, zero_params=None):
         self.stock(alpha, beta)  # raises ValueError where Zennit does
         super().__init__(alpha=alpha, beta=beta, stabilizer=stabilizer, zero_params=zero_params)
-        self.lift, self.factors = stabilizer, (alpha, -beta) if beta else (alpha,)
+        self.lift, self.factors, self.beside = stabilizer, (alpha, -beta) if beta else (alpha,), 1 if beta else 0
 
-    def share(self, module: nn.Module, relevance: Tensor, p: Tensor, n: Tensor, *s: Tensor) -> None:
-        for denominator, share in zip((p, n), s):
-            torch.div(relevance, denominator, out=share)
+    def share(self, module: nn.Module, relevance: Tensor, z: Tensor, magnitudes: Tensor, *s: Tensor) -> Tensor | bool:
+        if self.beside == 0:
+            torch.div(relevance, magnitudes, out=s[0])
+            return False
+        # p = z + n, which would cancel where z < 0. There a ReLU, mostly the next layer, leaves no relevance.
+        low, high = (z.clamp(max=0) * relevance).aminmax()
+        torch.div(relevance, torch.clamp(z, min=0, out=s[0]).add_(magnitudes), out=s[0])
+        torch.div(relevance, magnitudes, out=s[1])
+        return (low < 0) | (high > 0)
 
 
 class ZPlus(AlphaBeta):
@@ -213,7 +275,7 @@ class ZPlus(AlphaBeta):
 
     def __init__(self, stabilizer: float = 1e-6, zero_params=None):
         Rule.__init__(self, stabilizer=stabilizer, zero_params=zero_params)
-        self.lift, self.factors = stabilizer, (1.0,)
+        self.lift, self.factors, self.beside = stabilizer, (1.0,), 0
 
 
 class Gamma(_Signed):
@@ -227,13 +289,15 @@ class Gamma(_Signed):
     def __init__(self, gamma: float = 0.25, stabilizer: float = 1e-6, zero_params=None):
         super().__init__(gamma=gamma, stabilizer=stabilizer, zero_params=zero_params)
 
-    def share(self, module: nn.Module, relevance: Tensor, p: Tensor, n: Tensor, *s: Tensor) -> None:
-        raised, epsilon = 1.0 + self.parameters["gamma"], self.parameters["stabilizer"]
-        z = p - n + _bias_like(module, p) if self.bias_is_apart(module) else p - n
-        above = torch.where(z > 0, relevance, 0) / _stabilised(raised * p - n, epsilon)
-        below = torch.where(z < 0, relevance, 0) / _stabilised(p - raised * n, epsilon)
-        torch.add(below, above, alpha=raised, out=s[0])
-        torch.add(above, below, alpha=raised, out=s[1]).neg_()
+    def share(self, module: nn.Module, relevance: Tensor, z: Tensor, magnitudes: Tensor, *s: Tensor) -> Tensor | bool:
+        gamma, epsilon = self.parameters["gamma"], self.parameters["stabilizer"]
+        output = z + module.bias if self.bias_is_apart(module) else z
+        raised = z + gamma * (z + magnitudes)  # (1 + gamma) p - n
+        above = torch.where(output > 0, relevance, 0) / _stabilised(raised, epsilon)
+        below = torch.where(output < 0, relevance, 0) / _stabilised(z - gamma * magnitudes, epsilon)
+        torch.add(below, above, alpha=1.0 + gamma, out=s[0])
+        torch.add(above, below, alpha=1.0 + gamma, out=s[1]).neg_()
+        return False
 
 
 class Flat(Rule):
@@ -249,7 +313,7 @@ class Flat(Rule):
         super().__init__(stabilizer=stabilizer, zero_params=zero_params)
 
     def run(self, module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-        output = _product(module, x, module.weight, module.bias)
+        output = product(module, self.lower(module, x), module.weight, module.bias).to(x.dtype)
         return output, torch.empty(x.shape, device="meta")  # of the input, only the shape is needed
 
     def hand_on(self, module: nn.Module, relevance: Tensor, x: Tensor) -> Tensor:
@@ -272,78 +336,16 @@ def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
     return F.relu(x), F.relu(-x)
 
 
-def _stacked_weight(module: nn.Module, x: Tensor) -> Tensor:
-    weight = torch.cat(_parts(module.weight))
-    if x.shape[_channels(module)] == weight.shape[1]:
-        return weight
-    return torch.cat([weight, weight.roll(len(module.weight), 0)], dim=1)
-
-
-def _channels(module: nn.Module) -> int:
-    """The axis of a layer's input and output along which its weight mixes."""
-    return -1 if isinstance(module, nn.Linear) else 1
+def _weight_parts(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights that make positive contributions of ``x``, and the magnitudes of those that make negative ones."""
+    positive, negative = _parts(module.weight)
+    if x.shape[channels_of(module)] == module.weight.shape[1]:
+        return positive, negative
+    return torch.cat([positive, negative], dim=1), torch.cat([negative, positive], dim=1)
 
 
 def _bias_like(module: nn.Module, output: Tensor) -> Tensor:
     return module.bias if isinstance(module, nn.Linear) else module.bias.view(-1, *[1] * (output.ndim - 2))
-
-
-def _product(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What the layer makes of ``x`` with this weight and bias."""
-    if isinstance(module, nn.Linear):
-        return _long_product(x, weight, bias)
-    assert x.ndim == weight.ndim, f"rules need a batch: input {tuple(x.shape)}, weight {tuple(weight.shape)}"
-    x, weight = _channels_last(x), _channels_last(weight)
-    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        # where torch.conv3d ends as well, except for a batch of one with one channel: its own path is 4 x slower
-        geometry = module.padding, module.stride, module.dilation, module.groups
-        return torch.mkldnn_convolution(x, weight, bias, *geometry)
-    return _CONVOLVE[x.ndim](x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
-
-
-def _times_transposed(module: nn.Module, x: Tensor, weight: Tensor, s: Tensor) -> Tensor:
-    """x_i sum_j w_ij s_j."""
-    if isinstance(module, nn.Linear):
-        return _long_transposed(x, weight, s)
-    s, weight = _channels_last(s), _channels_last(weight)
-    geometry = module.stride, module.padding, module.dilation, module.groups
-    return _TRANSPOSE[x.ndim](x.shape, weight, s, *geometry).mul_(x)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """In the memory layout in which convolutions on a CPU are fastest."""
-    layout = _CHANNELS_LAST.get(x.ndim) if x.device.type == "cpu" else None
-    return x if layout is None else x.to(memory_format=layout)
-
-
-def _long_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer, long sums block by block: one running sum of millions of float32 numbers loses four digits."""
-    features = weight.shape[1]
-    blocks = features // _BLOCK
-    if blocks < 2:
-        return F.linear(x, weight, bias)
-    whole = blocks * _BLOCK
-    rows = x.reshape(-1, features)
-    x_blocks = rows[:, :whole].unflatten(1, (blocks, _BLOCK)).transpose(0, 1)
-    weight_blocks = weight[:, :whole].unflatten(1, (blocks, _BLOCK)).permute(1, 2, 0)
-    total = torch.bmm(x_blocks, weight_blocks).sum(dim=0) + F.linear(rows[:, whole:], weight[:, whole:], bias)
-    return total.view(*x.shape[:-1], -1)
-
-
-def _long_transposed(x: Tensor, weight: Tensor, s: Tensor) -> Tensor:
-    """x * (s @ weight), block by block while it lies in the cache; rows of silent outputs are not even read."""
-    features = weight.shape[1]
-    if features < 2 * _BLOCK:
-        return x * (s @ weight)
-    rows, s = x.reshape(-1, features), s.reshape(-1, len(weight))
-    heard = s.any(dim=0).nonzero().squeeze(1)
-    some_silent = len(heard) < len(weight)
-    result, s = torch.empty_like(rows), s[:, heard]
-    for start in range(0, features, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        columns = weight[:, block].index_select(0, heard) if some_silent else weight[:, block]
-        torch.mul(s @ columns, rows[:, block], out=result[:, block])
-    return result.view(x.shape)
 
 
 def _taps_inside(module: nn.Module, shape: Sequence[int]) -> Tensor:

@@ -42,9 +42,14 @@ UPTAKE = {
     "brainstem": 1.1, "cuneus": 0.9, "superiortemporal": 0.9, "medialorbitofrontal": 0.85,
     "lateraloccipital": 0.8, "superiorfrontal": 0.8,
 }  # fmt: skip
-STRIATUM = ("caudate_left", "caudate_right", "putamen_left", "putamen_right")
+STRIATUM = tuple(
+    f"{part}_{side}" for part in ("caudate", "putamen_anterior", "putamen_posterior") for side in ("left", "right")
+)
 # Weights that make the template of the bases; caudate and putamen as in a healthy subject.
-BASES = {"brain": 1.0, **dict.fromkeys(STRIATUM, 4.5), "scalp": 0.8, "glands": 2.5}
+BASES = {"brain": 1.0, "dimming": 0.0, **dict.fromkeys(STRIATUM, 4.5), "scalp": 0.8, "glands": 2.5}
+WATER_PER_MM = 0.0148  # attenuation of 159 keV
+SPILL = 0.05  # share of the striatum in a place above which a user's template does not show brain alone
+MIN_TEMPLATE_FIT = 0.8  # correlation of a user's template with the packaged one, over the brain
 SCALP_MM = (7.0, 14.0)  # distance of the scalp from the brain's surface
 GLANDS_MM = (  # centre (x to either side, y, z) and semi-axes: parotid, submandibular, nasal mucosa
     ((56, -22, -52), (9, 15, 20)),
@@ -148,24 +153,82 @@ def make_template(grid: Grid, atlas: Atlas) -> Volume:
 
 
 @cache
-def make_template_bases(atlas: Atlas) -> dict[str, Volume]:
-    """The template's ingredients on `HEAD`, blurred: brain, each caudate and putamen, scalp, glands.
+def make_template_bases(atlas: Atlas, template: Volume | None = None) -> dict[str, Volume]:
+    """The template's ingredients on `HEAD`, blurred: brain, dimming, each part of the striatum, scalp, glands.
 
     The template is their sum with the weights `BASES`; a registration fits weights of its own to each scan.
+    ``dimming`` is by how much the brain is weaker in the depth of the head where attenuation is not corrected for;
+    the putamen is halved, because its rear goes dark first. Another ``template`` in MNI space, such as the mean of
+    a site's own normal scans, takes the place of the brain, less what of it is striatum. Raises `InputError` if it
+    does not look like FP-CIT in MNI space.
     """
     labels = atlas.labels.data.astype(np.int16)
+    front = LATTICE.world_coordinates()[..., 1]
     factor = np.ones(max(atlas.names) + 1, np.float32)
     maps = {"brain": np.where(atlas.masks["brain"], CSF_UPTAKE + (1 - CSF_UPTAKE) * atlas.tissue.data, 0)}
     for index, name in atlas.names.items():
-        factor[index] = UPTAKE.get(name.removesuffix("_left").removesuffix("_right"), 1.0)
-        if name in STRIATUM:
+        structure, _, side = name.rpartition("_")
+        factor[index] = UPTAKE.get(structure if side in ("left", "right") else name, 1.0)
+        if structure in ("caudate", "putamen"):
             factor[index] = 0.0
-            maps[name] = labels == index
+            here = labels == index
+            if structure == "caudate":
+                maps[name] = here
+            else:
+                middle = np.median(front[here])
+                maps[f"putamen_anterior_{side}"] = here & (front > middle)
+                maps[f"putamen_posterior_{side}"] = here & (front <= middle)
     maps["brain"] *= factor[labels]
     bases = {name: _paste(*_average(data, HEAD), HEAD.shape) for name, data in maps.items()}
     bases |= _make_extracranial(_fill(atlas.masks["brain"], HEAD))
     sigma = TEMPLATE_FWHM_MM / np.sqrt(8 * np.log(2)) / HEAD.spacing
-    return {name: Volume(ndimage.gaussian_filter(data, sigma), HEAD.affine) for name, data in bases.items()}
+    bases = {name: ndimage.gaussian_filter(data, sigma) for name, data in bases.items()}
+    if template is not None:
+        bases["brain"] = _take_brain(resample(template, HEAD).data, bases)
+    bases["dimming"] = bases["brain"] * _dim(_fill(atlas.masks["brain"], HEAD))
+    return {name: Volume(bases[name], HEAD.affine) for name in BASES}
+
+
+def _take_brain(template: np.ndarray, bases: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A user's template on `HEAD` as a basis of the brain: without striatum, scalp and glands, which are fitted apart.
+
+    Near the striatum, where its counts spill over, the packaged brain stays.
+    """
+    brain = bases["brain"]
+    inside = brain > 0.05
+    names = ("brain", *STRIATUM, "scalp", "glands")
+    columns = np.column_stack([bases[name][inside] for name in names])
+    weights = np.linalg.lstsq(columns, template[inside], rcond=None)[0]
+    fit = np.corrcoef(columns @ weights, template[inside])[0, 1] if template[inside].any() else 0.0
+    if weights[0] <= 0 or fit < MIN_TEMPLATE_FIT:
+        raise InputError(
+            f"registration.template: correlates with the packaged template by {fit:.2f} over the brain, expected at "
+            f"least {MIN_TEMPLATE_FIT}; give an FP-CIT image in MNI space, or leave it out."
+        )
+    near = np.clip(sum(bases[name] for name in STRIATUM) / SPILL, 0, 1)
+    own = template - weights[-2] * bases["scalp"] - weights[-1] * bases["glands"]
+    own = own / weights[0] * np.clip(brain / 0.3, 0, 1)
+    return (near * brain + (1 - near) * own).astype(np.float32)
+
+
+def _dim(brain: np.ndarray) -> np.ndarray:
+    """How much more or less of the photons leaves a head of water than on average over the brain, on `HEAD`.
+
+    The mean over transaxial directions, from the mask of the brain.
+    """
+    step, pad = 4, 8  # work on every fourth voxel, with room for the head to be turned in
+    head = ndimage.distance_transform_edt(~brain, HEAD.spacing) <= SCALP_MM[1]
+    thickness = head[::step, ::step, ::step] * np.float32(WATER_PER_MM * step * HEAD.spacing[0])
+    thickness = np.pad(thickness, ((pad, pad), (pad, pad), (0, 0)))
+    passed = np.zeros_like(thickness)
+    for angle in range(0, 360, 30):
+        turned = ndimage.rotate(thickness, angle, reshape=False, order=1)
+        leaving = np.exp(0.5 * turned - np.cumsum(turned, axis=0))
+        passed += ndimage.rotate(leaving, -angle, reshape=False, order=1, mode="nearest") / 12
+    index = np.stack(np.meshgrid(*(np.arange(n) / step for n in HEAD.shape), indexing="ij"))
+    index[:2] += pad
+    passed = _symmetrise(ndimage.map_coordinates(passed, index, order=1, mode="nearest"))
+    return passed / passed[brain].mean() - 1
 
 
 def _make_extracranial(brain: np.ndarray) -> dict[str, np.ndarray]:

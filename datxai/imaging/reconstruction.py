@@ -18,8 +18,8 @@ from datxai.volume import Volume
 
 BUTTERWORTH_ORDER = 5
 LARGEST_GAP_DEG = 30.0  # between neighbouring views (opposite views count as one): beyond, an arc is missing
-HEAD_THRESHOLD = 0.25  # of the 98th percentile of a smoothed slice stack: where the head ends, for Chang's ellipses
 CHANG_DIRECTIONS = 32
+CHANG_SMOOTHING_MM = 4.0  # sigma, before the head's outline is taken
 
 # gain at f, a fraction of the cutoff; beyond the cutoff all but Butterworth's are zero
 _WINDOWS = {
@@ -38,7 +38,7 @@ def reconstruct(
     row_spacing_mm: float | None = None,
     filter: str = "shepp-logan",
     cutoff_per_cm: float = 1.25,
-    centre: float | None = None,
+    centre: float | np.ndarray | None = None,
     attenuation_per_cm: float | None = None,
     post_filter_mm: float = 0.0,
 ) -> Volume:
@@ -60,7 +60,7 @@ def reconstruct(
     cutoff_per_cm : float
         In cycles per cm. Beyond the bins' Nyquist frequency (5 / pixel_mm) there is nothing to cut off: Nyquist
         is used, and the history says so.
-    centre : float, optional
+    centre : float or array (views,), optional
         The bin, counted from 0, on which the axis of rotation projects; (bins - 1) / 2 if left out.
     attenuation_per_cm : float, optional
         Chang's first-order correction (doi 10.1109/TNS.1978.4329385) with this coefficient; none if left out.
@@ -79,14 +79,14 @@ def reconstruct(
     _require_counts(projections, angles)
     _require_settings(pixel_mm, row_spacing_mm, filter, cutoff_per_cm)
     views, rows, bins = projections.shape
-    centre = (bins - 1) / 2.0 if centre is None else float(centre)
+    centres = np.broadcast_to((bins - 1) / 2.0 if centre is None else np.asarray(centre, float), views).tolist()
     nyquist = 5.0 / pixel_mm
     used = min(cutoff_per_cm, nyquist)
 
     filtered = projections if filter == "none" else _filter(projections, filter, used * pixel_mm / 10.0)
     weighted = filtered * _arcs(angles).astype(np.float32)[:, None, None]
     columns = np.ascontiguousarray(weighted.transpose(0, 2, 1)).reshape(views * bins, rows)
-    inside, matrix = _back_projector(tuple(angles.tolist()), bins, centre)
+    inside, matrix = _back_projector(tuple(angles.tolist()), bins, tuple(centres))
     data = np.zeros((bins * bins, rows), np.float32)
     data[inside] = matrix @ columns
     data = data.reshape(bins, bins, rows)[:, :, ::-1]
@@ -101,7 +101,7 @@ def reconstruct(
         cutoff_per_cm=used,
         cutoff_requested_per_cm=cutoff_per_cm,
         views=views,
-        centre_bin=centre,
+        centre_bin=centres[0] if len({*centres}) == 1 else centres,
     )
     if attenuation_per_cm:
         volume = correct_attenuation(volume, attenuation_per_cm)
@@ -114,18 +114,19 @@ def reconstruct(
 def correct_attenuation(volume: Volume, coefficient_per_cm: float) -> Volume:
     """Chang's first-order correction: divide by the mean attenuation over all directions within the slice.
 
-    The head's outline is one ellipse per slice, from the moments of what exceeds `HEAD_THRESHOLD`. Slices without
-    a head, and voxels outside of it, stay as they are. The volume's axes must be those of the camera.
+    The head's outline is one ellipse per slice, from the moments of what lies nearer to the mean of the head than to
+    that of its surroundings, holes filled. Slices without a head, and voxels outside of it, stay as they are. The
+    volume's axes must be those of the camera.
     """
     spacing = volume.grid.spacing
-    smooth = ndimage.gaussian_filter(volume.data, 4.0 / spacing)
-    head = smooth > HEAD_THRESHOLD * np.percentile(smooth, 98)
+    smooth = ndimage.gaussian_filter(volume.data, CHANG_SMOOTHING_MM / spacing)
+    head = smooth > _halfway(smooth)
     x, y = volume.grid.world_coordinates()[:, :, 0, :2].transpose(2, 0, 1)
     angles = np.arange(CHANG_DIRECTIONS) * 2.0 * np.pi / CHANG_DIRECTIONS
     directions = np.stack([np.cos(angles), np.sin(angles)])
     factor = np.ones(volume.shape)
     for k in range(volume.shape[2]):
-        part = head[:, :, k]
+        part = ndimage.binary_fill_holes(head[:, :, k])
         if np.count_nonzero(part) < 8:
             continue
         points = np.stack([x[part], y[part]])
@@ -143,6 +144,15 @@ def correct_attenuation(volume: Volume, coefficient_per_cm: float) -> Volume:
         slab[within] = 1.0 / np.exp(-coefficient_per_cm * path_cm).mean(axis=0)
         factor[:, :, k] = slab.reshape(x.shape)
     return volume.after("correct_attenuation", volume.data * factor, method="Chang", per_cm=coefficient_per_cm)
+
+
+def _halfway(data: np.ndarray) -> float:
+    """The threshold half-way between the means on its sides (Ridler and Calvard, doi 10.1109/TSMC.1978.4310039)."""
+    threshold, before = float(data.mean()), np.inf
+    while abs(threshold - before) > 1e-4 * abs(threshold):
+        above = data > threshold
+        before, threshold = threshold, float(data[above].mean() + data[~above].mean()) / 2.0
+    return threshold
 
 
 def _filter(projections: np.ndarray, name: str, cutoff: float) -> np.ndarray:
@@ -174,14 +184,16 @@ def _arcs(angles: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def _back_projector(angles: tuple[float, ...], bins: int, centre: float) -> tuple[np.ndarray, sparse.csr_array]:
+def _back_projector(
+    angles: tuple[float, ...], bins: int, centres: tuple[float, ...]
+) -> tuple[np.ndarray, sparse.csr_array]:
     """Indices of the pixels (x, y) inside the circle of view, and the matrix (pixels x views * bins) to fill them."""
     position = np.arange(bins) - (bins - 1) / 2.0
     x, y = np.meshgrid(position, position, indexing="ij")
     inside = np.flatnonzero(np.hypot(x, y) <= bins / 2.0)
     x, y = x.ravel()[inside, None], y.ravel()[inside, None]
     theta = np.deg2rad(angles)
-    bin_ = x * np.cos(theta) - y * np.sin(theta) + centre
+    bin_ = x * np.cos(theta) - y * np.sin(theta) + np.array(centres)
     lower = np.clip(np.floor(bin_).astype(np.int32), 0, bins - 2)
     upper_share = bin_ - lower
     seen = (bin_ >= 0.0) & (bin_ <= bins - 1.0)
@@ -221,8 +233,11 @@ def _require_settings(pixel_mm: float, row_spacing_mm: float, filter: str, cutof
         if not length > 0:
             raise InputError(f"{name}: {length} is no length, expected more than 0 mm; check the header.")
     if filter not in FILTERS:
-        raise InputError(f"filter: {filter!r} is not known, expected one of {', '.join(FILTERS)}; choose one of them.")
+        raise InputError(
+            f"reconstruction.filter: {filter!r} is not known, expected one of {', '.join(FILTERS)}; choose one of them."
+        )
     if not cutoff_per_cm > 0:
         raise InputError(
-            f"cutoff_per_cm: {cutoff_per_cm} is no frequency, expected more than 0 cycles per cm; the usual is 1.25."
+            f"reconstruction.cutoff_per_cm: {cutoff_per_cm} is no frequency, expected more than 0 cycles per cm; "
+            f"the usual is 1.25."
         )

@@ -1,22 +1,23 @@
 """Affine registration of a DAT-SPECT scan to the template, by least squares over the template's ingredients.
 
-A scan is modelled as a weighted sum of bases (brain, each caudate and putamen, scalp, glands) plus a
-constant, moved by an affine map. Weights and map are found together by Levenberg-Marquardt steps from
-coarse to fine (the principle of Friston et al. 1995, doi 10.1002/hbm.460030303). Because the weights are
-free, a scan whose striatum is dark or whose glands outshine the brain is fitted as well as a healthy one.
+A scan is modelled as a weighted sum of bases (brain, its dimming by attenuation, the parts of the striatum, scalp,
+glands) plus a constant, moved by an affine map. Weights and map are found together by Levenberg-Marquardt steps from
+coarse to fine (the principle of Friston et al. 1995, doi 10.1002/hbm.460030303). Because the weights are free, a
+scan whose striatum is dark or whose glands outshine the brain is fitted as well as a healthy one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from datxai.errors import InputError
+from datxai.imaging.atlas import STRIATUM
 from datxai.volume import Grid, Volume, resample
 
 # FWHM of the smoothing of scan and bases, coarse to fine. Points no farther than this from the brain take
@@ -24,32 +25,42 @@ from datxai.volume import Grid, Volume, resample
 # elsewhere in every person.
 LEVELS_MM = (16.0, 8.0, 4.0)
 PITCHES_DEG = (-24.0, -12.0, 0.0, 12.0, 24.0)  # chin down, chin up: the starts that are tried
-LIFTS_MM = (-25.0, 0.0, 25.0)  # along the patient's axis: scans that show more or less of the neck
+LIFTS_MM = (-50.0, -25.0, 0.0, 25.0)  # along the patient's axis: scans that show more or less of the neck
+TRIAL_STEPS = 4  # of each start
 EDGE = 0.4  # of the median inside: where a head or brain ends
 STEPS = 25  # at most, per level
 CONVERGED = 1e-4  # a level ends when a step lowers the unexplained variance by less than this part of it
+# Below the coarsest level, a point at the striatum counts 1 + EMPHASIS times as much as one far from it (Gaussian
+# with this reach): no affine map fits a whole brain, and here it matters.
+EMPHASIS, REACH_MM = 5.0, 25.0
+NECK_MM = -60.0  # z in the template's space below which overlap does not count
+HEAD_LITRES = (0.4, 12.0)  # smaller or larger things are no head
+CLEARLY = 0.75  # another orientation is believed if it leaves less than this part of the variance unexplained
 
-MIN_SIMILARITY = 0.75  # noisy scans come down to 0.84; gross failures only: a head the wrong way round may reach 0.9
-ZOOMS = (0.75, 1.3)  # of a head relative to the template along any axis
-MAX_ROTATION_DEG = 60.0
+
+# The ways to lay a head along the axes, upright first; mirrored ones look the same, for a head is symmetric.
+TURNS = [
+    turn
+    for order in permutations(range(3))
+    for signs in product((1.0, -1.0), repeat=3)
+    if np.linalg.det(turn := np.diag(signs)[list(order)]) > 0
+]
 
 
 @dataclass(frozen=True, eq=False)
 class Registration:
     """How a scan lies in the template's space.
 
-    ``affine`` (4 x 4) maps world mm of the template to world mm of the scan, as `resample` takes it.
-    ``similarity`` is the correlation of scan and fitted template over the head, both smoothed by 16 mm so
-    that noise does not count; ``weights`` are those of the bases in units of the scan, ``iterations``
-    counts the accepted steps. ``plausible`` says whether the result may be used, ``reason`` why not.
+    ``affine`` (4 x 4) maps world mm of the template to world mm of the scan, as `resample` takes it; its inverse takes
+    the scan to the template. ``weights`` are those of the bases in units of the scan, ``iterations`` counts the
+    accepted steps. ``orientation`` is empty, or says how the scan seems to be stored, if it fits the template clearly
+    better that way than as its header says: "upside down". Left and right cannot be told apart.
     """
 
     affine: np.ndarray
-    similarity: float
     weights: dict[str, float]
     iterations: int
-    plausible: bool
-    reason: str = ""
+    orientation: str = ""
 
 
 def register(volume: Volume, bases: Mapping[str, Volume]) -> Registration:
@@ -60,25 +71,36 @@ def register(volume: Volume, bases: Mapping[str, Volume]) -> Registration:
     volume : Volume
         A scan of the head, any lattice and resolution.
     bases : mapping of str to Volume
-        What the scan is a weighted sum of, all on one grid around the head. The first shows the whole
-        brain; a single template will do, but not follow a diseased striatum as well.
+        What the scan is a weighted sum of, as `datxai.imaging.atlas.make_template_bases` gives them.
 
-    Raises `InputError` if the scan has no head in it that could be told from its background. A poor fit is
-    no exception: see `Registration.plausible`.
+    Raises `InputError` if the scan has no head in it that could be told from its background. Whether the result is
+    to be trusted, `datxai.imaging.quality` says.
     """
     scan, centre = _find_head(volume)
-    templates = _make_templates(tuple(bases.values()))
-    coarse, *finer = (_Problem(t, scan, centre, level) for t, level in zip(templates, LEVELS_MM))
-    starts = (_start(coarse.template.centre, centre, *turn) for turn in product(PITCHES_DEG, LIFTS_MM))
-    tried = [coarse.fit(start, _RIGID_AND_ZOOM, steps=4) for start in starts]
-    fits = [coarse.fit(min(tried, key=lambda fit: fit.unexplained).pose, _RIGID_AND_ZOOM)]
+    templates = _make_templates(tuple(bases.items()))
+    coarse, *finer = (_Problem(t, scan, centre) for t in templates)
+    middle = coarse.template.centre
+    upright = coarse.search(_start(middle, centre, *turn) for turn in product(PITCHES_DEG, LIFTS_MM))
+    turned = coarse.search(_start(middle, centre, 0.0, lift, turn) for turn, lift in product(TURNS[1:], LIFTS_MM))
+    orientation = _describe(turned.pose)
+    if orientation and turned.unexplained < CLEARLY * upright.unexplained:
+        return Registration(np.linalg.inv(turned.pose), {}, turned.steps, orientation)
+    fits = [upright if orientation else min(upright, turned, key=lambda fit: fit.unexplained)]
     for problem in finer:
         fits.append(problem.fit(fits[-1].pose, _AFFINE))
-    affine = np.linalg.inv(fits[-1].pose)
-    similarity = float(np.sqrt(1.0 - coarse.fit(fits[-1].pose, _AFFINE, steps=0).unexplained))
     weights = dict(zip(bases, fits[-1].weights.tolist()))
-    reason = _find_fault(affine, similarity)
-    return Registration(affine, similarity, weights, sum(fit.steps for fit in fits), not reason, reason)
+    return Registration(np.linalg.inv(fits[-1].pose), weights, sum(fit.steps for fit in fits))
+
+
+def compare(volume: Volume, bases: Mapping[str, Volume], affine: np.ndarray) -> tuple[float, float]:
+    """Likeness of a scan and the template fitted to it, both smoothed by 16 mm so that noise does not count.
+
+    ``affine`` is that of a `Registration`, or the identity for a scan in the template's space. Returns the correlation
+    over brain and scalp, and the Dice overlap of the head in both, above the neck and within the field of view.
+    """
+    template = _make_templates(tuple(bases.items()))[0]
+    scan = resample(volume, _coarsen(volume.grid, 4.0))
+    return _Problem(template, scan, template.centre).compare(np.linalg.inv(affine))
 
 
 @dataclass(frozen=True)
@@ -95,96 +117,152 @@ _ZOOM = _AFFINE[0] + _AFFINE[5] + _AFFINE[10]
 _ROTATIONS = _AFFINE[[1, 2, 6]] - _AFFINE[[4, 8, 9]]
 _RIGID_AND_ZOOM = np.stack([*_AFFINE[[3, 7, 11]], *_ROTATIONS, _ZOOM])
 _RADIUS_MM = 70.0  # of a head: brings linear parameters and translations to one scale
+# The ways to lay a head along the axes, as it is first. Mirrored ones look the same, for a head is symmetric.
+_CORNERS = np.array(list(product((0, 1), repeat=3)))
+_MARGIN = 2  # empty voxels around a template, so that points outside need no care
 
 
 class _Template:
-    """The bases at one resolution, each with its Laplacian: what it gains where a scan is sharper or more blurred.
+    """The bases at one resolution, side by side in one array (voxels, bases), zero around them.
 
-    Without, a blurred head would be taken for one of another size.
+    Two Laplacians, of the brain and of the striatum, come with them: what a scan gains where it is sharper or more
+    blurred. Without, a blurred head would be taken for one of another size.
     """
 
-    def __init__(self, bases: Sequence[Volume], level: float):
-        grid = _coarsen(bases[0].grid, max(level / 4, 2.0))
-        smooth = [_blur(resample(basis, grid), level) for basis in bases]
-        self.bases = [basis.data.astype(np.float64) for basis in smooth]
-        self.bases += [ndimage.laplace(basis) for basis in self.bases]
-        self.support = ndimage.distance_transform_edt(~_find_bright(self.bases[0]), grid.spacing) <= level
+    def __init__(self, bases: Mapping[str, Volume], level: float):
+        self.level = level
+        grid = _coarsen(bases["brain"].grid, max(level / 4, 2.0))
+        smooth = {name: _blur(resample(basis, grid), level).data for name, basis in bases.items()}
+        self.count = len(bases)
+        columns = [
+            *smooth.values(),
+            ndimage.laplace(smooth["brain"]),
+            ndimage.laplace(sum(smooth[name] for name in STRIATUM)),
+        ]
+        self.support = ndimage.distance_transform_edt(~_find_bright(smooth["brain"]), grid.spacing) <= level
         self.centre = grid.index_to_mm(ndimage.center_of_mass(self.support))
+        self.emphasis = np.ones(grid.shape, np.float32)
+        if level < LEVELS_MM[0]:
+            striatum = sum(bases[name].data for name in STRIATUM)
+            outside = ndimage.distance_transform_edt(striatum < EDGE * striatum.max(), bases["brain"].grid.spacing)
+            near = Volume(np.exp(-((outside / REACH_MM) ** 2)), bases["brain"].affine)
+            self.emphasis += EMPHASIS * resample(near, grid).data
+        stack = np.stack([np.pad(column, _MARGIN) for column in columns], axis=-1).astype(np.float32)
+        self.shape = np.array(stack.shape[:3])
+        self.strides = np.array([self.shape[1] * self.shape[2], self.shape[2], 1], np.int32)
+        self.stack = stack.reshape(-1, stack.shape[-1])
         self.to_index = np.linalg.inv(grid.affine)
 
 
 @lru_cache(maxsize=4)
-def _make_templates(bases: tuple[Volume, ...]) -> list[_Template]:
+def _make_templates(bases: tuple[tuple[str, Volume], ...]) -> list[_Template]:
     """One per level; kept, because a cohort is registered to the same bases."""
-    return [_Template(bases, level) for level in LEVELS_MM]
+    return [_Template(dict(bases), level) for level in LEVELS_MM]
 
 
 class _Problem:
     """A scan to be explained by a template, at one resolution."""
 
-    def __init__(self, template: _Template, scan: Volume, centre: np.ndarray, level: float):
+    def __init__(self, template: _Template, scan: Volume, centre: np.ndarray):
         self.template, self.centre = template, centre
         # At the edge of the field of view smoothing makes up what the scan does not show: leave it out.
-        points = resample(_blur(scan, level), _coarsen(scan.grid, level, inset_mm=level))
+        points = resample(_blur(scan, template.level), _coarsen(scan.grid, template.level, inset_mm=template.level))
         self.values = points.data.ravel().astype(np.float64)
         self.positions = points.grid.world_coordinates().reshape(-1, 3)
+
+    def search(self, starts: Iterator[np.ndarray]) -> _Fit:
+        """The best of several starts, each tried by a few steps, followed to its end."""
+        tried = [self.fit(start, _RIGID_AND_ZOOM, TRIAL_STEPS) for start in starts]
+        return self.fit(min(tried, key=lambda fit: fit.unexplained).pose, _RIGID_AND_ZOOM)
 
     def fit(self, pose: np.ndarray, generators: np.ndarray, steps: int = STEPS) -> _Fit:
         """Levenberg-Marquardt from ``pose``; points near the head as it lies there take part."""
         index = self._indices(pose, self.positions)
         inside = ndimage.map_coordinates(self.template.support, index, order=0, output=bool)
-        positions, values = self.positions[inside], self.values[inside]
-        variance = values.var()
-        if inside.sum() < 100 or variance == 0:
-            return _Fit(pose, 1.0, np.zeros(len(self.template.bases)), 0)
+        positions = self.positions[inside]
+        emphasis = ndimage.map_coordinates(self.template.emphasis, index[:, inside], order=1, mode="nearest")
+        row = np.sqrt(emphasis)  # every equation times the root of its weight
+        values = self.values[inside]
+        variance = (emphasis * (values - np.average(values, weights=emphasis)) ** 2).sum() if len(values) else 0.0
+        if len(values) < 100 or variance == 0:
+            return _Fit(pose, 1.0, np.zeros(self.template.count), 0)
+        values = values * row
         relative = np.column_stack([(positions - self.centre) / _RADIUS_MM, np.ones(len(positions))])
-        columns, weights, residual = self._explain(pose, positions, values)
-        unexplained, damping, accepted = residual.var() / variance, 1e-3, 0
+        n = len(generators)
+        directions = generators.reshape(n, 12).T
+        columns, cells, weights, residual = self._explain(pose, positions, values, row)
+        unexplained, damping, accepted = residual @ residual / variance, 1e-3, 0
         for _ in range(steps):
-            slope = self._slope(pose, positions, weights)
-            moved = np.einsum("ni,kij,nj->nk", slope, generators, relative, optimize=True)
-            design = np.column_stack([moved, columns])
+            slope = self._slope(pose, cells, weights) * row[:, None]
+            moved = (slope[:, :, None] * relative[:, None, :]).reshape(-1, 12) @ directions
+            design = np.hstack([moved, columns])
             normal = design.T @ design
             change = design.T @ residual
-            n = len(generators)
             while damping < 1e6:
                 damped = normal.copy()
                 damped[np.arange(n), np.arange(n)] *= 1 + damping
                 parameters = np.linalg.lstsq(damped, change, rcond=1e-12)[0][:n]
                 candidate = pose @ self._move(parameters, generators)
-                trial = self._explain(candidate, positions, values)
-                gain = unexplained - trial[2].var() / variance
+                trial = self._explain(candidate, positions, values, row)
+                gain = unexplained - trial[-1] @ trial[-1] / variance
                 if gain > 0:
                     break
                 damping *= 10
             else:
                 break
-            pose, (columns, weights, residual) = candidate, trial
+            pose, (columns, cells, weights, residual) = candidate, trial
             unexplained, damping, accepted = unexplained - gain, damping / 10, accepted + 1
             if gain < CONVERGED * unexplained:
                 break
-        return _Fit(pose, float(unexplained), weights[:-1], accepted)
+        return _Fit(pose, float(unexplained), weights[: self.template.count], accepted)
 
-    def _explain(self, pose: np.ndarray, positions: np.ndarray, values: np.ndarray) -> tuple:
-        """Bases at the points (with a constant), their best weights, and what remains of the scan."""
-        index = self._indices(pose, positions)
-        columns = [ndimage.map_coordinates(b, index, order=1, prefilter=False) for b in self.template.bases]
-        columns = np.column_stack([*columns, np.ones(len(values))])
+    def compare(self, pose: np.ndarray) -> tuple[float, float]:
+        """Correlation and overlap of scan and fitted template, as `compare` has them."""
+        index = self._indices(pose, self.positions)
+        inside = ndimage.map_coordinates(self.template.support, index, order=0, output=bool)
+        if inside.sum() < 100:
+            return 0.0, 0.0
+        *_, weights, residual = self._explain(pose, self.positions[inside], self.values[inside])
+        similarity = np.sqrt(max(1.0 - residual.var() / self.values[inside].var(), 0.0))
+        fitted = self._sample(pose, self.positions)[0] @ weights[:-1]
+        position = self.positions @ pose[:3, :3].T + pose[:3, 3]
+        above = position[:, 2] > NECK_MM
+        heads = [_find_bright(values) & above for values in (self.values - weights[-1], fitted)]
+        both = sum(head.sum() for head in heads)
+        return float(similarity), float(2 * (heads[0] & heads[1]).sum() / both) if both else 0.0
+
+    def _explain(
+        self, pose: np.ndarray, positions: np.ndarray, values: np.ndarray, row: np.ndarray | None = None
+    ) -> tuple:
+        """Bases at the points (with a constant), where they were read, their best weights, and what remains."""
+        sampled, cells = self._sample(pose, positions)
+        columns = np.column_stack([sampled, np.ones(len(values))])
+        if row is not None:
+            columns *= row[:, None]
         weights = np.linalg.lstsq(columns.T @ columns, columns.T @ values, rcond=1e-12)[0]
-        return columns, weights, values - columns @ weights
+        return columns, cells, weights, values - columns @ weights
 
-    def _slope(self, pose: np.ndarray, positions: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def _sample(self, pose: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, sparse.csr_array]:
+        """All bases at the points by trilinear interpolation, and the matrix (points, voxels) that does it."""
+        template = self.template
+        index = np.clip(self._indices(pose, positions).T + _MARGIN, 1, template.shape - 2.001)
+        low = index.astype(np.int32)
+        upper = (index - low).astype(np.float32)
+        share = np.stack([1 - upper, upper])
+        shares = [share[i, :, 0] * share[j, :, 1] * share[k, :, 2] for i, j, k in _CORNERS]
+        voxels = (low @ template.strides)[:, None] + (_CORNERS @ template.strides).astype(np.int32)
+        starts = np.arange(0, voxels.size + 1, 8, dtype=np.int32)
+        shape = (len(positions), len(template.stack))
+        cells = sparse.csr_array((np.stack(shares, axis=1).ravel(), voxels.ravel(), starts), shape=shape)
+        return cells @ template.stack, cells
+
+    def _slope(self, pose: np.ndarray, cells: sparse.csr_array, weights: np.ndarray) -> np.ndarray:
         """Gradient of the fitted template in the scan's space, per mm, shape (points, 3)."""
-        fitted = sum(weight * basis for weight, basis in zip(weights, self.template.bases))
-        index = self._indices(pose, positions)
-        slope = np.empty((len(positions), 3))
-        for axis in range(3):
-            ahead, behind = index.copy(), index.copy()
-            ahead[axis] += 1
-            behind[axis] -= 1
-            slope[:, axis] = ndimage.map_coordinates(fitted, ahead, order=1, prefilter=False)
-            slope[:, axis] -= ndimage.map_coordinates(fitted, behind, order=1, prefilter=False)
-        return slope / 2 @ (self.template.to_index @ pose)[:3, :3]
+        template = self.template
+        fitted = template.stack @ weights[:-1].astype(np.float32)
+        voxels, shares = cells.indices.reshape(-1, 8), cells.data.reshape(-1, 8)
+        slope = [((fitted[voxels + s] - fitted[voxels - s]) * shares).sum(axis=1) for s in template.strides]
+        return np.stack(slope, axis=1) / 2 @ (template.to_index @ pose)[:3, :3]
 
     def _indices(self, pose: np.ndarray, positions: np.ndarray) -> np.ndarray:
         to_index = self.template.to_index @ pose
@@ -210,6 +288,12 @@ def _find_head(volume: Volume) -> tuple[Volume, np.ndarray]:
             "check the scan or set registration=none."
         )
     head = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    litres = head.sum() * coarse.grid.voxel_ml / 1000
+    if not HEAD_LITRES[0] < litres < HEAD_LITRES[1]:
+        raise InputError(
+            f"registration: what stands out in the scan measures {litres:.2g} litres, expected a head of 2 to 8; "
+            f"check the voxel size in its header."
+        )
     centre = coarse.grid.index_to_mm(ndimage.center_of_mass(head))
     (box,) = ndimage.find_objects(head.view(np.uint8))
     margin = np.ceil(24.0 / coarse.grid.spacing)
@@ -242,25 +326,24 @@ def _blur(volume: Volume, fwhm_mm: float) -> Volume:
     return Volume(ndimage.gaussian_filter(volume.data, sigma, mode="nearest"), volume.affine)
 
 
-def _start(middle: np.ndarray, centre: np.ndarray, pitch_deg: float, lift_mm: float) -> np.ndarray:
-    """A pose that brings the head's centre to the template's, turned about the left-right axis and lifted."""
+def _start(
+    middle: np.ndarray, centre: np.ndarray, pitch_deg: float, lift_mm: float, turn: np.ndarray | None = None
+) -> np.ndarray:
+    """A pose that brings the head's centre to the template's: turned as a whole, pitched about x, and lifted."""
     c, s = np.cos(np.radians(pitch_deg)), np.sin(np.radians(pitch_deg))
     pose = np.eye(4)
     pose[1:3, 1:3] = [[c, -s], [s, c]]
+    if turn is not None:
+        pose[:3, :3] = pose[:3, :3] @ turn
     pose[:3, 3] = middle + np.array([0, 0, lift_mm]) - pose[:3, :3] @ centre
     return pose
 
 
-def _find_fault(affine: np.ndarray, similarity: float) -> str:
-    """Why a result cannot be right; empty if it may be."""
-    left, zooms, right = np.linalg.svd(affine[:3, :3])
-    if np.linalg.det(affine[:3, :3]) <= 0:
-        return "the map mirrors the head"
-    if zooms.min() < ZOOMS[0] or zooms.max() > ZOOMS[1]:
-        return f"the head would be {zooms.min():.2f} to {zooms.max():.2f} times the template's size"
-    angle = np.degrees(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1)))
-    if angle > MAX_ROTATION_DEG:
-        return f"the head would be turned by {angle:.0f} degrees"
-    if similarity < MIN_SIMILARITY:
-        return f"the correlation with the template is {similarity:.2f}, expected at least {MIN_SIMILARITY}"
-    return ""
+def _describe(pose: np.ndarray) -> str:
+    """How the head lies in the scan, in words; empty if it is upright, or turned by less than half a right angle."""
+    turn = max(TURNS, key=lambda turn: (turn * pose[:3, :3]).sum())
+    if (np.abs(turn) != np.eye(3)).any():
+        axes = ", ".join("xyz"[i] for i in np.abs(turn).argmax(axis=1))
+        return f"with its axes exchanged (left-right, back-front and foot-head of the patient along its {axes})"
+    words = {2: "upside down", 1: "back to front"}
+    return " and ".join(word for axis, word in words.items() if turn[axis, axis] < 0)

@@ -19,9 +19,9 @@ from datxai.model.network import LAYOUT, build
 WEIGHTS, CONFIG = "weights.safetensors", "config.yaml"
 
 
-def save_weights(model: nn.Module, path: str | os.PathLike) -> None:
-    """Write parameters and buffers atomically as safetensors; what is contiguous already is not copied."""
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+def save_weights(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike) -> None:
+    """Write a model's ``state_dict`` atomically as safetensors; what is contiguous already is not copied."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         safetensors.torch.save_file(tensors, temporary)
 

@@ -25,26 +25,26 @@ STRIATUM_REACH_MM = 18.0  # standard deviation of the neighbourhood that stretch
 WARP_SPACING_MM = 40.0
 WATER_PER_CM, BONE_PER_CM = 0.148, 0.21  # narrow-beam attenuation at 159 keV; bone with its marrow
 PUTAMEN_PARTS = ("putamen_posterior", "putamen_middle", "putamen_anterior")
+BINDING = ("caudate", "accumbens", *PUTAMEN_PARTS[::-1], "pallidum")  # what binds the tracer: a person's own
 
 # Uptake per volume, 1 in the reference region: apparent values of a normal FP-CIT average, sharpened against the
-# blur to come. The striatum is missing here, its binding belongs to the person.
+# blur and the dimming to come. The regions with specific `BINDING` are missing here.
 UPTAKE = {
-    "pallidum": 1.7,
-    "thalamus": 1.10,
-    "midbrain": 1.28,
-    "brainstem": 1.12,
-    "hippocampus": 1.08,
-    "amygdala": 1.08,
-    "insula": 0.90,
-    "frontal": 0.89,
-    "orbitofrontal": 0.86,
-    "cingulate": 1.04,
-    "parietal": 0.98,
-    "precuneus": 1.10,
-    "temporal": 0.99,
-    "occipital": 1.02,
-    "cerebellum": 0.90,
-    "white": 0.84,
+    "thalamus": 1.45,
+    "midbrain": 1.50,
+    "brainstem": 1.45,
+    "hippocampus": 1.42,
+    "amygdala": 1.38,
+    "insula": 0.76,
+    "frontal": 0.73,
+    "orbitofrontal": 0.87,
+    "cingulate": 0.98,
+    "parietal": 1.05,
+    "precuneus": 1.12,
+    "temporal": 0.98,
+    "occipital": 0.85,
+    "cerebellum": 1.00,
+    "white": 1.12,
     "csf": 0.35,
     "skull": 0.30,
     "scalp": 0.65,
@@ -55,7 +55,6 @@ UPTAKE = {
 }
 # How that varies between people: standard deviation of the log.
 UPTAKE_SPREAD = {
-    "pallidum": 0.08,
     "thalamus": 0.08,
     "midbrain": 0.08,
     "brainstem": 0.06,
@@ -130,8 +129,8 @@ class Head:
 def place(head: Head, uptake: Mapping[str, float], grid: Grid) -> tuple[Volume, Volume]:
     """Activity (per volume, 1 in the reference region) and attenuation (per cm) of a head on a scan grid.
 
-    ``uptake`` holds the striatal regions (`caudate`, `accumbens` and `PUTAMEN_PARTS`, each with `_left` and
-    `_right`) and whatever else shall differ from `UPTAKE`. ``grid`` has axes along x, y, z and cubic voxels.
+    ``uptake`` holds the regions `BINDING`, each with `_left` and `_right`, and whatever else shall differ from
+    `UPTAKE`. ``grid`` has axes along x, y, z and cubic voxels.
     """
     fractions, names = average_head()
     values = {**UPTAKE, **uptake}
@@ -279,9 +278,9 @@ def _labelled() -> tuple[sparse.csr_array, list[str]]:
 
 
 def _region(label: str) -> str:
-    """Region of an atlas label: striatal ones keep their side (all putamen is middle yet), cortex goes by lobe."""
+    """Region of an atlas label: those that bind keep their side (all putamen is middle yet), cortex goes by lobe."""
     stem = label.removesuffix("_left").removesuffix("_right")
-    if stem in ("caudate", "putamen", "accumbens"):
+    if stem in ("putamen", *BINDING):
         return label.replace("putamen", "putamen_middle")
     return _LOBE_OF.get(stem, stem)
 

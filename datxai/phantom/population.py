@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datxai.phantom.anatomy import UPTAKE, UPTAKE_SPREAD, Head
+from datxai.phantom.anatomy import BINDING, UPTAKE, UPTAKE_SPREAD, Head
 from datxai.phantom.camera import COLLIMATORS
 from datxai.phantom.reads import Read, read_case, settle
 
@@ -27,18 +27,21 @@ STRATA = {
 }
 AGE_RANGE, REFERENCE_AGE = (22.0, 97.0), 67.0
 DISEASED_SHARE = 0.478
-REGIONS = ("caudate", "accumbens", "putamen_anterior", "putamen_middle", "putamen_posterior")
 
-# per region: true binding ratio of a man of the reference age, share lost per decade
-NORMAL = {"binding": (8.8, 2.2, 5.7, 5.7, 5.5), "decade": (0.02, 0.02, 0.03, 0.035, 0.04)}
+# Per region of `BINDING`: binding ratio of a man of the reference age, and the share lost per decade. The ratios are
+# sharpened against the blur to come, as `anatomy.UPTAKE`.
+NORMAL = {"binding": (13.4, 0.6, 6.6, 6.6, 6.4, 2.0), "decade": (0.02, 0.02, 0.03, 0.035, 0.04, 0.03)}
 FEMALE_GAIN = 0.05
-# per region: log loss at severity 1
-PARKINSON = (0.36, 0.20, 0.62, 0.95, 1.32)
-ATYPICAL = (0.85, 0.55, 0.92, 1.00, 1.05)
-VASCULAR = (0.9, 0.6, 1.0, 1.0, 1.0)
+# Standard deviations of the log between people: of all binding, of the caudate apart from that, of sides and regions.
+LEVEL_SPREAD, CAUDATE_SPREAD, SIDE_SPREAD, REGION_SPREAD = 0.125, 0.11, 0.02, 0.03
+# Per region: log loss at severity 1; the caudate's share of the disease varies (standard deviation of the log).
+PARKINSON = (0.36, 0.20, 0.62, 0.95, 1.32, 0.80)
+ATYPICAL = (0.85, 0.55, 0.92, 1.00, 1.05, 0.90)
+VASCULAR = (0.9, 0.6, 1.0, 1.0, 1.0, 1.0)
+CAUDATE_INVOLVEMENT = 0.4
 # how much of what a reader sees is each region; and the share of a person's general level that he does not
 # take for normal variation
-READER_WEIGHTS, READER_LEVEL = (0.0, 0.0, 0.2, 0.35, 0.45), 0.5
+READER_WEIGHTS, READER_LEVEL = (0.0, 0.0, 0.2, 0.35, 0.45, 0.0), 0.5
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class Acquisition:
     """How one scan is made: what differs between sites and days.
 
     ``counts`` of the whole acquisition, ``radius_mm`` of the orbit, ``collimator`` one of `camera.COLLIMATORS`,
-    ``motion_mm`` FWHM of the patient's movement, ``post_filter_mm`` FWHM of the site's smoothing.
+    ``motion_mm`` FWHM of the patient's movement. ``post_filter_mm`` is the FWHM of the site's smoothing, which no
+    projections hold: only `scan.simulate_volume` applies it. Projections differ in sharpness by radius, collimator
+    and motion.
     """
 
     counts: float = 2.0e6
@@ -107,13 +112,15 @@ def _draw_subject(seed: int, index: int, label: int, sex: str) -> Subject:
     while True:
         diseased = bool(rng.random() < DISEASED_SHARE)
         pattern, loss = _draw_loss(rng, diseased)
-        level = np.exp(0.125 * rng.standard_normal())
-        kept = np.exp(-loss + 0.03 * rng.standard_normal((2, 1)) + 0.03 * rng.standard_normal((2, len(REGIONS))))
+        level = np.exp(LEVEL_SPREAD * rng.standard_normal())
+        own = SIDE_SPREAD * rng.standard_normal((2, 1)) + REGION_SPREAD * rng.standard_normal((2, len(BINDING)))
+        kept = np.exp(own - loss)
         seen = kept @ READER_WEIGHTS
         reads = read_case(seen.min() * level**READER_LEVEL, rng)
         if settle(reads) == label:
             break
     expected = np.array(NORMAL["binding"]) * (1 - np.array(NORMAL["decade"])) ** ((age - REFERENCE_AGE) / 10)
+    expected[BINDING.index("caudate")] *= np.exp(CAUDATE_SPREAD * rng.standard_normal())
     binding = expected * (1 + FEMALE_GAIN * (sex == "F")) * level * kept
     weaker = int(seen.argmin())
     return Subject(
@@ -138,7 +145,7 @@ def _draw_loss(rng: np.random.Generator, diseased: bool) -> tuple[str, np.ndarra
     """Kind of case and its log loss of binding, shape (2 sides, regions)."""
     if not diseased:  # some have lost binding evenly, by vascular lesions or drugs: these make readers hesitate
         if rng.random() < 0.86:
-            return "normal", np.zeros((2, len(REGIONS)))
+            return "normal", np.zeros((2, len(BINDING)))
         return "vascular", rng.uniform(0.05, 0.35) * rng.uniform(0.7, 1.0, (2, 1)) * np.array(VASCULAR)
     worse = 1.08 * np.exp(0.45 * rng.standard_normal())
     if rng.random() < 0.88:
@@ -146,7 +153,9 @@ def _draw_loss(rng: np.random.Generator, diseased: bool) -> tuple[str, np.ndarra
     else:
         pattern, shape, other = "atypical", ATYPICAL, rng.beta(12.0, 2.0)
     sides = np.array([worse, worse * other])[:: rng.choice([-1, 1])]
-    return pattern, np.minimum(sides[:, None] * np.array(shape), 3.0)
+    loss = sides[:, None] * np.array(shape)
+    loss[:, BINDING.index("caudate")] *= np.exp(CAUDATE_INVOLVEMENT * rng.standard_normal())
+    return pattern, np.minimum(loss, 3.0)
 
 
 def _draw_uptake(rng: np.random.Generator, binding: np.ndarray) -> dict[str, float]:
@@ -157,7 +166,7 @@ def _draw_uptake(rng: np.random.Generator, binding: np.ndarray) -> dict[str, flo
     striatum = {
         f"{region}_{side}": 1.0 + float(binding[i, j])
         for i, side in enumerate(("left", "right"))
-        for j, region in enumerate(REGIONS)
+        for j, region in enumerate(BINDING)
     }
     return uptake | striatum
 
@@ -179,7 +188,7 @@ def _draw_head(rng: np.random.Generator, age: float, sex: str) -> Head:
 
 def _draw_acquisition(rng: np.random.Generator) -> Acquisition:
     return Acquisition(
-        counts=float(np.exp(_between(rng, np.log(1.9e6), 0.3, np.log(9e5), np.log(3.5e6)))),
+        counts=float(np.exp(_between(rng, np.log(2.3e6), 0.3, np.log(1e6), np.log(3.5e6)))),
         radius_mm=_between(rng, 135.0, 9.0, 118.0, 160.0),
         collimator=str(rng.choice(list(COLLIMATORS))),
         motion_mm=abs(_between(rng, 0.0, 2.0, -6.0, 6.0)),

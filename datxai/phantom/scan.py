@@ -63,7 +63,7 @@ def simulate_volume(subject: Subject, **settings) -> Volume:
         return np.exp(-2.0 * (np.pi * fwhm_mm / FWHM_OF_SIGMA / camera.pixel_mm) ** 2 * squared)
 
     resolution = np.hypot(camera.collimator.fwhm_mm(camera.radius_mm), camera.motion_mm)
-    broad = [(1.0, 0.0), camera.scatter, camera.penetration]
+    broad = [(1.0, 0.0), *camera.haze]
     passed = blur(resolution) * sum(ratio * blur(fwhm) for ratio, fwhm in broad) / sum(ratio for ratio, _ in broad)
     window = np.sinc(radial) * (radial <= 0.5) * blur(subject.acquisition.post_filter_mm)
     rays = data.sum(axis=1)

@@ -20,7 +20,8 @@ from datxai.volume import Volume, save, sidecar_path
 
 def depends(settings: Config) -> dict:
     composite = asdict(settings.composite) if settings.attribution.method == "lrp" else None
-    return {"attribution": asdict(settings.attribution), "composite": composite, "target": settings.target}
+    chosen = {key: value for key, value in asdict(settings.attribution).items() if key != "batch_size"}
+    return {"attribution": chosen, "composite": composite, "target": settings.target}
 
 
 def outputs(run: Run) -> list[Path]:
@@ -28,17 +29,30 @@ def outputs(run: Run) -> list[Path]:
 
 
 def make(settings: Config, run: Run, fingerprint: str) -> None:
-    chosen = settings.attribution
-    if chosen.cases not in ("test", "all"):
-        raise InputError(f"attribution.cases={chosen.cases}: expected test or all.")
-    cases = [case for case in read_predictions(run) if chosen.cases == "all" or case["set"] == "test"]
-    paths = [run.relevance_of(case["participant_id"]) for case in cases]
+    cases = _choose_cases(settings, run)
+    run.keep_only(run.relevance, [run.relevance_of(case["participant_id"]) for case in cases])
+    _explain(cases, settings, run, fingerprint)
+
+
+def make_part(settings: Config, run: Run, fingerprint: str, part: slice) -> None:
+    """Explain some of the cases; `make` finds their maps done."""
+    _explain(_choose_cases(settings, run)[part], settings, run, fingerprint)
+
+
+def _choose_cases(settings: Config, run: Run) -> list[dict]:
+    which = settings.attribution.cases
+    if which not in ("test", "all"):
+        raise InputError(f"attribution.cases={which}: expected test or all.")
+    return [case for case in read_predictions(run) if which == "all" or case["set"] == "test"]
+
+
+def _explain(cases: list[dict], settings: Config, run: Run, fingerprint: str) -> None:
+    """Explain the cases whose map is not there yet."""
     run.relevance.mkdir(exist_ok=True)
-    run.keep_only(run.relevance, paths)
-    missing = [case for case, path in zip(cases, paths) if not run.made_with(path, fingerprint)]
+    missing = [case for case in cases if not run.made_with(run.relevance_of(case["participant_id"]), fingerprint)]
     store, explainer = open_store(run.store), Explainer.of(settings, run)
     dataset = CaseDataset(store, [c["participant_id"] for c in missing], [c["label"] for c in missing])
-    loader = torch.utils.data.DataLoader(dataset, batch_size=chosen.batch_size)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=explainer.batch_size(store.shape))
     names = iter(dataset.case_ids)
     with Bar(len(missing), "maps") as bar:
         for volumes, labels in loader:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from datxai.case import SBR, Imaging, grid_of, read_scan
+from datxai.case import SBR, Imaging, grid_of, outline_of, read_scan
 from datxai.cohort import sources
-from datxai.cohort.dataset import write_store
+from datxai.cohort.dataset import open_store, write_store
 from datxai.config import Config
 from datxai.errors import InputError
 from datxai.files import hash_content, hash_file, read_json, write_table
+from datxai.imaging.atlas import load_atlas, make_regions
 from datxai.progress import parallel
 from datxai.run import Run
 from datxai.volume import load, save, sidecar_path
@@ -32,15 +35,13 @@ def inputs(settings: Config, run: Run) -> dict:
 
 
 def outputs(run: Run) -> list[Path]:
-    return [run.participants, run.sbr, run.skipped, run.preprocessed, run.store]
+    return [run.participants, run.sbr, run.skipped, run.preprocessed, run.store, run.qc, run.sheets]
 
 
 def make(settings: Config, run: Run, fingerprint: str) -> None:
     scans, skipped = find_scans(settings, run)
-    tasks = ((scan, run.scan_of(scan.case_id), settings, fingerprint) for scan in scans)
     measures = {}
-    outcomes = parallel(_preprocess, tasks, len(scans), settings.n_jobs, "scans preprocessed")
-    for scan, outcome in zip(scans, outcomes):
+    for scan, outcome in zip(scans, _preprocess_all(scans, settings, run, fingerprint)):
         if isinstance(outcome, str):
             skipped.append((scan.case_id, outcome))
         else:
@@ -58,8 +59,50 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
     write_table(run.sbr, rows, ["participant_id", *SBR, "mirrored", "reference_value", "similarity"])
     rows = [{"participant_id": case, "reason": reason} for case, reason in skipped]
     write_table(run.skipped, rows, ["participant_id", "reason"])
+    quality = [{"participant_id": case, **measures[case]["quality"]} for case in cases]
+    rejected = [{"participant_id": case, "verdict": "red", "reason": reason} for case, reason in skipped]
+    write_table(run.qc, quality + rejected, list(quality[0]))
+    _draw_sheets(settings, run, quality)
+    doubtful = sum(row["verdict"] != "green" for row in quality)
+    if doubtful:
+        log.warning("  quality control is not sure of %d scans; the reasons are in %s", doubtful, run.qc)
     if skipped:
         log.warning("  %d scans used, %d left out; the reasons are in %s", len(used), len(skipped), run.skipped)
+
+
+def make_part(settings: Config, run: Run, fingerprint: str, part: slice) -> None:
+    """Preprocess some of the scans; `make` finds them done."""
+    scans, _ = find_scans(settings, run)
+    for _ in _preprocess_all(scans[part], settings, run, fingerprint):
+        pass
+
+
+def _preprocess_all(
+    scans: list[sources.Scan], settings: Config, run: Run, fingerprint: str
+) -> Iterator[dict | str]:
+    """What `_preprocess` says of each scan."""
+    tasks = ((scan, run.scan_of(scan.case_id), settings, fingerprint) for scan in scans)
+    return parallel(_preprocess, tasks, len(scans), settings.n_jobs, "scans preprocessed")
+
+
+def _draw_sheets(settings: Config, run: Run, quality: list[dict]) -> None:
+    """Contact sheets of all scans: those that quality control is not sure of, then the rest, least similar first."""
+    from datxai.analysis.contact import PER_SHEET, plot_contact_sheet
+    from datxai.analysis.slices import Frame
+    from datxai.analysis.style import save_figure
+
+    store = open_store(run.store)
+    regions = make_regions(store.grid, load_atlas(settings.atlas.labels, settings.atlas.names))
+    frame = Frame(store.grid, outline_of(regions), regions["brain"])
+    rows = sorted(quality, key=lambda row: (row["verdict"] == "green", row["similarity"]))
+    shutil.rmtree(run.sheets, ignore_errors=True)
+    for first in range(0, len(rows), PER_SHEET):
+        scans = [
+            {"name": row["participant_id"], "verdict": row["verdict"], "image": store.volume(row["participant_id"])}
+            for row in rows[first : first + PER_SHEET]
+        ]
+        title = f"Scans {first + 1} to {first + len(scans)} of {len(rows)}, from the least like the template"
+        save_figure(plot_contact_sheet(frame, scans, title), run.sheet(first // PER_SHEET + 1))
 
 
 def find_scans(settings: Config, run: Run) -> tuple[list[sources.Scan], list[tuple[str, str]]]:

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-from collections.abc import Mapping
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 
 from datxai.case import choose_device, grid_of, predict_label
 from datxai.cohort.dataset import CaseDataset, open_store
 from datxai.config import Config
 from datxai.files import hash_content, write_table
-from datxai.model import checkpoint, network, training
+from datxai.model import checkpoint, distributed, network, training
+from datxai.model.augmentation import Augmentation
+from datxai.model.tracking import track
 from datxai.progress import Bar
 from datxai.results import read_cases
 from datxai.run import Run
 
 log = logging.getLogger("datxai")
 
+TIMED_STEPS = 4  # for the estimate, after the first two, which meet fresh memory
+FORWARD_SHARE = 1 / 3  # of a training step; validation is a forward pass
+
 
 def depends(settings: Config) -> dict:
-    return {
-        "network": asdict(settings.network),
-        "training": asdict(settings.training),
-    }
+    chosen = asdict(settings.training)
+    del chosen["tracking"]  # changes nothing in the result
+    return {"network": asdict(settings.network), "training": chosen}
 
 
 def outputs(run: Run) -> list[Path]:
@@ -37,7 +47,12 @@ def outputs(run: Run) -> list[Path]:
 
 
 def make(settings: Config, run: Run, fingerprint: str) -> None:
-    store, cases, device = open_store(run.store), read_cases(run), choose_device(settings)
+    """Train, then predict. Of the processes that torchrun has started all train; process 0 says and writes everything,
+    and goes on alone."""
+    store, cases, device = open_store(run.store), read_cases(run), distributed.join(choose_device(settings))
+    is_first = distributed.rank() == 0
+    if not is_first:
+        logging.disable()
     arguments = {"shape": list(store.shape), **asdict(settings.network)}
     model = network.build(**arguments, seed=settings.training.seed)
     million = sum(parameter.numel() for parameter in model.parameters()) / 1e6
@@ -48,7 +63,18 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
         for of_set in [[case for case in cases if case["set"] == name]]
     }
     chosen = settings.training
-    with Bar(chosen.max_epochs * math.ceil(len(sets["train"]) / chosen.batch_size), "batches") as bar:
+    with ExitStack() as stack:
+        stack.enter_context(_ending_in_order())
+        watch = {}
+        if is_first:
+            n_batches, n_validation = (math.ceil(len(sets[name]) / chosen.batch_size) for name in sets)
+            bar = stack.enter_context(Bar(chosen.max_epochs * n_batches, "batches"))
+            send = stack.enter_context(track(chosen.tracking, run.folder, depends(settings)["training"]))
+            estimate = _estimate(n_batches, n_validation, chosen.max_epochs, bar.say)
+            watch = {
+                "on_batch": lambda n: (bar.update(n), estimate(n)),
+                "on_epoch": lambda row: (bar.say(_describe(row)), send(row)),
+            }
         training.train(
             model,
             sets["train"],
@@ -60,12 +86,16 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
             max_epochs=chosen.max_epochs,
             patience=chosen.patience,
             precision=chosen.precision,
-            seed=settings.training.seed,
+            save_memory=chosen.save_memory,
+            shard=chosen.shard,
+            augmentation=Augmentation(tuple(store.grid.spacing.tolist()), **asdict(chosen.augmentation)),
+            seed=chosen.seed,
             device=device,
-            on_batch=bar.update,
-            on_epoch=lambda row: bar.say(_describe(row)),
+            **watch,
         )
-    checkpoint.load_weights(model, run.model / "weights.safetensors")  # those of the best epoch
+    distributed.leave()
+    if not is_first:
+        sys.exit()
     grid = grid_of(settings)
     description = {
         "network": arguments,
@@ -73,6 +103,8 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
         "classes": ["normal", "reduced"],
     }
     checkpoint.save_network(description, run.model / "config.yaml")
+    del model
+    model, _ = checkpoint.load(run.model, device)  # the best epoch
     everyone = CaseDataset(store, [case["participant_id"] for case in cases], [case["label"] for case in cases])
     logits = training.predict(model, everyone, chosen.batch_size, device)
     rows = [{**case, **predict_label(pair)} for case, pair in zip(cases, logits)]
@@ -85,3 +117,45 @@ def _describe(row: Mapping) -> str:
         f"  epoch {row['epoch']:>2}: loss {row['train_loss']:.4f} in training, {row['validation_loss']:.4f} in "
         f"validation; {row['validation_accuracy']:.1%} of the validation set right"
     )
+
+
+def _estimate(n_batches: int, n_validation: int, max_epochs: int, say: Callable[[str], None]) -> Callable[[int], None]:
+    """What is to be told of batches done; after some of them it says how long training will take."""
+    ends, done = [], 0
+
+    def on_batch(n: int) -> None:
+        nonlocal done
+        done += n
+        ends.append(time.perf_counter())
+        if len(ends) == TIMED_STEPS + 2:
+            step = median(after - before for before, after in itertools.pairwise(ends[1:]))
+            epoch = step * (n_batches + n_validation * FORWARD_SHARE)
+            left = epoch * (max_epochs - done / n_batches)
+            say(
+                f"  about {_duration(epoch)} an epoch, at most {_duration(left)} in all; stopped before, the same "
+                f"command goes on"
+            )
+
+    return on_batch
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 1 else "less than a second"
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """SIGTERM, as a cluster sends it before it takes the machine away, ends the process without half-written files."""
+
+    def end(*_) -> None:
+        log.info("  terminated; the same command goes on from the last state")
+        sys.exit(128 + signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -4,10 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from datxai.analysis.slices import Frame
+from datxai.analysis.style import PAGE, SMALL
 from datxai.volume import Grid
 
+ROUNDING = 1e-6
 GRIDS = {
     "mni_4mm": Grid.axis_aligned((46, 55, 46), (4, 4, 4), (-90, -126, -72)),
     "slab": Grid.axis_aligned((91, 109, 1), (2, 2, 12), (-90, -126, 2)),
@@ -22,6 +25,25 @@ def head(request):
 @pytest.fixture
 def head_4mm():
     return make_head(GRIDS["mni_4mm"])
+
+
+@pytest.fixture
+def check_print():
+    """A figure fits on a page, nothing is cut off, and every letter can be read."""
+
+    def check(figure):
+        figure.draw_without_rendering()
+        width, height = figure.canvas.get_width_height()
+        assert figure.get_figwidth() <= PAGE + ROUNDING
+        parts = [*figure.axes, *figure.legends, *([figure._supxlabel] if figure._supxlabel else [])]
+        for box in (part.get_tightbbox() for part in parts):
+            assert min(box.x0, box.y0) > -1
+            assert box.x1 < width + 1
+            assert box.y1 < height + 1
+        said = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+        assert min((text.get_fontsize() for text in said), default=SMALL) >= SMALL
+
+    return check
 
 
 def make_head(grid):

@@ -179,6 +179,26 @@ def test_cart_finds_a_rule_and_tells_it():
     assert "class: reduced" in tree.text
 
 
+def test_nodes_of_the_tree_lead_every_case_to_its_prediction():
+    rng = np.random.default_rng(7)
+    features = rng.normal(size=(150, len(FEATURES)))
+    labels = (features[:, 1] - features[:, 4] + rng.normal(0, 0.3, 150) > 0).astype(int)
+    tree = fit_cart(features, labels)
+    ends = []
+    for row in features:
+        node = tree.nodes[0]
+        while node["feature"]:
+            below = row[FEATURES.index(node["feature"])] <= node["threshold"]
+            node = tree.nodes[node["left"] if below else node["right"]]
+        ends.append(node)
+    assert [int(node["reduced"] > node["normal"]) for node in ends] == tree.predict(features).tolist()
+    for node in tree.nodes:
+        if node["feature"] is None:
+            inside = [label for label, end in zip(labels, ends) if end is node]
+            assert (node["normal"], node["reduced"]) == (inside.count(0), inside.count(1))
+    assert (tree.nodes[0]["normal"], tree.nodes[0]["reduced"]) == ((labels == 0).sum(), labels.sum())
+
+
 def test_cart_needs_two_classes():
     with pytest.raises(InputError, match="one class"):
         fit_cart(np.zeros((4, len(FEATURES))), [0, 0, 0, 0])

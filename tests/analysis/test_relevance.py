@@ -59,6 +59,19 @@ def test_mean_map_equals_that_of_all_maps_at_once():
     assert np.allclose(running.sd, stacked.std(axis=0, ddof=1), rtol=1e-8, atol=0)
 
 
+def test_a_mean_without_one_of_its_maps():
+    maps = np.random.default_rng(5).normal(1e-3, 1e-2, (9, *GRID.shape)).astype(np.float32)
+    running = MeanMap()
+    for data in maps:
+        running.add(data)
+    for left_out in (0, 4, 8):
+        expected = np.delete(maps, left_out, axis=0).mean(axis=0, dtype=float)
+        assert np.allclose(running.without(maps[left_out]), expected, rtol=0, atol=ROUNDING)
+    single = MeanMap()
+    single.add(maps[0])
+    assert single.without(maps[0]) is None
+
+
 def test_one_map_has_a_mean_but_no_deviation():
     running = MeanMap()
     running.add(np.full((2, 2, 2), 3.0, np.float32))

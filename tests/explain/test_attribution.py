@@ -14,7 +14,8 @@ from datxai.errors import InputError
 from datxai.explain import attribute
 
 DOUBLE, SINGLE = 1e-8, 1e-3  # relative L2 of the whole CNN's relevance to the oracle's
-NEIGHBOURS = {torch.float64: 1e-12, torch.float32: 1e-5}  # products sum in an order that depends on the batch
+NEIGHBOURS = {torch.float64: 1e-12, torch.float32: 1e-6}  # relevance of the linear layers sums in another order
+BF16 = 2e-2  # relative L2 with eight bits of mantissa in the convolutions
 PAPER = {name: ("flat", {}) for name in ("conv1", "conv2")} | {
     name: ("alpha_beta", {"alpha": 2, "beta": 1}) for name in ("conv3", "conv4")
 } | {name: ("epsilon", {"epsilon": 1e-4}) for name in ("fc1", "fc2", "output")}
@@ -46,6 +47,30 @@ def test_the_papers_map_is_the_equations(oracle, paper, cnn, scans, rules, dtype
         for row in found.ledgers[case]:
             noted = [row["relevance_in"], row["relevance_out"], row["by_bias"]]
             assert relative(noted, ledger[row["layer"]]) < tolerance
+
+
+def test_bf16_is_the_equations_with_fewer_digits(oracle, paper, cnn, scans):
+    found = attribute(cnn.float(), scans.float(), composite=paper, target="reduced", precision="bf16")
+    exact = attribute(cnn, scans.float(), composite=paper, target="reduced")
+    assert found.relevance.dtype == found.logits.dtype == torch.float32
+    cnn.double()
+    for case, x in enumerate(scans):
+        expected, logits, ledger = oracle.explain(cnn, x, PAPER, lambda z: z * [0, 1])
+        assert relative(found.logits[case].numpy(), logits) < BF16
+        assert 1e-4 < relative(found.relevance[case].numpy(), expected) < BF16
+        noted = [row["relevance_out"] for row in found.ledgers[case]]
+        assert relative(noted, [ledger[row["layer"]][1] for row in found.ledgers[case]]) < BF16
+    assert relative(exact.relevance.numpy(), found.relevance.numpy()) > 1e-4, "another precision, another map"
+
+
+@pytest.mark.parametrize("rules", ["fast", "zennit"])
+def test_a_network_in_bf16(oracle, paper, cnn, scans, rules):
+    model = copy.deepcopy(cnn).bfloat16()
+    found = attribute(model, scans.bfloat16(), composite=paper, target="reduced", rules=rules)
+    assert found.relevance.dtype == torch.bfloat16
+    for case, x in enumerate(scans):
+        expected, _, _ = oracle.explain(cnn, x, PAPER, lambda z: z * [0, 1])
+        assert relative(found.relevance[case].float().numpy(), expected) < BF16
 
 
 def test_relevance_is_conserved_with_biases_zeroed(paper, cnn, scans):
@@ -129,6 +154,9 @@ def test_a_single_logit_is_the_log_odds_of_reduced(target, labels, expected):
         ({"target": "label", "labels": [1]}, "labels of the cases are not known"),
         ({"start": "two"}, "attribution.start=two: expected logit or one"),
         ({"method": "lime"}, "attribution.method=lime: expected one of lrp, gradient"),
+        ({"precision": "float16"}, "precision=float16: expected one of float32, bf16"),
+        ({"precision": "bf16", "rules": "zennit"}, "precision=bf16 and rules=zennit: .* choose rules=fast"),
+        ({"precision": "bf16", "method": "gradient"}, "precision=bf16: expected float32 for attribution.method=gradi"),
     ],
 )
 def test_mistakes_are_named(paper, cnn, scans, choice, said):
@@ -183,6 +211,21 @@ def test_a_case_does_not_depend_on_its_neighbours(composites, cnn, scans, name, 
             assert ours["relevance_out"] == pytest.approx(among["relevance_out"], rel=100 * tolerance)
 
 
+@pytest.mark.parametrize("name", ["nazari2021", "epsilon_gamma_box"])
+def test_a_case_does_not_depend_on_the_size_of_the_batch(composites, cnn, scans, name):
+    x = torch.cat([scale * scans for scale in (1, 0.5, 2, 0.1, 3, 1.5, 20, 0.7)]).float()
+    lines, labels = composites[name]["layers"], [0, 1, 1, 0] * 4
+    ones, fours, all_at_once = (
+        attribute(cnn.float(), x, composite=lines, target="label", labels=labels, at_once=n) for n in (1, 4, 16)
+    )
+    for found in (fours, all_at_once):
+        assert torch.equal(found.logits, ones.logits), "forward passes on a CPU are the same number for number"
+        assert torch.equal(found.seed, ones.seed)
+        for case in range(len(x)):
+            assert relative(found.relevance[case].numpy(), ones.relevance[case].numpy()) < NEIGHBOURS[torch.float32]
+            assert [row["layer"] for row in found.ledgers[case]] == [row["layer"] for row in ones.ledgers[case]]
+
+
 def state_of(model):
     return [
         (set(vars(m)), m.training, len(m._forward_hooks), len(m._forward_pre_hooks), dict(m._parameters))
@@ -215,16 +258,16 @@ class Interrupting(nn.Module):
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("rules", ["fast", "zennit"])
+@pytest.mark.parametrize("mode", [{}, {"rules": "zennit"}, {"precision": "bf16"}], ids=["fast", "zennit", "bf16"])
 @pytest.mark.parametrize("interrupted", [None, "forward", "backward"])
-def test_the_model_is_left_as_it_was(composites, other_network, scans, interrupted, rules):
+def test_the_model_is_left_as_it_was(composites, other_network, scans, interrupted, mode):
     model = other_network.train()
     model[0].weight.requires_grad_(False)
     model[4].weight.grad = torch.ones_like(model[4].weight)
     before, content = state_of(model), copy.deepcopy(model.state_dict())
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     explained = nn.Sequential(model, Interrupting(interrupted)) if interrupted else model
-    choice = {"canonizers": ["sequential_merge_batch_norm"], "rules": rules}
+    choice = {"canonizers": ["sequential_merge_batch_norm"], **mode}
     if interrupted:
         with pytest.raises(KeyboardInterrupt):
             attribute(explained, scans, composite=composites["nazari2021"]["layers"], **choice)

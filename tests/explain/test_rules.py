@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from datxai.explain import products
 from datxai.explain import rules as fast
 from datxai.explain._zennit import Composite
 from datxai.explain._zennit import rules as stock
 
 EXACT = 1e-9  # relative L2 in float64
 SINGLE = 2e-5  # in float32; a few units nearly cancel
+BF16 = 0.01  # with the products in bf16, eight bits of mantissa
 LONG_SUM = 1e-6  # in float32, relative, sums over tens of thousands of inputs
 
 RULES = {
@@ -119,10 +122,87 @@ def test_float32(oracle, rule):
     assert relative(found.numpy(), expected) < SINGLE
 
 
+@pytest.mark.parametrize("layer", ["conv1d", "conv2d padded", "conv3d strided, dilated", "conv3d grouped", "linear"])
+@pytest.mark.parametrize("rule", RULES)
+def test_products_in_bf16(oracle, rule, layer):
+    module, x, _ = case(layer, signed=False, dtype=torch.float32)
+    upper = module(x).detach().relu() ** 2  # as a ReLU above leaves it, and little where contributions cancel
+    hook = getattr(fast, CLASSES[rule])(**RULES[rule])
+    hook.copy, hook.precision = lambda: hook, torch.bfloat16
+    found = relevance_by(hook, module, x, upper)
+    expected, _ = expected_by(oracle, rule, module, x, upper, **RULES[rule])
+    assert found.dtype == torch.float32
+    assert relative(found.numpy(), expected) < (BF16 if hook.fallback is None and layer != "linear" else SINGLE)
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["nonnegative", "signed"])
+def test_small_positive_sums_keep_their_digits_in_float32(oracle, signed):
+    """Where p << n, p from z + n is wrong; relevance there asks for the sum itself."""
+    torch.manual_seed(8)
+    module = nn.Conv3d(4, 3, 3, padding=1)
+    with torch.no_grad():
+        module.weight.abs_().neg_()
+        module.weight[:, 0, 0].mul_(-1e-5)  # few and small
+    x = torch.rand(2, 4, 5, 6, 5) * (torch.randint(0, 2, (2, 4, 5, 6, 5)) * 2 - 1 if signed else 1)
+    upper = torch.randn(2, 3, 5, 6, 5)
+    found = relevance_by(fast.AlphaBeta(), module, x, upper)
+    expected, _ = expected_by(oracle, "alpha_beta", module, x, upper)
+    assert relative(found.numpy(), expected) < LONG_SUM
+
+
+def test_outputs_without_positive_contributions(oracle):
+    """z = -n swallows the stabiliser of p in float32; where nothing is handed back, 0 / 0 must not come of it."""
+    torch.manual_seed(9)
+    module, x = nn.Conv3d(3, 4, 3), 100 * torch.rand(1, 3, 5, 5, 5)
+    with torch.no_grad():
+        module.weight[:2] = -module.weight[:2].abs()
+        module.bias[:2] = -module.bias[:2].abs()
+    upper = module(x).detach().relu()
+    found = relevance_by(fast.AlphaBeta(), module, x, upper)
+    expected, _ = expected_by(oracle, "alpha_beta", module, x, upper)
+    assert relative(found.numpy(), expected) < SINGLE
+
+
+def test_no_copy_of_a_big_weight():
+    """Nothing as large as a sixth of the weight is allocated, forward or back."""
+
+    class Largest(TorchDispatchMode):
+        found = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() != weight.data_ptr():
+                    self.found = max(self.found, tensor.untyped_storage().nbytes())
+            return result
+
+    module, x = nn.Linear(1 << 18, 12), torch.rand(2, 1 << 18)
+    module.requires_grad_(False)
+    weight = module.weight.untyped_storage()
+    with Largest() as largest:
+        relevance_by(fast.Epsilon(), module, x, torch.randn(2, 12))
+    assert 0 < largest.found <= weight.nbytes() // 6
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_relevance_may_be_asked_for_again(rule):
+    """The graph is kept: then the rule must not write into what it has kept."""
+    module, x, upper = case("conv3d", signed=True)
+    x = x.requires_grad_()
+    with hook_of(module, getattr(fast, CLASSES[rule])()).context(module):
+        output = module(x)
+        first, second = (torch.autograd.grad(output, x, upper, retain_graph=True)[0] for _ in range(2))
+        (last,) = torch.autograd.grad(output, x, upper)
+        with pytest.raises(RuntimeError, match="second time"):
+            torch.autograd.grad(output, x, upper)
+    assert torch.equal(first, second)
+    assert torch.equal(first, last)
+
+
 def test_epsilon_on_a_long_layer(oracle):
     """Blocks, a remainder, and outputs without relevance in any case."""
     torch.manual_seed(2)
-    module = nn.Linear(2 * fast._BLOCK + 77, 5)
+    module = nn.Linear(20 * products._SUM + 77, 5)
     module.weight.data.abs_()  # no cancellation: what is measured is the rounding of long sums
     x, upper = torch.rand(3, module.in_features), torch.randn(3, 5)
     upper[:, [0, 3]] = 0

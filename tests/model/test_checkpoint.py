@@ -22,7 +22,7 @@ def model():
 
 @pytest.fixture
 def folder(model, tmp_path):
-    checkpoint.save_weights(model, tmp_path / checkpoint.WEIGHTS)
+    checkpoint.save_weights(model.state_dict(), tmp_path / checkpoint.WEIGHTS)
     checkpoint.save_network(CONFIG, tmp_path / checkpoint.CONFIG)
     return tmp_path
 
@@ -77,7 +77,7 @@ def test_weights_of_another_network_or_grid(folder, changes, words):
 
 
 def test_weights_of_another_type(model, folder):
-    checkpoint.save_weights(model.to(torch.float16), folder / checkpoint.WEIGHTS)
+    checkpoint.save_weights(model.to(torch.float16).state_dict(), folder / checkpoint.WEIGHTS)
     with pytest.raises(InputError, match=r"conv1\.weight is float16 .* but float32"):
         checkpoint.load(folder)
 

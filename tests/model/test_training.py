@@ -1,8 +1,11 @@
 import copy
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import namedtuple
 
 import numpy as np
@@ -12,7 +15,8 @@ from torch.nn import functional as F
 
 from datxai.errors import InputError
 from datxai.files import read_table
-from datxai.model import checkpoint, training
+from datxai.model import checkpoint, factored, training
+from datxai.model.augmentation import Augmentation
 from datxai.model.network import build
 
 SHAPE = (10, 9, 1)
@@ -22,6 +26,7 @@ EPOCHS, LR = 4, 1e-3
 FILES = ["history.tsv", "last.ckpt", "weights.safetensors"]
 LOSS_TOLERANCE = 1e-5  # of float32 against float64, relative
 BF16_TOLERANCE = 0.02  # of logits, relative to their largest
+WEIGHT_TOLERANCE = 1e-2  # of trained weights, relative to what training changed: Adam divides small by small
 BATCH_TOLERANCE = 1e-6  # of logits, between batch sizes
 
 
@@ -59,7 +64,7 @@ def outcome(folder):
     """All that must not depend on interruptions."""
     state = torch.load(folder / "last.ckpt", weights_only=True)
     history = [{name: value for name, value in row.items() if name != "seconds"} for row in state["history"]]
-    tensors = [state["model"], *state["optimiser"]["state"].values()]
+    tensors = [state["model"], *(each for kept in state["optimisers"] for each in kept["state"].values())]
     return (
         (folder / "weights.safetensors").read_bytes(),
         history,
@@ -123,6 +128,73 @@ def evaluate(model, dataset=VALIDATION):
     return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).double().mean().item()
 
 
+def plain_loop(model, precision="float32", epochs=EPOCHS):
+    """The loop of every tutorial, over the same batches: its loss at each epoch."""
+    optimiser, losses = torch.optim.Adam(model.parameters(), lr=LR), []
+    model.train()
+    for epoch in range(1, epochs + 1):
+        order = np.random.default_rng([7, epoch]).permutation(N_TRAIN)
+        total = 0.0
+        for start in range(0, N_TRAIN, BATCH):
+            batch = [TRAIN[i] for i in order[start : start + BATCH]]
+            optimiser.zero_grad()
+            loss = F.cross_entropy(model(torch.stack([x for x, _ in batch])), torch.tensor([y for _, y in batch]))
+            loss.backward()
+            optimiser.step()
+            total += loss.item() * len(batch)
+        losses.append(total / N_TRAIN)
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("choice", "tolerance"), [({}, 1e-5), ({"save_memory": True}, 1e-5), ({"precision": "bf16"}, BF16_TOLERANCE)]
+)
+def test_the_loss_curve_is_that_of_a_plain_loop(tmp_path, choice, tolerance):
+    history = train(tmp_path, network(dropout=0.0), max_epochs=12, **choice)
+    plain = plain_loop(network(dropout=0.0), epochs=12)
+    assert plain[-1] < 0.8 * plain[0]
+    assert [row["train_loss"] for row in history] == pytest.approx(plain, rel=tolerance)
+
+
+def test_saving_memory_gives_the_same_weights_and_leaves_the_model_as_it_was(tmp_path):
+    models = {save: network() for save in (False, True)}
+    for save, model in models.items():
+        train(tmp_path / str(save), model, save_memory=save)  # with dropout
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        assert not model.fc1._forward_hooks
+    for name, plain in models[False].named_parameters():
+        change = (plain - dict(network().named_parameters())[name]).abs().max()
+        assert (models[True].get_parameter(name) - plain).abs().max() < WEIGHT_TOLERANCE * change, name
+
+
+def test_the_large_gradient_is_never_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(factored, "ROWS", 2)
+    model, sizes = network(), []
+    step = torch.optim.Adam.step
+
+    def noting(self):
+        sizes.extend(p.grad.numel() for group in self.param_groups for p in group["params"] if p.grad is not None)
+        step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noting)
+    train(tmp_path, model, save_memory=True, max_epochs=1)
+    units, features = model.fc1.weight.shape
+    assert model.fc1.weight.grad is None
+    assert sizes.count(2 * features) == N_BATCHES * units // 2
+    assert units * features not in sizes
+
+
+def test_augmentation_varies_the_training_cases_alone(tmp_path, monkeypatch):
+    augmentation, seen = Augmentation((12.0, 12.0, 12.0), translation_mm=30.0), []
+    vary = Augmentation.vary
+    monkeypatch.setattr(Augmentation, "vary", lambda self, x, seed: (seen.append(seed), vary(self, x, seed))[1])
+    train(tmp_path / "varied", augmentation=augmentation, max_epochs=2)
+    assert sorted(seen) == [[7, epoch, case] for epoch in (1, 2) for case in range(N_TRAIN)]
+    train(tmp_path / "off", augmentation=Augmentation((12.0, 12.0, 12.0)), max_epochs=2)
+    train(tmp_path / "none", max_epochs=2)
+    assert outcome(tmp_path / "off")[0] == outcome(tmp_path / "none")[0] != outcome(tmp_path / "varied")[0]
+
+
 def test_it_learns(tmp_path):
     history = train(tmp_path, max_epochs=40, learning_rate=3e-3)
     assert history[0]["train_loss"] > 0.5
@@ -169,7 +241,7 @@ def test_bf16_is_for_the_convolutions(tmp_path):
     for name, module in model.named_children():
         module.register_forward_hook(lambda _, x, y, name=name: seen.update({name: (x[0].dtype, y.dtype)}))
     x = torch.stack([x for x, _ in TRAIN])
-    logits = training._forward(model, x, "bf16")
+    logits = training._Step(model, "bf16")(x)
     assert seen["conv2"][1] == torch.bfloat16
     assert {seen[name] for name in ("fc1", "fc2", "output")} == {(torch.float32, torch.float32)}
     exact = network(dropout=0.0).double()(x.double())
@@ -208,8 +280,8 @@ def call_and_die(monkeypatch, owner, name, call):
         (training, "save_weights", 2, 1),  # better weights on disk, the state still before them
         (training, "write_table", 3, 2),
         (torch, "save", 3, 2),  # the state written beside the old one, not yet in its place
-        (training, "_save_state", 3, 3),
-        (training, "_save_state", EPOCHS, EPOCHS),  # finished
+        (training, "write_state", 3, 3),
+        (training, "write_state", EPOCHS, EPOCHS),  # finished
     ],
 )
 def test_killed_and_started_again(tmp_path, monkeypatch, every_epoch, uninterrupted, owner, name, call, done):
@@ -222,6 +294,62 @@ def test_killed_and_started_again(tmp_path, monkeypatch, every_epoch, uninterrup
     assert batches == [done * N_BATCHES] * bool(done) + [1] * (EPOCHS - done) * N_BATCHES
     assert outcome(tmp_path) == uninterrupted
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+
+
+@pytest.mark.parametrize(
+    "choice", [{"save_memory": True}, {"augmentation": Augmentation((12.0, 12.0, 12.0), 18, 0.1, 3, 4)}]
+)
+def test_going_on_is_bit_for_bit_with(tmp_path, every_epoch, choice):
+    train(tmp_path / "whole", **choice)
+    train(tmp_path / "parts", max_epochs=2, **choice)
+    train(tmp_path / "parts", **choice)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+def test_a_full_disk_is_said_and_the_state_before_is_whole(tmp_path, every_epoch, uninterrupted):
+    train(tmp_path, max_epochs=2)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before["last.ckpt"]) // 2, hard))  # files may not grow beyond
+    try:
+        with pytest.raises(InputError, match=r"state .* cannot be written \(.*File too large.*\); free space"):
+            train(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "last.ckpt").read_bytes() == before["last.ckpt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+    train(tmp_path)
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_kill_minus_nine_at_random_moments(tmp_path):
+    """Epochs of milliseconds, so most moments are in the middle of a file; what was half-written is swept up."""
+    epochs, state = 200, tmp_path / "killed" / "last.ckpt"
+    program = f"""
+import importlib.util
+spec = importlib.util.spec_from_file_location("these_tests", {__file__!r})
+tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tests)
+tests.torch.set_num_threads(1)
+tests.training.STATE_SHARE = float("inf")
+tests.train({str(state.parent)!r}, max_epochs={epochs})
+"""
+    waits = np.random.default_rng(int(time.time())).uniform(0, 0.05, 3)
+    for wait in waits:
+        written = state.stat().st_mtime_ns if state.exists() else None
+        process = subprocess.Popen([sys.executable, "-c", program])
+        while not state.exists() or state.stat().st_mtime_ns == written:
+            assert process.poll() is None
+            time.sleep(0.001)
+        time.sleep(wait)
+        process.kill()
+        process.wait()
+    done = len(torch.load(state, weights_only=True)["history"])
+    assert 3 <= done < epochs, f"killed {waits} s after a state was written"
+    for folder in ("killed", "whole"):
+        train(tmp_path / folder, max_epochs=epochs)
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    assert sorted(path.name for path in state.parent.iterdir()) == FILES
 
 
 def test_kill_minus_nine(tmp_path, uninterrupted):
@@ -271,7 +399,7 @@ def test_another_training_begins_anew(tmp_path, change):
 def test_a_costly_state_is_written_rarely(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "STATE_SHARE", 1e-9)
     seen = []
-    monkeypatch.setattr(training, "_save_state", lambda *arguments: seen.append(len(arguments[-1])))
+    monkeypatch.setattr(training, "write_state", lambda state, _: seen.append(len(state["history"])))
     train(tmp_path)
     assert seen == [1, EPOCHS]
 
@@ -302,6 +430,8 @@ def test_prediction_is_the_forward_pass_of_each_case(one_thread):
     [
         ({"train_set": []}, "training set is empty"),
         ({"validation_set": []}, "validation set is empty"),
+        ({"shard": True}, "training.shard=true: there is one process only, expected several; .* `torchrun"),
+        ({"shard": True, "save_memory": True}, "training.save_memory and training.shard exclude each other"),
         ({"precision": "float16"}, "training.precision is 'float16', expected one of float32, bf16"),
         ({"learning_rate": 1e38}, "training loss of epoch 1, batch 2, is nan.*learning_rate"),
         (
@@ -320,12 +450,12 @@ def test_a_full_disk_is_said_before_training(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     n_parameters = sum(p.numel() for p in network().parameters())
     enough = 2 * 4 * 4 * n_parameters  # two of each, weights and the three parts of a state, float32
-    monkeypatch.setattr(training.shutil, "disk_usage", lambda _: usage(0, 0, enough - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, enough - 1))
     with pytest.raises(InputError, match=r"GB are free, training needs .* free space"):
         train(tmp_path)
-    monkeypatch.setattr(training.shutil, "disk_usage", lambda _: usage(0, 0, enough))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, enough))
     train(tmp_path, max_epochs=1)
-    monkeypatch.setattr(training.shutil, "disk_usage", lambda _: usage(0, 0, enough - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, enough - 1))
     train(tmp_path, max_epochs=2)  # what stands there will be replaced
 
 

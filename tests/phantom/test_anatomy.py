@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from datxai import mni
 from datxai.phantom import anatomy
-from datxai.phantom.anatomy import HEAD_CENTRE, HEAD_GRID, PUTAMEN_PARTS, UPTAKE, Head, average_head, place
+from datxai.phantom.anatomy import BINDING, HEAD_CENTRE, HEAD_GRID, PUTAMEN_PARTS, UPTAKE, Head, average_head, place
 from datxai.volume import Grid
 
 POSITION_TOLERANCE_MM = 0.6  # a weighted centre on 4 mm voxels
@@ -16,9 +16,9 @@ FINE = Grid.axis_aligned((110, 110, 70), (2, 2, 2), (-109, -109, -69))
 
 
 def uptake(value=1.0, **regions):
-    """The given regions' uptake, ``value`` in the rest of the striatum; nothing elsewhere if value is 0."""
-    striatum = [f"{r}_{s}" for r in ("caudate", "accumbens", *PUTAMEN_PARTS) for s in ("left", "right")]
-    return {**dict.fromkeys(UPTAKE, value), **dict.fromkeys(striatum, value), **regions}
+    """The given regions' uptake, ``value`` everywhere else."""
+    binding = [f"{region}_{side}" for region in BINDING for side in ("left", "right")]
+    return {**dict.fromkeys([*UPTAKE, *binding], value), **regions}
 
 
 def centre_of_mass(volume):

@@ -6,8 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from datxai.phantom.anatomy import PUTAMEN_PARTS
 from datxai.phantom.camera import COLLIMATORS
-from datxai.phantom.population import AGE_RANGE, REGIONS, STRATA, draw_population
+from datxai.phantom.population import AGE_RANGE, CAUDATE_SPREAD, REGION_SPREAD, STRATA, draw_population
 from datxai.phantom.reads import READERS
 
 PAPER = 1296
@@ -20,10 +21,7 @@ def population():
 
 
 def lower_putamen(subject):
-    return min(
-        np.mean([subject.uptake[f"{part}_{side}"] for part in REGIONS if part.startswith("putamen")]) - 1
-        for side in ("left", "right")
-    )
+    return min(np.mean([subject.uptake[f"{part}_{side}"] for part in PUTAMEN_PARTS]) - 1 for side in ("left", "right"))
 
 
 def test_labels_and_sexes_are_those_of_the_paper(population):
@@ -76,6 +74,19 @@ def test_binding_falls_with_age_and_is_higher_in_women(population):
     _, decade, female = np.linalg.lstsq(x, np.log([lower_putamen(s) for s in normal]), rcond=None)[0]
     assert -0.104 < decade < -0.02
     assert 0.0 < female < 0.14
+
+
+def test_the_caudate_varies_apart_from_the_putamen(population):
+    normal = [s for s in population if s.pattern == "normal"]
+    caudate = np.array([np.mean([s.uptake[f"caudate_{side}"] - 1 for side in ("left", "right")]) for s in normal])
+    putamen = np.array(
+        [np.mean([s.uptake[f"putamen_middle_{side}"] - 1 for side in ("left", "right")]) for s in normal]
+    )
+    # both sides' own variation in either region halves in the mean
+    expected = np.sqrt(CAUDATE_SPREAD**2 + REGION_SPREAD**2)
+    error = expected / np.sqrt(2 * len(normal))
+    assert np.log(caudate / putamen).std() == pytest.approx(expected, abs=STANDARD_ERRORS * error)
+    assert np.log(caudate).std() > np.log(putamen).std() + STANDARD_ERRORS * error
 
 
 def test_loss_runs_from_posterior_to_anterior_and_spares_the_caudate(population):

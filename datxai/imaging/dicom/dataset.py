@@ -5,6 +5,7 @@ Messages name the file and what is wrong with it; no identity of the patient is 
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 PROJECTIONS = "TOMO"  # third value of Image Type, DICOM PS3.3 C.8.4.9
 PLANAR = {"STATIC", "DYNAMIC", "WHOLE BODY"}
 GATED = {"GATED", "GATED TOMO", "RECON GATED TOMO"}
+TRANSMISSION = {"TRANSMISSION"}
 SCANS = {"NM", "PT", "ST"}  # modalities that DAT scans come as
 BULK = {"OB", "OW", "UN"}  # value representations that can hide pixels
 
@@ -26,7 +28,8 @@ BULK = {"OB", "OW", "UN"}  # value representations that can hide pixels
 def identify(files: str | os.PathLike | Iterable[str | os.PathLike]) -> str:
     """What files of one scan hold, from their headers: 'projections' or 'volume'.
 
-    Raises `InputError` if they hold both, planar or gated images, or are of another modality than NM and PET.
+    Raises `InputError` if they hold both, planar, gated or transmission images, or are of another modality than NM
+    and PET.
     """
     paths = list_files(files)
     kinds = {}
@@ -67,6 +70,7 @@ def reading(path: Path, stop_before_pixels: bool = False) -> Iterator:
     """The dataset of a file. Whatever goes wrong while it is in use is the file's fault: an `InputError`."""
     import pydicom
 
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # what it says of damaged files is said once, below
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd but readable values are common
@@ -80,10 +84,10 @@ def reading(path: Path, stop_before_pixels: bool = False) -> Iterator:
 
 
 def kind_of(dataset, path: Path) -> str:
-    """'projections' or 'volume', by Image Type (0008,0008); planar and gated images are an `InputError`."""
+    """'projections' or 'volume', by Image Type (0008,0008); other images are an `InputError`."""
     value = dataset.get("ImageType") or ()
     parts = [str(part).upper() for part in ((value,) if isinstance(value, str) else value)]
-    for name, values in (("planar", PLANAR), ("gated", GATED)):
+    for name, values in (("planar", PLANAR), ("gated", GATED), ("transmission", TRANSMISSION)):
         if values & {*parts}:
             raise InputError(
                 f"{path}: holds {name} images (Image Type {'/'.join(parts)}), expected projections (TOMO) or a "
@@ -107,13 +111,24 @@ def require_pixels(dataset, path: Path) -> None:
 
 def decode(dataset, path: Path) -> np.ndarray:
     """Stored pixels as (frames, rows, columns)."""
+    from pydicom.pixels import get_decoder
+
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        decoder = None
+    if decoder is None or not decoder.is_available:
+        raise InputError(
+            f"{path}: the pixel data cannot be decoded, no decoder is installed for transfer syntax "
+            f"{getattr(syntax, 'name', syntax)}; export it uncompressed, or install pylibjpeg and pylibjpeg-libjpeg."
+        )
     try:
         pixels = dataset.pixel_array
     except Exception as error:  # decoders raise what they like
-        syntax = getattr(dataset.file_meta.get("TransferSyntaxUID"), "name", "unknown")
         raise InputError(
-            f"{path}: the pixel data cannot be decoded (transfer syntax {syntax}); the file is truncated or "
-            f"needs a decoder that is not installed, export it uncompressed."
+            f"{path}: the pixel data cannot be decoded, there is less or other data than the header promises; the "
+            f"file is truncated or damaged, export it again."
         ) from error
     return pixels.reshape(-1, *pixels.shape[-2:])
 

@@ -5,13 +5,15 @@ patient's feet the angle grows counter-clockwise, to the left side (90), the fro
 Rotation Direction CC is growing, CW falling. These are the angles that reconstruction takes, so nothing is converted.
 Frames show what is seen from the detector: rows from the head downwards, columns to the onlooker's right.
 Image Orientation of a detector is not looked at: files often leave it empty or give it for one view only.
+Center of Rotation Offset (C.8.4.11.1.5) is how far, in mm, the axis of rotation projects to the right of the image's
+middle. Frames that are said to be corrected for it (Corrected Image holds COR) have the axis in their middle.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,7 @@ VECTORS = {
 }
 FLIPS = ("rotation", "bins", "rows")
 SAME_ANGLE_DEG = 0.01
+LARGEST_OFFSET_MM = 50.0  # of the centre of rotation: beyond, the head is not in the field of view
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +44,8 @@ class Projections:
 
     ``counts`` is float32 of shape (views, rows, bins), ``angles_deg`` says where the detector stood (see the
     module), ``radius_mm`` how far from the axis, per view, if that is known; ``pixel_mm`` is the size of a bin,
-    ``row_spacing_mm`` the distance between rows. ``history`` is that of a `Volume`, without the patient's identity.
+    ``row_spacing_mm`` the distance between rows. ``centre_bin`` is the bin, counted from 0, on which the axis
+    projects, per view, where the file says so. ``history`` is that of a `Volume`, without the patient's identity.
     """
 
     counts: np.ndarray
@@ -49,6 +53,7 @@ class Projections:
     pixel_mm: float
     row_spacing_mm: float
     radius_mm: np.ndarray | None = None
+    centre_bin: np.ndarray | None = None
     history: tuple[Mapping, ...] = ()
 
     def __post_init__(self):
@@ -61,9 +66,34 @@ class Projections:
             object.__setattr__(self, "radius_mm", radius)
 
 
+@dataclass(frozen=True)
+class _Detector:
+    """What one detector saw in the window of I-123, view by view."""
+
+    counts: np.ndarray  # (views, rows, bins)
+    start_deg: float | None  # where it stood first, if that is told
+    turned_deg: np.ndarray  # since then, (views,)
+    radius_mm: list[float] | None
+    offset_mm: float  # of the centre of rotation, to the right
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one file holds of an acquisition."""
+
+    series: str
+    spacing: tuple[float, float]  # between rows and between columns, mm
+    limits_kev: list[float] | None
+    detectors: list[_Detector]
+
+
+class _NoPhotopeak(InputError):
+    """No energy window of a file could be that of I-123."""
+
+
 def read_projections(
     files: str | os.PathLike | Iterable[str | os.PathLike],
-    start_angle_deg: float | None = None,
+    start_angle_deg: float | Sequence[float] | None = None,
     flip: Collection[str] = (),
 ) -> Projections:
     """Read the projections of one acquisition, of any number of detectors, in the energy window of I-123.
@@ -74,9 +104,11 @@ def read_projections(
     Parameters
     ----------
     files : path or paths
-        One NM TOMO file, or a folder with it.
-    start_angle_deg : float, optional
-        For files that record it otherwise: where the first detector stood first. The others follow.
+        One NM TOMO file, or a folder with it; or the files of one series that hold a detector or an energy window
+        each.
+    start_angle_deg : float or floats, optional
+        For files that record it otherwise: where the first detector stood first (the others follow as recorded),
+        or one angle per detector.
     flip : collection of str
         For files that record it otherwise: 'rotation' counts all angles from the first in the other sense (the
         volume is mirrored), 'bins' and 'rows' mirror the frames.
@@ -84,15 +116,67 @@ def read_projections(
     Raises
     ------
     InputError
-        If it is no one NM TOMO file; angles, rotation or pixel spacing are missing; frames are not windows times
-        detectors times views; no window or several could be that of I-123; every count is zero.
+        If it is no one NM TOMO acquisition; angles, rotation or pixel spacing are missing; detectors start at one
+        angle; frames are not windows times detectors times views; no window or several could be that of I-123;
+        every count is zero.
     """
     if unknown := set(flip) - {*FLIPS}:
-        raise InputError(f"flip: {min(unknown)!r} is not known, expected some of {', '.join(FLIPS)}; choose of them.")
+        raise InputError(
+            f"reconstruction.flip: {min(unknown)!r} is not known, expected some of {', '.join(FLIPS)}; choose of them."
+        )
     paths = list_files(files)
-    path = paths[0]
-    if len(paths) > 1:
-        raise InputError(f"{path.parent}: holds {len(paths)} files, expected one with all projections; keep that one.")
+    name = paths[0] if len(paths) == 1 else paths[0].parent
+    parts = _read_parts(paths)
+    _require_one(parts, name)
+    detectors = [detector for part in parts for detector in part.detectors]
+    counts = np.concatenate([detector.counts for detector in detectors])
+    if not counts.any():
+        raise InputError(f"{name}: every count is zero, expected an acquisition; export it again.")
+    sense = -1.0 if "rotation" in flip else 1.0
+    starts = _choose_starts([detector.start_deg for detector in detectors], start_angle_deg, sense, len(parts), name)
+    angles = [start + sense * detector.turned_deg for start, detector in zip(starts, detectors)]
+    counts = counts[:, :: -1 if "rows" in flip else 1, :: -1 if "bins" in flip else 1]
+    row_spacing_mm, pixel_mm = parts[0].spacing
+    offsets = [-d.offset_mm if "bins" in flip else d.offset_mm for d in detectors]
+    views = [len(d.counts) for d in detectors]
+    record = {
+        "step": "load",
+        "format": "DICOM",
+        "modality": "NM",
+        "files": len(parts),
+        "views": len(counts),
+        "detectors": len(detectors),
+        "energy_window_kev": parts[0].limits_kev,
+        "first_angles_deg": [start % 360.0 for start in starts],
+        "centre_offset_mm": offsets,
+        "start_angle_deg": start_angle_deg,
+        "flip": sorted(flip),
+    }
+    return Projections(
+        np.ascontiguousarray(counts),
+        np.concatenate(angles) % 360.0,
+        pixel_mm,
+        row_spacing_mm,
+        np.concatenate([d.radius_mm for d in detectors]) if all(d.radius_mm for d in detectors) else None,
+        (counts.shape[2] - 1) / 2.0 + np.repeat(offsets, views) / pixel_mm if any(offsets) else None,
+        (record,),
+    )
+
+
+def _read_parts(paths: list[Path]) -> list[_Part]:
+    """What the files hold of I-123. Those of several that hold other energy windows only are left out."""
+    parts, left_out = [], []
+    for path in paths:
+        try:
+            parts.append(_read_file(path))
+        except _NoPhotopeak as error:
+            left_out.append(error)
+    if not parts:
+        raise left_out[0]
+    return parts
+
+
+def _read_file(path: Path) -> _Part:
     with reading(path) as dataset:
         if kind_of(dataset, path) == "volume":
             raise InputError(
@@ -102,34 +186,26 @@ def read_projections(
         pixels = decode(dataset, path)
         frames = _index_frames(dataset, len(pixels), path)
         window, limits = _choose_window(dataset, int(frames["window"].max()), path)
-        order = np.lexsort((frames["view"], frames["detector"]))
-        order = order[frames["window"][order] == window]
-        frames = {name: vector[order] for name, vector in frames.items()}
-        angles, radius = _locate(dataset, frames, start_angle_deg is not None, path)
-        counts = rescale(pixels[order], dataset)
         spacing = numbers(dataset, "PixelSpacing", 2, path)
-    if (spacing <= 0).any():
-        raise InputError(f"{path}: PixelSpacing is {spacing.tolist()}, expected lengths in mm; export the scan again.")
-    if not counts.any():
-        raise InputError(f"{path}: every count is zero, expected an acquisition; export it again.")
-    sense = -1.0 if "rotation" in flip else 1.0
-    first = angles[0] if start_angle_deg is None else start_angle_deg
-    angles = (first + sense * (angles - angles[0])) % 360.0
-    counts = counts[:, :: -1 if "rows" in flip else 1, :: -1 if "bins" in flip else 1]
-    record = {
-        "step": "load",
-        "format": "DICOM",
-        "modality": "NM",
-        "files": 1,
-        "views": len(counts),
-        "detectors": len(np.unique(frames["detector"])),
-        "energy_window_kev": limits,
-        "first_angle_deg": float(angles[0]),
-        "start_angle_deg": start_angle_deg,
-        "flip": sorted(flip),
-    }
-    pixel_mm, row_spacing_mm = float(spacing[1]), float(spacing[0])
-    return Projections(np.ascontiguousarray(counts), angles, pixel_mm, row_spacing_mm, radius, (record,))
+        if (spacing <= 0).any():
+            raise InputError(
+                f"{path}: PixelSpacing is {spacing.tolist()}, expected lengths in mm; export the scan again."
+            )
+        detectors = [
+            _read_detector(dataset, number, frames, window, pixels, path) for number in np.unique(frames["detector"])
+        ]
+        return _Part(str(dataset.get("SeriesInstanceUID", "")), tuple(spacing.tolist()), limits, detectors)
+
+
+def _require_one(parts: list[_Part], name: object) -> None:
+    """One series on one matrix."""
+    if len({part.series for part in parts}) > 1:
+        raise InputError(
+            f"{name}: holds {len(parts)} acquisitions in the window of I-123, expected one, in one file or series; "
+            f"keep one."
+        )
+    if len({(part.spacing, detector.counts.shape[1:]) for part in parts for detector in part.detectors}) > 1:
+        raise InputError(f"{name}: the files differ in matrix or pixel spacing, expected one acquisition; keep one.")
 
 
 def _index_frames(dataset, count: int, path: Path) -> dict[str, np.ndarray]:
@@ -176,14 +252,14 @@ def _choose_window(dataset, count: int, path: Path) -> tuple[int, list[float] | 
         for k, name in enumerate(names)
         if PHOTOPEAK_NAME.search(name) and not SCATTER_NAME.search(name) and (k in holding or not limits[k])
     ]
-    if count == 1 and not any(limits):
+    if count == 1 and not any(limits) and not any(map(SCATTER_NAME.search, names)):
         holding = [0]  # nothing is told of the one window there is
     chosen = holding if len(holding) == 1 else named
     if len(chosen) != 1:
         told = ", ".join(
             f"{name!r}" + (f" {bounds[0]:g}-{bounds[1]:g} keV" if bounds else "") for name, bounds in zip(names, limits)
         )
-        raise InputError(
+        raise (InputError if named or holding else _NoPhotopeak)(
             f"{path}: {len(named or holding) or 'none'} of the energy windows ({told or 'not described'}) could be "
             f"that of I-123, expected one that holds {PHOTOPEAK_KEV:g} keV; export that one alone."
         )
@@ -201,47 +277,84 @@ def _window_limits(item) -> list[float] | None:
     return [min(low for low, _ in bounds), max(high for _, high in bounds)] if bounds else None
 
 
-def _locate(
-    dataset, frames: dict[str, np.ndarray], start_is_given: bool, path: Path
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Angle in degrees of each frame, and radius in mm where it is known. Frames are sorted by detector and view."""
+def _read_detector(
+    dataset, number: int, frames: dict[str, np.ndarray], window: int, pixels: np.ndarray, path: Path
+) -> _Detector:
+    """Views of the detector with this number, in their order."""
+    own = np.flatnonzero((frames["window"] == window) & (frames["detector"] == number))
+    own = own[np.argsort(frames["view"][own])]
+    views = frames["view"][own]
     rotations = dataset.get("RotationInformationSequence") or ()
     items = dataset.get("DetectorInformationSequence") or ()
-    detectors = np.unique(frames["detector"])
-    angles, radius, first = [], [], []
-    for number in detectors:
-        views = frames["view"][frames["detector"] == number]
-        turn = int(frames["rotation"][frames["detector"] == number][0])
-        if turn > len(rotations):
-            raise InputError(
-                f"{path}: lacks the rotation information of its frames (0054,0052), expected start angle, step and "
-                f"direction; export the acquisition's raw data."
-            )
-        rotation = rotations[turn - 1]
-        detector = items[number - 1] if number <= len(items) else {}
-        if str(detector.get("CollimatorType") or "") not in PARALLEL:
-            raise InputError(
-                f"{path}: has a collimator of type {detector.get('CollimatorType')}, expected parallel holes (PARA); "
-                f"give the reconstructed volume."
-            )
-        own = detector.get("StartAngle") not in (None, "")
-        steps = views - (views[0] if own else 1)
-        if start_is_given and len(detectors) == 1:
-            start = 0.0
-        else:
-            start = numbers(detector if own else rotation, "StartAngle", 1, path)[0]
-        angles.append(start + _step(rotation, len(views), len(detectors), path) * steps)
-        radius.append(_radius(detector, len(views)) or _radius(rotation, len(views)))
-        first.append(angles[-1][0] % 360.0)
-    if (np.diff(np.sort(first)) < SAME_ANGLE_DEG).any():
+    turn = int(frames["rotation"][own[0]])
+    if turn > len(rotations):
         raise InputError(
-            f"{path}: {len(detectors)} detectors start at one angle, expected a start angle of each (0054,0200); "
-            f"export the acquisition's raw data."
+            f"{path}: lacks the rotation information of its frames (0054,0052), expected start angle, step and "
+            f"direction; export the acquisition's raw data."
         )
-    return np.concatenate(angles), np.concatenate(radius) if all(radius) else None
+    rotation = rotations[turn - 1]
+    detector = items[number - 1] if number <= len(items) else {}
+    if str(detector.get("CollimatorType") or "") not in PARALLEL:
+        raise InputError(
+            f"{path}: has a collimator of type {detector.get('CollimatorType')}, expected parallel holes (PARA); "
+            f"give the reconstructed volume."
+        )
+    step = _step(rotation, len(views), path)
+    start = None
+    if _is_given(detector, "StartAngle"):
+        start = float(numbers(detector, "StartAngle", 1, path)[0])
+    elif _is_given(rotation, "StartAngle"):
+        start = float(numbers(rotation, "StartAngle", 1, path)[0]) + step * (views[0] - 1)
+    return _Detector(
+        rescale(pixels[own], dataset),
+        start,
+        step * (views - views[0]),
+        _radius(detector, len(views)) or _radius(rotation, len(views)),
+        _offset(dataset, detector, path),
+    )
 
 
-def _step(rotation, views: int, detectors: int, path: Path) -> float:
+def _choose_starts(
+    told: list[float | None], given: float | Sequence[float] | None, sense: float, files: int, name: object
+) -> list[float]:
+    """Where each detector stood first, in degrees, from what the files tell and what the user gives."""
+    try:
+        chosen = None if given is None else np.atleast_1d(np.array(given, float)).tolist()
+    except (TypeError, ValueError):
+        chosen = []
+    n = len(told)
+    if chosen is not None and (len(chosen) not in (1, n) or not np.isfinite(chosen).all()):
+        raise InputError(
+            f"{name}: reconstruction.start_angle_deg is {given}, expected a number of degrees or a list of {n}, one "
+            f"per detector; correct it."
+        )
+    advice = "set reconstruction.start_angle_deg" + (f" to a list of {n} angles, one per detector" if n > 1 else "")
+    if chosen and len(chosen) == n:
+        starts = chosen
+    elif None in told:
+        raise InputError(
+            f"{name}: StartAngle is missing, of a detector and of its rotation (0054,0200); export the acquisition's "
+            f"raw data, or {advice}."
+        )
+    else:
+        first = chosen[0] if chosen else told[0]
+        starts = [first + sense * (start - told[0]) for start in told]
+    around = np.sort(np.mod(starts, 360.0))
+    if (np.diff(around, append=around[0] + 360.0) < SAME_ANGLE_DEG).any():
+        whole = "" if files == 1 else f" of {files} files"
+        repeated = "" if files == 1 else "keep one file if they repeat one another, or "
+        raise InputError(
+            f"{name}: {n} detectors{whole} start at one angle ({', '.join(f'{x % 360.0:g}' for x in starts)} degrees), "
+            f"expected a start angle of each (0054,0200); {repeated}{advice}."
+        )
+    return starts
+
+
+def _is_given(holder, keyword: str) -> bool:
+    return holder.get(keyword) not in (None, "")
+
+
+def _step(rotation, views: int, path: Path) -> float:
     """Degrees from view to view, negative where the angle falls."""
     step = numbers(rotation, "AngularStep", 1, path)[0]
     direction = str(rotation.get("RotationDirection") or "missing")
@@ -254,6 +367,21 @@ def _step(rotation, views: int, detectors: int, path: Path) -> float:
     if promised % views:  # some count the views of one detector, some those of all detectors and windows
         raise InputError(f"{path}: has {views} views of a detector, the rotation promises {promised}; export it again.")
     return DIRECTIONS[direction] * step
+
+
+def _offset(dataset, detector, path: Path) -> float:
+    """How far to the right of the image's middle the axis projects, in mm."""
+    corrections = dataset.get("CorrectedImage") or ()
+    corrections = (corrections,) if isinstance(corrections, str) else corrections
+    if "COR" in corrections or not _is_given(detector, "CenterOfRotationOffset"):
+        return 0.0
+    offset = float(numbers(detector, "CenterOfRotationOffset", 1, path)[0])
+    if abs(offset) > LARGEST_OFFSET_MM:
+        raise InputError(
+            f"{path}: CenterOfRotationOffset is {offset:g} mm, expected at most {LARGEST_OFFSET_MM:g} (0018,1145); "
+            f"export the acquisition corrected for it."
+        )
+    return offset
 
 
 def _radius(holder, views: int) -> list[float] | None:

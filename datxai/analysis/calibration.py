@@ -1,0 +1,164 @@
+"""Whether probabilities mean what they say: temperature scaling, reliability, scores, and an "uncertain" class.
+
+A margin is the logit of reduced minus that of normal, natural logarithms; the probability of reduced is the logistic
+function of it, which is the softmax of the two logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from datxai.analysis.classification import wilson_interval
+
+TEMPERATURES = 0.05, 20.0  # between these the temperature is looked for
+BINS = 10  # of equal width, for reliability and expected calibration error
+DRAWS = 1000  # of labels, for the error to expect of a calibrated classifier
+UNCERTAIN_SHARE = 0.05  # of the validation cases; readers find about as many inconclusive
+
+
+def fit_temperature(margins: Sequence[float], labels: Sequence[int]) -> dict:
+    """The temperature that minimises the negative log likelihood (Guo et al. 2017, arXiv:1706.04599).
+
+    Parameters
+    ----------
+    margins, labels : one per validation case; labels 0 (normal) or 1 (reduced)
+
+    Returns
+    -------
+    dict with ``temperature``, by which margins are to be divided; ``determined``: whether the cases determine one;
+    ``n`` and ``errors``, the cases and those on the wrong side of zero; ``note``, a sentence, where not all is well.
+
+    Where all cases are of one class, or all on their right side, the likelihood has no maximum: it grows as the
+    temperature goes to zero. The temperature is then 1, which leaves probabilities as they are.
+    """
+    from scipy.optimize import minimize_scalar
+
+    margins, labels = np.asarray(margins, float), np.asarray(labels)
+    found = {"temperature": 1.0, "determined": False, "n": len(labels), "errors": _count_errors(margins, labels)}
+    if len(np.unique(labels)) < 2:
+        return found | {"note": "No temperature was fitted, since the validation cases are of one class."}
+    if found["errors"] == 0:
+        return found | {"note": "No temperature was fitted, since every validation case is decided correctly."}
+    lowest, highest = np.log(TEMPERATURES)
+    best = minimize_scalar(
+        lambda log_t: score(margins / np.exp(log_t), labels)["nll"],
+        bounds=(lowest, highest),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    found |= {"temperature": float(np.exp(best.x)), "determined": True}
+    if min(best.x - lowest, highest - best.x) < 1e-3:
+        found["note"] = f"The best temperature lies beyond those tried, {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}."
+    return found
+
+
+def probability(margins: Sequence[float], temperature: float = 1.0) -> np.ndarray:
+    """The probability of reduced, shape of ``margins``."""
+    from scipy.special import expit
+
+    return expit(np.asarray(margins, float) / temperature)
+
+
+def score(margins: Sequence[float], labels: Sequence[int]) -> dict:
+    """``nll``, mean negative log likelihood (nats), and ``brier``, mean squared error of the probability of reduced."""
+    margins, labels = np.asarray(margins, float), np.asarray(labels)
+    return {
+        "nll": float(np.logaddexp(0, np.where(labels == 1, -margins, margins)).mean()),
+        "brier": float(((probability(margins) - labels) ** 2).mean()),
+    }
+
+
+def measure_reliability(probabilities: Sequence[float], labels: Sequence[int], bins: int = BINS) -> dict:
+    """How often cases are reduced that are called so with some probability.
+
+    Parameters
+    ----------
+    probabilities : of reduced, one per case
+    labels : 0 or 1
+    bins : number of bins of equal width from 0 to 1
+
+    Returns
+    -------
+    dict with ``ece``, the expected calibration error: mean over cases of |mean probability - share of reduced cases|
+    of their bin (Guo et al. 2017, arXiv:1706.04599, for the probability of one class); ``ece_if_calibrated``,
+    its mean for labels drawn with these very probabilities, which few cases keep from zero (Broecker and Smith 2007,
+    doi:10.1175/WAF993.1); and ``bins``, a row for each that holds a case: ``low, high, n, probability`` (mean),
+    ``reduced`` (share) and ``reduced_ci95`` (Wilson).
+    """
+    probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
+    index = np.minimum((probabilities * bins).astype(int), bins - 1)
+    sizes, means = np.bincount(index, minlength=bins), np.bincount(index, probabilities, bins)
+
+    def error(labels: np.ndarray) -> float:
+        return float(np.abs(means - np.bincount(index, labels, bins)).sum() / len(labels))
+
+    hits = np.bincount(index, labels, bins).astype(int)
+    rng = np.random.default_rng(0)
+    drawn = [error(rng.random(len(labels)) < probabilities) for _ in range(DRAWS)]
+    return {
+        "ece": error(labels),
+        "ece_if_calibrated": float(np.mean(drawn)),
+        "bins": [
+            {
+                "low": b / bins,
+                "high": (b + 1) / bins,
+                "n": int(sizes[b]),
+                "probability": float(means[b] / sizes[b]),
+                "reduced": float(hits[b] / sizes[b]),
+                "reduced_ci95": wilson_interval(int(hits[b]), int(sizes[b])),
+            }
+            for b in np.flatnonzero(sizes)
+        ],
+    }
+
+
+def calibrate(
+    validation_margins: Sequence[float],
+    validation_labels: Sequence[int],
+    test_margins: Sequence[float],
+    test_labels: Sequence[int],
+) -> dict:
+    """The temperature of the validation cases, and how well the test cases are calibrated without and with it.
+
+    Returns what `fit_temperature` does, with ``raw`` and ``scaled``: what `score` and `measure_reliability` return.
+    """
+    found = fit_temperature(validation_margins, validation_labels)
+    test_margins = np.asarray(test_margins, float)
+    for name, margins in (("raw", test_margins), ("scaled", test_margins / found["temperature"])):
+        found[name] = score(margins, test_labels) | measure_reliability(probability(margins), test_labels)
+    return found
+
+
+def choose_uncertain(probabilities: Sequence[float], share: float = UNCERTAIN_SHARE) -> float:
+    """Half the width of the interval about 0.5 that holds ``share`` of these (validation) cases, rounded up.
+
+    A case is uncertain if its probability is at most so far from 0.5.
+    """
+    distances = np.sort(np.abs(np.asarray(probabilities, float) - 0.5))
+    return float(distances[int(np.ceil(share * len(distances))) - 1])
+
+
+def measure_uncertain(uncertain: Sequence[bool], wrong: Sequence[bool]) -> dict:
+    """What an "uncertain" class does: its ``rate``, the share of the errors ``caught``, the ``accuracy`` of the rest.
+
+    Each with its Wilson interval ``<name>_ci95`` and its counts ``<name>_of`` = [cases, of how many]; None without
+    a case to count.
+    """
+    uncertain, wrong = np.asarray(uncertain, bool), np.asarray(wrong, bool)
+    counts = {
+        "rate": (uncertain.sum(), len(uncertain)),
+        "caught": ((uncertain & wrong).sum(), wrong.sum()),
+        "accuracy": ((~uncertain & ~wrong).sum(), (~uncertain).sum()),
+    }
+    result = {}
+    for name, (hits, total) in counts.items():
+        result[name] = float(hits / total) if total else None
+        result[f"{name}_ci95"] = wilson_interval(int(hits), int(total))
+        result[f"{name}_of"] = [int(hits), int(total)]
+    return result
+
+
+def _count_errors(margins: np.ndarray, labels: np.ndarray) -> int:
+    return int(((margins > 0) != (labels == 1)).sum())

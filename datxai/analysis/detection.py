@@ -1,0 +1,123 @@
+"""Whether a misclassified case gives itself away: scores of doubt, and how well they find the errors.
+
+Nazari et al. 2022 (doi:10.1007/s00259-021-05569-9) saw relevance maps of misclassified cases that looked like those
+of the other class ("inconsistent"), and left open whether that finds errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from datxai.analysis.classification import measure_auc
+
+MIN_SUBJECTS = 5  # misclassified, for a bootstrap to vary them
+DOUBTS = {
+    "map": "Inconsistent relevance map",
+    "margin": "Small margin of the softmax outputs",
+    "sbr_near": "SBR near its cutoff",
+    "sbr_against": "SBR on the other side of its cutoff",
+    "members": "Disagreement of the ensemble",
+}
+
+
+def score_doubt(case: Mapping, cutoff: float) -> dict[str, float | None]:
+    """Scores of a case, each the higher, the more it speaks for a misclassification; None where not known.
+
+    Parameters
+    ----------
+    case : mapping
+        ``predicted`` (0 or 1), ``logit_normal``, ``logit_reduced``; ``r_normal``, ``r_reduced``, likeness of its map
+        to the mean maps of both classes (`datxai.analysis.relevance.check_consistency`); ``sbr`` of the lower putamen.
+    cutoff : float
+        SBR below which a scan is called reduced.
+
+    Returns
+    -------
+    dict with ``map``: likeness to the mean map of the other class minus that to the class predicted; ``margin``:
+    minus the distance of the logits, in order the same as minus that of the softmax outputs; ``sbr_near``: minus the
+    distance of the SBR from its cutoff; ``sbr_against``: how far the SBR lies on the side of the other class.
+    """
+    sign = 1 if case["predicted"] else -1
+    known = case["r_normal"] is not None and case["r_reduced"] is not None
+    return {
+        "map": sign * (case["r_normal"] - case["r_reduced"]) if known else None,
+        "margin": -abs(case["logit_reduced"] - case["logit_normal"]),
+        "sbr_near": -abs(case["sbr"] - cutoff),
+        "sbr_against": sign * (case["sbr"] - cutoff),
+    }
+
+
+def trace_roc(errors: Sequence[bool], scores: Sequence[float | None]) -> dict:
+    """ROC of a score that is to find errors; cases without a score are left out.
+
+    Returns
+    -------
+    dict with ``n``, ``errors``, ``auc`` and ``auc_ci95`` (Hanley and McNeil's variance, see
+    `datxai.analysis.classification.summarise`; None without an error), and the curve: ``false_alarms`` and ``found``,
+    shares of the correct and of the misclassified cases whose score is at least each of the values that occur.
+    """
+    wrong, values = _known(errors, scores)
+    auc, interval = measure_auc(wrong, values)
+    cuts = np.unique(values)[::-1]
+    flagged = values[None] >= cuts[:, None]
+    shares = {
+        name: [0.0, *(flagged[:, chosen].mean(axis=1).tolist() if chosen.any() else [])]
+        for name, chosen in (("false_alarms", wrong == 0), ("found", wrong == 1))
+    }
+    return {"n": len(wrong), "errors": int(wrong.sum()), "auc": auc, "auc_ci95": interval, **shares}
+
+
+def trace_all(cases: Sequence[Mapping]) -> dict[str, dict]:
+    """`trace_roc` of every score of `DOUBTS` that rows with ``misclassified`` and the scores hold."""
+    wrong = [case["misclassified"] for case in cases]
+    return {name: trace_roc(wrong, [case[name] for case in cases]) for name in DOUBTS if name in cases[0]}
+
+
+def pool_repeats(
+    subjects: Sequence[Sequence[str]],
+    errors: Sequence[Sequence[bool]],
+    scores: Sequence[Sequence[float | None]],
+    draws: int = 2000,
+    seed: int = 0,
+) -> dict:
+    """ROC of a score over several networks on the same test cases, which one network errs too rarely for.
+
+    Each argument holds a sequence per network. Scores are replaced by their ranks within the network (0 to 1). The
+    interval is a bootstrap over subjects, with all networks of each: the networks' errors are not independent. With
+    fewer than `MIN_SUBJECTS` misclassified subjects it would be far too narrow, and is None.
+    """
+    cases = [
+        (name, wrong, rank)
+        for network in zip(subjects, errors, map(_rank, scores), strict=True)
+        for name, wrong, rank in zip(*network, strict=True)
+        if rank is not None
+    ]
+    names, wrong, ranks = ([case[i] for case in cases] for i in range(3))
+    result = trace_roc(wrong, ranks)
+    if len({name for name, error in zip(names, wrong) if error}) < MIN_SUBJECTS or result["auc"] is None:
+        return {**result, "auc_ci95": None}
+    wrong, ranks = np.array(wrong, int), np.array(ranks)
+    people = [np.flatnonzero(np.array(names) == name) for name in dict.fromkeys(names)]
+    rng, areas = np.random.default_rng(seed), []
+    for _ in range(draws):
+        chosen = np.concatenate([people[i] for i in rng.integers(0, len(people), len(people))])
+        areas.append(measure_auc(wrong[chosen], ranks[chosen], interval=False)[0])
+    areas = [area for area in areas if area is not None]  # a draw may hold no error
+    return {**result, "auc_ci95": np.percentile(areas, [2.5, 97.5]).tolist()}
+
+
+def _known(errors: Sequence[bool], scores: Sequence[float | None]) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(int(wrong), score) for wrong, score in zip(errors, scores, strict=True) if score is not None]
+    wrong, values = np.array(pairs, float).reshape(-1, 2).T
+    return wrong.astype(int), values
+
+
+def _rank(scores: Sequence[float | None]) -> list[float | None]:
+    known = np.sort([score for score in scores if score is not None])
+    middle = {
+        score: (np.searchsorted(known, score, "left") + np.searchsorted(known, score, "right")) / (2 * len(known))
+        for score in known
+    }
+    return [None if score is None else float(middle[score]) for score in scores]

@@ -1,0 +1,127 @@
+"""Relevance by region of an atlas: which regions the network looked at, the striatum's and the others.
+
+The question of Nazari et al. 2021 (doi:10.1038/s41598-021-02385-x): what signal outside the striatum helps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.special import stdtrit
+
+STRIATUM = ("caudate", "putamen", "accumbens")
+REST = "rest of the brain"
+COLUMNS = (
+    "region", "striatal", "distance_mm", "volume_ml", "share", "share_low", "share_high", "density", "density_low",
+    "density_high", "TN", "TN_low", "TN_high", "TP", "TP_low", "TP_high", "difference", "difference_low",
+    "difference_high",
+)  # fmt: skip
+
+
+def label_regions(
+    parcellation: np.ndarray,
+    names: Mapping[int, str],
+    brain: np.ndarray,
+    striatum: np.ndarray,
+    spacing: Sequence[float],
+) -> list[dict]:
+    """The regions to be measured: ``region``, ``striatal``, ``mask``, ``volume_ml``, ``distance_mm``.
+
+    ``parcellation`` holds labels (X, Y, Z), 0 for none; names end in ``_left`` (ipsilateral, after mirroring) or
+    ``_right``. What is brain and has no label is `REST`. The distance is the median of a region's voxels from the
+    striatum, 0 inside: a map is no sharper than its rules, so what lies near the striatum shares its relevance.
+    """
+    from scipy import ndimage
+
+    distance = ndimage.distance_transform_edt(~striatum, spacing)
+    sides = {"left": "ipsilateral", "right": "contralateral"}
+    found = []
+    for label, name in [*names.items(), (0, REST)]:
+        mask = (parcellation == label) & (brain if label == 0 else True)
+        if mask.any():
+            structure, _, side = name.rpartition("_")
+            found.append(
+                {
+                    "region": f"{structure}_{sides[side]}" if side in sides else name,
+                    "striatal": structure in STRIATUM,
+                    "mask": mask,
+                    "volume_ml": float(mask.sum() * np.prod(spacing) / 1000),
+                    "distance_mm": float(np.median(distance[mask])),
+                }
+            )
+    return found
+
+
+def measure_regions(relevance: np.ndarray, regions: Sequence[Mapping], brain: np.ndarray) -> list[dict]:
+    """Per region of one map: ``share`` of the brain's absolute relevance, its ``density`` (share over share of the
+    brain's volume) and ``mean``, signed, in units of the brain's mean absolute relevance. None for a map of zeros.
+    """
+    whole = float(np.abs(relevance[brain]).sum(dtype=float))
+    if whole == 0:
+        return [{"share": None, "density": None, "mean": None} for _ in regions]
+    unit = whole / brain.sum()
+    rows = []
+    for region in regions:
+        inside = relevance[region["mask"]].astype(float)
+        share = float(np.abs(inside).sum() / whole)
+        rows.append({
+            "share": share,
+            "density": share * float(brain.sum()) / len(inside),
+            "mean": float(inside.mean() / unit),
+        })  # fmt: skip
+    return rows
+
+
+def summarise_regions(
+    regions: Sequence[Mapping], measured: Sequence[Sequence[Mapping]], groups: Sequence[str]
+) -> list[dict]:
+    """Means over cases with 95 % t intervals, a row per region (`COLUMNS`), the densest first.
+
+    ``measured`` holds a `measure_regions` per case, ``groups`` its TN, TP, FN or FP. Share and density are over all
+    cases; TN and TP are the mean relevance of these groups, the difference TP - TN has Welch's interval.
+    """
+    rows = []
+    for place, region in enumerate(regions):
+        row = {name: region[name] for name in ("region", "striatal", "distance_mm", "volume_ml")}
+        values = {
+            name: np.array([case[place][name] for case in measured if case[place][name] is not None])
+            for name in ("share", "density")
+        }
+        for group in ("TN", "TP"):
+            found = [case[place]["mean"] for case, of in zip(measured, groups) if of == group]
+            values[group] = np.array([mean for mean in found if mean is not None])
+        for name, found in values.items():
+            row |= _named(name, _average(found))
+        row |= _named("difference", _subtract(values["TP"], values["TN"]))
+        rows.append(row)
+    return sorted(rows, key=lambda row: -(row["density"] or 0))
+
+
+def _named(name: str, found: tuple[float | None, ...]) -> dict:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found))
+
+
+def _average(values: np.ndarray) -> tuple[float | None, ...]:
+    """Mean and its 95 % t interval."""
+    n = len(values)
+    mean = float(values.mean()) if n else None
+    if n < 2:
+        return mean, None, None
+    half = float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / np.sqrt(n))
+    return mean, mean - half, mean + half
+
+
+def _subtract(a: np.ndarray, b: np.ndarray) -> tuple[float | None, ...]:
+    """Difference of two means and Welch's 95 % interval (Biometrika 1947;34:28)."""
+    if not len(a) or not len(b):
+        return None, None, None
+    difference = float(a.mean() - b.mean())
+    if min(len(a), len(b)) < 2:
+        return difference, None, None
+    va, vb = (x.var(ddof=1) / len(x) for x in (a, b))
+    if va + vb == 0:
+        return difference, difference, difference
+    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+    half = float(stdtrit(freedom, 0.975) * np.sqrt(va + vb))
+    return difference, difference - half, difference + half

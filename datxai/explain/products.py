@@ -1,0 +1,87 @@
+"""What a layer with weights makes of its input, with any weights, and the same transposed: the work of every rule.
+
+Convolutions on a CPU run in oneDNN and in channels-last memory, long sums of linear layers block by block. On a CPU
+`product` gives the same for a case, number for number, whatever else is in the batch: oneDNN convolves case by case,
+and linear layers are multiplied case by case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the number of dimensions of the weight
+_TRANSPOSE = {3: nn.grad.conv1d_input, 4: nn.grad.conv2d_input, 5: nn.grad.conv3d_input}
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+_SUM = 1 << 12  # the longest float32 sum of a linear layer; the sums of these are float64
+_ROWS = 1 << 16  # voxels that element-wise work is done on at a time
+
+
+def channels_of(module: nn.Module) -> int:
+    """The axis of a layer's input and output along which its weight mixes."""
+    return -1 if isinstance(module, nn.Linear) else 1
+
+
+def cases_at_once(x: Tensor) -> int:
+    """How many cases of a batch are worked on together: on a CPU more of them bring nothing but take memory."""
+    return 1 if x.device.type == "cpu" else len(x)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """In the memory layout in which convolutions on a CPU are fastest."""
+    layout = _CHANNELS_LAST.get(x.ndim) if x.device.type == "cpu" else None
+    return x if layout is None else x.to(memory_format=layout)
+
+
+def in_pieces(axis: int, result: Tensor, *tensors: Tensor) -> Iterator[Sequence[Tensor]]:
+    """A tensor to be filled in and some to be read, of one shape but for ``axis``, that axis last.
+
+    On a CPU they come in pieces [voxels, channels] that stay in its cache, those to be read in the order of ``result``.
+    """
+    last = [tensor.movedim(axis, -1) for tensor in (result, *tensors)]
+    if result.device.type != "cpu" or not last[0].is_contiguous():
+        yield last
+        return
+    for piece, *pieces in zip(*(tensor.flatten(0, -2).split(_ROWS) for tensor in last)):
+        yield piece, *(piece.contiguous() for piece in pieces)
+
+
+def product(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What the layer makes of ``x`` [batch, ...] with this weight and bias, in the precision of ``x``."""
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    if isinstance(module, nn.Linear):
+        return _linear(x, weight, bias)
+    assert x.ndim == weight.ndim, f"rules need a batch: input {tuple(x.shape)}, weight {tuple(weight.shape)}"
+    x, weight = channels_last(x), channels_last(weight)
+    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        # where torch.conv3d ends as well, except for a batch of one with one channel: its own path is 4 x slower
+        geometry = module.padding, module.stride, module.dilation, module.groups
+        return torch.mkldnn_convolution(x, weight, bias, *geometry)
+    return _CONVOLVE[x.ndim](x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
+
+
+def transposed_product(module: nn.Module, shape: Sequence[int], weight: Tensor, s: Tensor) -> Tensor:
+    """sum_j w_ij s_j for an input of this shape, in the precision of ``s``; a new tensor."""
+    if isinstance(module, nn.Linear):
+        return s @ weight
+    s, weight = channels_last(s), channels_last(weight.to(s.dtype))
+    geometry = module.stride, module.padding, module.dilation, module.groups
+    return _TRANSPOSE[weight.ndim](shape, weight, s, *geometry)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer; one running float32 sum of millions of products would lose four digits. Copies no weight."""
+    features, cases = weight.shape[1], cases_at_once(x)
+    whole = features // _SUM * _SUM if features >= 2 * _SUM else 0
+    blocks = weight[:, :whole].unflatten(1, (-1, _SUM)).permute(1, 2, 0)
+    result = x.new_empty(*x.shape[:-1], len(weight))
+    for some, into in zip(x.split(cases), result.split(cases)):
+        total = F.linear(some[..., whole:], weight[:, whole:], bias).double()
+        if whole:
+            rows = some[..., :whole].reshape(-1, len(blocks), _SUM).transpose(0, 1)
+            total += torch.bmm(rows, blocks).sum(dim=0, dtype=torch.float64).view(total.shape)
+        into.copy_(total)
+    return result

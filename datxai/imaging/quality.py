@@ -1,0 +1,97 @@
+"""Quality control of a scan in MNI space: is its registration, and what was measured with it, to be trusted?
+
+``green``: used. ``amber``: used and named, to be looked at. ``red``: not used. The limits were set on phantom scans and
+on registrations led astray on purpose (docs/registration.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from datxai.errors import InputError
+from datxai.imaging.registration import compare
+from datxai.volume import Volume
+
+GREEN, AMBER, RED = "green", "amber", "red"
+
+
+class Limits(NamedTuple):
+    """What a measure may be: beyond the inner pair it is amber, beyond the outer pair red."""
+
+    inner: tuple[float, float]
+    outer: tuple[float, float]
+    words: str  # what the measure is
+
+
+LIMITS = {
+    "similarity": Limits((0.82, 1.0), (0.65, 1.0), "correlation with the template"),
+    "overlap": Limits((0.87, 1.0), (0.7, 1.0), "overlap of the head with the template's"),
+    "determinant": Limits((0.5, 1.8), (0.35, 2.2), "volume of the head over the template's"),
+    "zoom_min": Limits((0.73, 1.27), (0.65, 1.4), "smallest zoom of the head"),
+    "zoom_max": Limits((0.73, 1.27), (0.65, 1.4), "largest zoom of the head"),
+    "rotation_deg": Limits((0.0, 35.0), (0.0, 60.0), "rotation of the head in degrees"),
+    "shear": Limits((0.0, 0.08), (0.0, 0.2), "shear of the head"),
+    "coverage": Limits((0.8, 1.0), (0.5, 1.0), "part of the brain in the field of view"),
+    "reference": Limits((0.9, 1.5), (0.7, 1.8), "reference value over the mean of the brain"),
+}
+
+
+def measure_fit(scan: Volume, affine: np.ndarray, bases: Mapping[str, Volume]) -> dict[str, float]:
+    """How well a scan and the template agree, and what the affine map (template to scan) does to a head.
+
+    ``similarity`` and ``overlap`` as in `datxai.imaging.registration.compare`; ``determinant`` of the map's linear
+    part; ``zoom_min`` and ``zoom_max``, its singular values; ``rotation_deg``, the angle of its rotation; ``shear``,
+    the largest element off the diagonal of its stretch (the symmetric part of its polar decomposition).
+    """
+    similarity, overlap = compare(scan, bases, affine)
+    left, zooms, right = np.linalg.svd(affine[:3, :3])
+    rotation, stretch = left @ right, right.T @ np.diag(zooms) @ right
+    angle = np.degrees(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1)))
+    return {
+        "similarity": similarity,
+        "overlap": overlap,
+        "determinant": float(np.linalg.det(affine[:3, :3])),
+        "zoom_min": float(zooms[-1]),
+        "zoom_max": float(zooms[0]),
+        "rotation_deg": float(angle),
+        "shear": float(np.abs(stretch[np.triu_indices(3, 1)]).max()),
+    }
+
+
+def measure_uptake(volume: Volume, regions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Is the reference value sane, in a volume in MNI space that was scaled by it?
+
+    ``coverage``: the part of the brain within the field of view (voxels outside it are zero). ``reference``: the
+    reference value over the mean of the brain, which a registration gone wrong takes down. ``regions`` are boolean
+    masks on the volume's grid.
+    """
+    brain = volume.data[regions["brain"]]
+    seen = brain[brain != 0].astype(np.float64)
+    mean = seen.mean() if seen.size else 0.0
+    return {"coverage": seen.size / brain.size, "reference": float(1 / mean) if mean > 0 else float("inf")}
+
+
+def judge(measures: Mapping[str, float]) -> dict:
+    """The measures with their ``verdict`` before them, and the ``reason`` for one that is not green.
+
+    Raises `InputError` for red.
+    """
+    verdict, reason = GREEN, ""
+    for name, value in measures.items():
+        limits = LIMITS[name]
+        for colour, (low, high) in ((RED, limits.outer), (AMBER, limits.inner)):
+            if low <= value <= high:
+                continue
+            limit = f"at least {low:g}" if value < low else f"at most {high:g}"
+            sentence = f"{limits.words} {value:.2f}, expected {limit}"
+            if colour == RED:
+                raise InputError(
+                    f"quality control: {sentence}; check that the scan is a head and its header right, or leave it "
+                    f"out with on_error=skip."
+                )
+            verdict, reason = AMBER, f"{reason}; {sentence}" if reason else sentence
+            break
+    return {"verdict": verdict, "reason": reason, **measures}

@@ -1,0 +1,40 @@
+"""Repeats: the same split, other initial weights; which of sensitivity and specificity is larger.
+
+    datxai -m base=RUN_DIR run=DIR training.seed=1,2,3,4
+    python examples/repeats.py RUN_DIR DIR/* [--out DIR]
+"""
+
+from nazari2021 import Row, main
+
+from datxai.analysis.charts import plot_repeats
+from datxai.analysis.style import save_figure
+from datxai.analysis.tables import format_percent
+from datxai.files import write_table
+
+
+def make(runs, out):
+    if len(runs) == 1:
+        return [Row("repeats", "several", "none given")]
+    found = {str(number): run.metrics["classifiers"]["cnn"] for number, run in enumerate(runs, start=1)}
+    save_figure(plot_repeats(found), out / "repeats")
+    columns = ["initialisation", "n", "tn", "fp", "fn", "tp", "accuracy", "sensitivity", "specificity"]
+    write_table(out / "repeats.tsv", [{"initialisation": name, **row} for name, row in found.items()], columns)
+    accuracies = [row["accuracy"] for row in found.values()]
+    differences = [row["sensitivity"] - row["specificity"] for row in found.values()]
+    order = [sum(d > 0 for d in differences), sum(d < 0 for d in differences), sum(d == 0 for d in differences)]
+    return [
+        Row(
+            f"accuracy over {len(runs)} initialisations",
+            "very similar",
+            f"{format_percent(min(accuracies))} to {format_percent(max(accuracies))}",
+        ),
+        Row(
+            "sensitivity larger, specificity larger, equal",
+            "both occur",
+            "{} / {} / {} initialisations".format(*order),
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main(make, __doc__)

@@ -1,0 +1,104 @@
+"""Everything that Nazari et al. 2022 publish, made from a run folder, and docs/reproduction.md with it.
+
+    datxai run=RUN_DIR
+    python examples/reproduce.py RUN_DIR [REPEAT_DIR ...] [--out DIR] [--markdown docs/reproduction.md]
+
+Repeats are runs with the same test cases and other initial weights (`datxai -m base=RUN_DIR run=DIR
+training.seed=1,2,3,4`). The sign of the relevance is part of it once `sign_of_relevance.py` has been run.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import classification
+import comparison
+import errors
+import figure3
+import figure4
+import figure5
+import peaks
+import regions
+import repeats
+import sign_of_relevance
+import supplement1
+import table1
+from nazari2021 import parse
+
+from datxai.config import STAGES
+from datxai.files import read_table, write_text
+
+ITEMS = {
+    "Table 1": table1,
+    "Classification": classification,
+    "Fig. 3": figure3,
+    "Supplementary Fig. 1": supplement1,
+    "Fig. 4": figure4,
+    "Fig. 5": figure5,
+    "Most relevant voxel": peaks,
+    "Conventional classifiers": comparison,
+    "Repeats": repeats,
+    "Misclassified cases that give themselves away": errors,
+    "Relevance by region": regions,
+    "Sign of the relevance": sign_of_relevance,
+}
+HEAD = """\
+# The paper, reproduced
+
+Made by `python examples/reproduce.py RUN_DIR {repeats}--markdown docs/reproduction.md`; do not edit.
+
+Beside the values of Nazari et al. 2022 ([doi:10.1007/s00259-021-05569-9](https://doi.org/10.1007/s00259-021-05569-9))
+stands what was found here: {n} scans ({kind}), grid of {grid} voxels, {tested} test cases. Explained
+output: `{target}`; start: `{start}`. Percentages with 95 % intervals.
+{caution}"""
+PHANTOM = """
+**Everything on this page rests on the digital phantom ([phantom.md](phantom.md)), not on patients.** It shows that the
+methods run and how they behave, not what they are worth in the clinic. Beside the paper's, the cohort is smaller, the
+readers are simulated, and the difficulty is that of the phantom.
+"""
+
+
+def make(runs, out) -> dict[str, list]:
+    """Every item's rows, by its title; figures and tables are written to ``out``."""
+    made = {}
+    for title, item in ITEMS.items():
+        if item is sign_of_relevance and not all(item.is_made(run, runs[0], out) for run in runs):
+            print(f"{title}: left out, run sign_of_relevance.py first")
+            continue
+        print(title)
+        made[title] = item.make(runs, out)
+    return made
+
+
+def write_markdown(path, runs, made) -> None:
+    found = runs[0]
+    kind = next(iter(found.run.entries())) == next(iter(STAGES))
+    text = HEAD.format(
+        repeats="REPEAT_DIR ... " if len(runs) > 1 else "",
+        n=len(read_table(found.run.participants)),
+        kind="phantom" if kind else "own data",
+        grid=" x ".join(map(str, found.store.shape)),
+        tested=len(found.cases),
+        target=found.metrics["target"],
+        start=found.metrics["attribution"]["start"],
+        caution=PHANTOM if kind else "",
+    )
+    for title, rows in made.items():
+        if rows:
+            note = [ITEMS[title].NOTE, ""] if hasattr(ITEMS[title], "NOTE") else []
+            lines = [rows[0].HEAD, ["---"] * len(rows[0]), *rows]
+            text += "\n".join([f"\n## {title}\n", *note, *("| " + " | ".join(line) + " |" for line in lines), ""])
+    write_text(path, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--markdown", metavar="FILE", help="also write the comparison as a page")
+    runs, out, given = parse(parser)
+    made = make(runs, out)
+    if given.markdown:
+        write_markdown(given.markdown, runs, made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,9 @@
 """The MNI data of the installed packages: what is where."""
 
+import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from datxai import mni
 from datxai.errors import InputError
@@ -30,8 +32,26 @@ def test_tissue_fits_the_labels():
     grey = tissue["grey"]
     assert grey.data.min() >= 0
     assert grey.data.max() == 1
-    index = np.rint(labels.grid.index_to_mm(inside) - grey.affine[:3, 3]).astype(int)
+    index = np.floor(labels.grid.index_to_mm(inside) - grey.affine[:3, 3]).astype(int)
     assert grey.data[tuple(index.T)].mean() > 0.5  # cortex is grey
+
+
+def test_labels_lie_on_the_brain_that_the_tissue_shows():
+    labels, names = mni.load_labels()
+    number = {name: index for index, name in names.items()}
+    for part in ("caudate", "putamen", "pallidum", "thalamus", "insula"):
+        sides = [np.argwhere(labels.data == number[f"{part}_{side}"]) for side in ("left", "right")]
+        middle = np.mean([labels.grid.index_to_mm(voxels).mean(axis=0)[0] for voxels in sides])
+        assert abs(middle) < 0.3, part  # mm; the tissue is symmetric about 0
+    grey = mni.load_tissue()["grey"]
+    voxels = np.argwhere(np.ones(labels.shape, bool))[::37]
+    labelled = (labels.data > 0)[tuple(voxels.T)]
+
+    def fit(*shift):
+        index = nib.affines.apply_affine(np.linalg.inv(grey.affine), labels.grid.index_to_mm(voxels) + shift)
+        return np.corrcoef(ndimage.map_coordinates(grey.data, index.T, order=1), labelled)[0, 1]
+
+    assert fit(0, 0, 0) > max(fit(*(step * axis)) for axis in np.eye(3) for step in (-0.5, 0.5))
 
 
 def test_a_missing_package_is_said_in_one_sentence():

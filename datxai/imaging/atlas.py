@@ -12,6 +12,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
@@ -93,7 +94,7 @@ def load_atlas(labels: Path | None = None, names: Path | None = None) -> Atlas:
         image, table = load(labels), _read_names(Path(names))
     matter = mni.load_tissue()
     tissue = _symmetrise(sum(resample(matter[name], LATTICE).data for name in ("grey", "white")))
-    symmetric = _symmetrise_labels(_sample_nearest(image), table)
+    symmetric = _symmetrise_labels(image, table)
     present = np.unique(symmetric)
     missing = [name for index, name in table.items() if name.startswith(REQUIRED) and index not in present]
     if missing:
@@ -288,31 +289,39 @@ def _symmetrise(data: np.ndarray) -> np.ndarray:
     return (data + data[::-1]) / 2
 
 
-def _symmetrise_labels(labels: np.ndarray, names: Mapping[int, str]) -> np.ndarray:
-    """Labels on `LATTICE` as mirror images: the mean of both sides, blurred by 1 mm, decides."""
+def _symmetrise_labels(image: Volume, names: Mapping[int, str]) -> np.ndarray:
+    """A label image on `LATTICE` as mirror images: the mean share of both sides, blurred by 1 mm, decides."""
+    labels = np.rint(image.data).astype(np.int32)
     index = {name: number for number, name in names.items()}
-    other = np.arange(max(*names, labels.max()) + 1)
+    other = np.arange(max(names) + 1)
     for name, number in index.items():
         if name.endswith("_left"):
-            other[number] = index[name.removesuffix("_left") + "_right"]
-    left_of = np.zeros_like(other)
-    for number, name in names.items():
-        if not name.endswith("_right"):
-            left_of[number] = left_of[other[number]] = number
-    folded = left_of[labels]
-    both = np.stack([folded, folded[::-1]])[:, : MIDLINE + 1]
+            right = index[name.removesuffix("_left") + "_right"]
+            other[[number, right]] = right, number
+    boxes = dict(enumerate(ndimage.find_objects(labels), start=1))
+    half = Grid((MIDLINE + 1, *LATTICE.shape[1:]), LATTICE.affine)
+
+    def find_share(number: int, mirror: np.ndarray) -> tuple:
+        box = _grow(boxes[number], 1, labels.shape)
+        return _average(labels[box] == number, half, mirror @ _shifted(image.affine, [s.start for s in box]))
 
     def parts() -> Iterator[tuple]:
-        for number, found in enumerate(ndimage.find_objects(both), start=1):
-            if found is not None:
-                box = _grow(found[1:], 4, both.shape[1:])
-                mean = (both[(slice(None), *box)] == number).mean(axis=0, dtype=np.float32)
+        for number, name in names.items():
+            if name.endswith("_right"):
+                continue
+            sides = ((number, np.eye(4)), (other[number], np.diag([-1.0, 1.0, 1.0, 1.0])))
+            found = [find_share(*side) for side in sides if boxes.get(side[0])]
+            if found:
+                box = _grow(_enclose([inner for inner, _ in found]), 4, half.shape)
+                mean = np.zeros([s.stop - s.start for s in box], np.float32)
+                for inner, share in found:
+                    mean[tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, box))] += share / 2
                 yield number, box, ndimage.gaussian_filter(mean, 1.0)
 
-    left = _vote(parts(), both.shape[1:])
+    left = _vote(parts(), half.shape)
     paired = other != np.arange(len(other))
     left[MIDLINE][paired[left[MIDLINE]]] = 0  # the plane x = 0 belongs to neither side
-    return np.concatenate([left, other[left][-2::-1]])
+    return np.concatenate([left, other[left][-2::-1].astype(np.int16)])
 
 
 def _vote(parts: Iterable[tuple], shape: tuple[int, ...]) -> np.ndarray:
@@ -339,13 +348,14 @@ def _fill(mask: np.ndarray, grid: Grid) -> np.ndarray:
     return _paste(box, share >= 0.5 - TIE, grid.shape)
 
 
-def _average(data: np.ndarray, grid: Grid) -> tuple[tuple[slice, ...], np.ndarray]:
-    """Mean of data on `LATTICE` in the voxels of ``grid``: the box that holds it all, and the means in the box."""
+def _average(
+    data: np.ndarray, grid: Grid, affine: np.ndarray = LATTICE.affine
+) -> tuple[tuple[slice, ...], np.ndarray]:
+    """Mean of data (on `LATTICE`) in the voxels of ``grid``: the box that holds it all, and the means in the box."""
     source = _grow(_box(data > 0), 1, data.shape)
-    start = [s.start for s in source]
-    crop = Volume(data[source], _shifted(LATTICE.affine, start))
+    crop = Volume(data[source], _shifted(affine, [s.start for s in source]))
     corners = np.array(list(product(*((s.start - 1, s.stop) for s in source))))
-    index = (LATTICE.index_to_mm(corners) - grid.affine[:3, 3]) @ np.linalg.inv(grid.affine[:3, :3]).T
+    index = nib.affines.apply_affine(np.linalg.inv(grid.affine) @ affine, corners)
     low = np.clip(np.floor(index.min(axis=0)), 0, grid.shape).astype(int)
     high = np.clip(np.ceil(index.max(axis=0)) + 1, low, grid.shape).astype(int)
     box = tuple(map(slice, low, high))
@@ -371,15 +381,12 @@ def _box(mask: np.ndarray) -> tuple[slice, ...]:
     return ndimage.find_objects(mask.view(np.uint8))[0]
 
 
+def _enclose(boxes: Iterable[tuple[slice, ...]]) -> tuple[slice, ...]:
+    return tuple(slice(min(s.start for s in along), max(s.stop for s in along)) for along in zip(*boxes))
+
+
 def _grow(box: Iterable[slice], by: int, shape: Iterable[int]) -> tuple[slice, ...]:
     return tuple(slice(max(s.start - by, 0), min(s.stop + by, n)) for s, n in zip(box, shape))
-
-
-def _sample_nearest(labels: Volume) -> np.ndarray:
-    """A label image on `LATTICE` by nearest neighbour, integers."""
-    index_map = np.linalg.inv(labels.affine) @ LATTICE.affine
-    data = ndimage.affine_transform(labels.data, index_map[:3, :3], index_map[:3, 3], LATTICE.shape, order=0)
-    return np.rint(data).astype(np.int16)
 
 
 def _read_names(path: Path) -> dict[int, str]:

@@ -29,6 +29,7 @@ class Limits(NamedTuple):
 LIMITS = {
     "similarity": Limits((0.82, 1.0), (0.65, 1.0), "correlation with the template"),
     "overlap": Limits((0.87, 1.0), (0.7, 1.0), "overlap of the head with the template's"),
+    "drift_mm": Limits((0.0, 4.0), (0.0, 10.0), "distance in mm by which a further fit moves the striatum"),
     "determinant": Limits((0.5, 1.8), (0.35, 2.2), "volume of the head over the template's"),
     "zoom_min": Limits((0.73, 1.27), (0.65, 1.4), "smallest zoom of the head"),
     "zoom_max": Limits((0.73, 1.27), (0.65, 1.4), "largest zoom of the head"),
@@ -42,17 +43,18 @@ LIMITS = {
 def measure_fit(scan: Volume, affine: np.ndarray, bases: Mapping[str, Volume]) -> dict[str, float]:
     """How well a scan and the template agree, and what the affine map (template to scan) does to a head.
 
-    ``similarity`` and ``overlap`` as in `datxai.imaging.registration.compare`; ``determinant`` of the map's linear
+    ``similarity``, ``overlap`` and ``drift_mm`` as in `datxai.imaging.registration.compare`; ``determinant`` of the map's linear
     part; ``zoom_min`` and ``zoom_max``, its singular values; ``rotation_deg``, the angle of its rotation; ``shear``,
     the largest element off the diagonal of its stretch (the symmetric part of its polar decomposition).
     """
-    similarity, overlap = compare(scan, bases, affine)
+    similarity, overlap, drift = compare(scan, bases, affine)
     left, zooms, right = np.linalg.svd(affine[:3, :3])
     rotation, stretch = left @ right, right.T @ np.diag(zooms) @ right
     angle = np.degrees(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1)))
     return {
         "similarity": similarity,
         "overlap": overlap,
+        "drift_mm": drift,
         "determinant": float(np.linalg.det(affine[:3, :3])),
         "zoom_min": float(zooms[-1]),
         "zoom_max": float(zooms[0]),

@@ -14,9 +14,9 @@ import numpy as np
 from scipy import ndimage, sparse
 
 from datxai import mni
-from datxai.volume import Grid, Volume
+from datxai.volume import Grid, Volume, resample
 
-HEAD_GRID = Grid.axis_aligned((112, 134, 134), (2, 2, 2), (-109.5, -145.5, -149.5), "MNI head 2 mm")
+HEAD_GRID = Grid.axis_aligned((112, 134, 134), (2, 2, 2), (-111, -145, -149), "MNI head 2 mm")
 _VOXEL_MM = 2.0
 _ORIGIN = HEAD_GRID.affine[:3, 3].reshape(3, 1, 1, 1)
 HEAD_CENTRE = np.array([0.0, -18.0, -10.0])  # MNI point that lies at the scan's origin in an unmoved head
@@ -194,7 +194,7 @@ def average_head() -> tuple[sparse.csr_array, tuple[str, ...]]:
     fractions, names = _labelled()
     covered = fractions.sum(axis=1)
     tissue = mni.load_tissue()
-    grey, white = (_halved(tissue[name]).ravel() for name in ("grey", "white"))
+    grey, white = (resample(tissue[name], HEAD_GRID).data.ravel() for name in ("grey", "white"))
     brain = ndimage.binary_fill_holes(ndimage.binary_closing(_image(grey + white > 0.5), iterations=3))
     outside = ndimage.distance_transform_edt(~brain).ravel() * _VOXEL_MM
     depth = ndimage.distance_transform_edt(brain).ravel() * _VOXEL_MM
@@ -283,17 +283,6 @@ def _region(label: str) -> str:
     if stem in ("putamen", *BINDING):
         return label.replace("putamen", "putamen_middle")
     return _LOBE_OF.get(stem, stem)
-
-
-def _halved(volume: Volume) -> np.ndarray:
-    """A 1 mm volume on `HEAD_GRID`, whose voxels hold eight of its own; zero around it."""
-    x, y, z = (n // 2 for n in volume.shape)
-    data = volume.data[: 2 * x, : 2 * y, : 2 * z].reshape(x, 2, y, 2, z, 2).mean(axis=(1, 3, 5))
-    start = (volume.affine[:3, 3] + 0.5 - _ORIGIN.ravel()) / _VOXEL_MM
-    assert (start == np.rint(start)).all(), start
-    image = np.zeros(HEAD_GRID.shape, np.float32)
-    image[tuple(slice(int(o), int(o) + n) for o, n in zip(start, data.shape))] = data
-    return image
 
 
 def _cells(matrix: sparse.csr_array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from datxai.imaging.quality import LIMITS, judge, measure_fit, measure_uptake
 from datxai.volume import Volume
 
 GOOD = {
-    "similarity": 0.97, "overlap": 0.95, "determinant": 0.9, "zoom_min": 0.93, "zoom_max": 1.02, "rotation_deg": 8.0,
+    "similarity": 0.97, "overlap": 0.95, "drift_mm": 1.0, "determinant": 0.9, "zoom_min": 0.93, "zoom_max": 1.02, "rotation_deg": 8.0,
     "shear": 0.02, "coverage": 1.0, "reference": 1.1,
 }  # fmt: skip
 
@@ -68,6 +68,7 @@ def test_the_template_fits_itself_and_no_more_when_it_is_shifted(template, bases
         shifts.append(measure_fit(template, off, bases))
     similarity = [here["similarity"], *(found["similarity"] for found in shifts)]
     assert similarity == sorted(similarity, reverse=True)
+    assert [found["drift_mm"] for found in (here, *shifts[:2])] == pytest.approx([0, 15, 30], abs=1.0)
     with pytest.raises(InputError, match="quality control"):
         judge(shifts[-1])
 

@@ -80,9 +80,12 @@ def test_a_known_pose_is_found(kind, spacing, bases, putamina):
     found = register(scan, bases)
     assert errors_mm(found.affine, pose, putamina).max() < MAX_ERROR_MM
     assert found.orientation == ""
-    similarity, overlap = compare(scan, bases, found.affine)
+    similarity, overlap, drift = compare(scan, bases, found.affine)
     assert similarity > 0.95
     assert overlap > 0.9
+    assert drift < 1.5
+    astray = found.affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 9], [0, 0, 1, -4], [0, 0, 0, 1.0]])
+    assert compare(scan, bases, astray)[2] == pytest.approx(np.hypot(9, 4), abs=2.0)
 
 
 def test_weights_tell_the_uptake(bases):

@@ -131,6 +131,18 @@ def make_regions(grid: Grid, atlas: Atlas) -> dict[str, np.ndarray]:
     return regions
 
 
+def make_view(grid: Grid, atlas: Atlas, see: str) -> np.ndarray:
+    """Boolean mask of what a network sees: ``all``; the ``striatum``, the hottest-voxels ROIs of both sides; or what is
+    ``extrastriatal``: farther from the striatum than its counts spill (`STRIATUM_MARGIN_MM`)."""
+    if see == "all":
+        return np.ones(grid.shape, bool)
+    left = atlas.masks["striatum_roi" if see == "striatum" else "striatum"]
+    striatum = _fill(left | left[::-1], grid)
+    if see == "striatum":
+        return striatum
+    return ndimage.distance_transform_edt(~striatum, grid.spacing) > STRIATUM_MARGIN_MM
+
+
 def make_parcellation(grid: Grid, atlas: Atlas) -> tuple[np.ndarray, dict[int, str]]:
     """Every region of the atlas on a grid: int16 labels of shape ``grid.shape`` (0: none) and their names.
 

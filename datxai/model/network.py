@@ -11,7 +11,24 @@ from torch import nn
 
 from datxai.errors import InputError
 
+VIEWS = ("all", "striatum", "extrastriatal")  # what a network sees of a scan
 LAYOUT = torch.channels_last_3d  # the memory order of volumes in which oneDNN and cuDNN convolve fastest
+
+
+class Input(nn.Module):
+    """What a network sees of a volume [batch, 1, X, Y, Z]: less the mean of the training cases, within a mask.
+
+    ``mean`` and ``mask``, of shape (X, Y, Z), are kept with the weights. Relevance passes through as it is, so none
+    lies outside the mask.
+    """
+
+    def __init__(self, shape: Sequence[int]):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(*shape))
+        self.register_buffer("mask", torch.ones(*shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.mean) * self.mask
 
 
 def build(
@@ -21,6 +38,8 @@ def build(
     padding: int | str = "auto",
     hidden: Sequence[int] = (32, 16),
     dropout: float = 0.2,
+    see: str = "all",
+    centre: bool = False,
     n_classes: int = 2,
     seed: int = 0,
 ) -> nn.Sequential:
@@ -42,6 +61,10 @@ def build(
         axes too thin for that (the one-slice slab), which keep their size.
     dropout
         Probability.
+    see, centre
+        Whether the network sees ``all`` of a scan or only its ``striatum`` or what is ``extrastriatal``, and less the
+        mean training case. If not all as it is, an `Input` comes first, called ``input``; what fills it is the
+        caller's.
     seed
         Of the initial weights, which the paper leaves open: uniform after Glorot and Bengio (AISTATS 2010), biases
         zero, so that at first no relevance ends in them. The global random state is left as it was.
@@ -49,13 +72,18 @@ def build(
     Raises
     ------
     InputError
-        If nothing would be left of the grid after the convolutions, or ``padding`` is neither of the two.
+        If nothing would be left of the grid after the convolutions, ``padding`` is neither of the two, or ``see`` is
+        none of the three.
     """
+    if see not in VIEWS:
+        raise InputError(f"network.see={see}: expected one of {', '.join(VIEWS)}.")
     pads = _padding(shape, len(channels), kernel_size, padding)
     sizes = [n + len(channels) * (2 * pad - kernel_size + 1) for n, pad in zip(shape, pads)]
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     device = torch.get_default_device()
     with torch.device("meta"):  # PyTorch's own initialisation would be overwritten
+        if centre or see != "all":
+            modules["input"] = Input(shape)
         width = 1
         for number, filters in enumerate(channels, start=1):
             modules[f"conv{number}"] = nn.Conv3d(width, filters, kernel_size, padding=pads)
@@ -78,6 +106,8 @@ def build(
                 nn.init.xavier_uniform_(parameter)
             else:
                 nn.init.zeros_(parameter)
+        for name, buffer in model.named_buffers():
+            buffer.fill_(name == "input.mask")
     return model
 
 

@@ -14,10 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
+import torch
+
 from datxai.case import choose_device, grid_of, predict_label
 from datxai.cohort.dataset import CaseDataset, open_store
 from datxai.config import Config
 from datxai.files import hash_content, write_table
+from datxai.imaging.atlas import load_atlas, make_view
 from datxai.model import checkpoint, distributed, network, training
 from datxai.model.augmentation import Augmentation
 from datxai.model.tracking import track
@@ -34,7 +37,8 @@ FORWARD_SHARE = 1 / 3  # of a training step; validation is a forward pass
 def depends(settings: Config) -> dict:
     chosen = asdict(settings.training)
     del chosen["tracking"]  # changes nothing in the result
-    return {"network": asdict(settings.network), "training": chosen}
+    looked_up = asdict(settings.atlas) if settings.network.see != "all" else {}
+    return {"network": asdict(settings.network), "training": chosen, **looked_up}
 
 
 def outputs(run: Run) -> list[Path]:
@@ -55,6 +59,12 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
         logging.disable()
     arguments = {"shape": list(store.shape), **asdict(settings.network)}
     model = network.build(**arguments, seed=settings.training.seed)
+    if hasattr(model, "input"):
+        seen = make_view(store.grid, load_atlas(settings.atlas.labels, settings.atlas.names), settings.network.see)
+        model.input.mask.copy_(torch.from_numpy(seen))
+        if settings.network.centre:
+            training_cases = [case["participant_id"] for case in cases if case["set"] == "train"]
+            model.input.mean.copy_(torch.from_numpy(sum(store.volume(n) / len(training_cases) for n in training_cases)))
     million = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     log.info("  %.2f million parameters on a grid of %s, on %s", million, "x".join(map(str, store.shape)), device)
     sets = {

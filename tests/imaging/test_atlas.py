@@ -7,7 +7,14 @@ from datxai import mni
 from datxai.errors import InputError
 from datxai.files import write_table
 from datxai.imaging import atlas as rooms
-from datxai.imaging.atlas import load_atlas, make_parcellation, make_regions, make_template, make_template_bases
+from datxai.imaging.atlas import (
+    load_atlas,
+    make_parcellation,
+    make_regions,
+    make_template,
+    make_template_bases,
+    make_view,
+)
 from datxai.volume import Grid, Volume, resample
 
 GRIDS = {
@@ -221,3 +228,14 @@ def test_averages_are_those_of_the_lattice():
     whole[box] = share
     np.testing.assert_allclose(whole, expected, atol=1e-6)
     assert Volume(whole, grid.affine).data.max() == 1
+
+
+def test_what_a_network_sees(atlas, regions):
+    striatum = regions["striatum_left"] | regions["striatum_right"]
+    views = {see: make_view(FINE, atlas, see) for see in ("all", "striatum", "extrastriatal")}
+    assert views["all"].all()
+    assert views["striatum"][striatum].all()
+    assert not (views["striatum"] & views["extrastriatal"]).any()
+    distance = ndimage.distance_transform_edt(~views["extrastriatal"], FINE.spacing)
+    assert distance[striatum].min() > rooms.STRIATUM_MARGIN_MM - 2
+    assert views["extrastriatal"][regions["reference_region"]].mean() > 0.95

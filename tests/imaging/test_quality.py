@@ -8,8 +8,8 @@ from datxai.imaging.quality import LIMITS, judge, measure_fit, measure_uptake
 from datxai.volume import Volume
 
 GOOD = {
-    "similarity": 0.97, "overlap": 0.95, "drift_mm": 1.0, "determinant": 0.9, "zoom_min": 0.93, "zoom_max": 1.02, "rotation_deg": 8.0,
-    "shear": 0.02, "coverage": 1.0, "reference": 1.1,
+    "similarity": 0.97, "overlap": 0.95, "drift_mm": 1.0, "determinant": 0.9, "zoom_min": 0.93, "zoom_max": 1.02,
+    "rotation_deg": 8.0, "shear": 0.02, "coverage": 1.0, "reference": 1.1,
 }  # fmt: skip
 
 

@@ -93,3 +93,19 @@ def test_layers_and_classes_are_free():
     model = build((12, 10, 9), channels=(4, 3), hidden=(), n_classes=3)
     assert names(model) == "conv1 relu1 conv2 relu2 flatten output"
     assert model(torch.zeros(5, 1, 12, 10, 9)).shape == (5, 3)
+
+
+def test_an_input_of_its_own_comes_first_where_not_all_is_seen_as_it_is():
+    shape = (9, 10, 9)
+    plain, model = build(shape, seed=3), build(shape, see="striatum", centre=True, seed=3).eval()
+    assert names(plain) == NAMES
+    assert names(model) == f"input {NAMES}"
+    x = torch.rand(2, 1, *shape)
+    assert torch.equal(model(x), plain.eval()(x)), "it changes nothing before it is filled"
+    torch.nn.init.uniform_(model.input.mean)
+    model.input.mask[:4] = 0
+    seen = (x - model.input.mean) * (torch.arange(9) >= 4)[:, None, None]
+    assert torch.equal(model(x), plain(seen))
+    assert {"input.mean", "input.mask"} <= model.state_dict().keys()
+    with pytest.raises(InputError, match=r"network\.see=half: expected one of all, striatum, extrastriatal"):
+        build(shape, see="half")

@@ -10,9 +10,12 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
-from datxai.cohort.dataset import write_store
+from datxai.cohort.dataset import open_store, write_store
+from datxai.explain.attribution import attribute
 from datxai.files import read_json, read_table, write_json, write_table
+from datxai.model import checkpoint
 from datxai.run import Run
 from datxai.stages import train
 from datxai.volume import Grid
@@ -176,3 +179,22 @@ def test_two_processes_go_on_bit_for_bit_and_share_odd_batches(folder, tmp_path)
     shutil.rmtree(alone / "model")
     assert datxai(alone, odd)[0] == 0
     np.testing.assert_allclose(losses(folder), losses(alone), rtol=LOSS_TOLERANCE)
+
+
+def test_a_network_that_sees_less_than_all(split, tmp_path_factory):
+    folder = trained(split, tmp_path_factory, "network.see=extrastriatal", "network.centre=true")
+    run = Run(folder)
+    model, config = checkpoint.load(run.model)
+    assert (config["network"]["see"], config["network"]["centre"]) == ("extrastriatal", True)
+    store = open_store(run.store)
+    cases = [row["participant_id"] for row in read_table(run.split) if row["set"] == "train"]
+    expected = np.mean([store.volume(case) for case in cases], axis=0, dtype=np.float64)
+    np.testing.assert_allclose(model.input.mean, expected, atol=1e-6)
+    mask = model.input.mask.numpy()
+    for side in (-1, 1):
+        assert mask[tuple(np.rint(GRID.mm_to_index((side * 25, 2, 0))).astype(int))] == 0  # the middle of the putamen
+    assert 0.5 < mask.mean() < 1.0
+    x = torch.from_numpy(store.volume(cases[0]))[None, None]
+    y = x + 5 * torch.from_numpy(1 - mask)
+    assert torch.equal(model(x), model(y)), "what is hidden makes no difference"
+    assert not attribute(model, x, "gradient").relevance[0, 0][mask == 0].any()

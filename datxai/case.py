@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from datxai.config import Config
+from datxai.config import Composite, Config
 from datxai.errors import InputError
 from datxai.run import Run
 from datxai.volume import Grid, Volume, covered_fraction, load, resample
@@ -83,6 +84,13 @@ class Imaging:
             "quality": judged,
         }
 
+    def follow(self, volume: Volume, measures: Mapping) -> Volume:
+        """What lies in the world of a processed scan, on the network's grid: moved and mirrored as ``measures`` say."""
+        from datxai.imaging.mirror import mirror
+
+        volume = resample(volume, WORKING_GRID, measures["transform"], step="register")
+        return resample(mirror(volume) if measures["mirrored"] else volume, self.grid)
+
     def _register(self, scan: Volume) -> np.ndarray:
         if self.settings.registration.kind == "none":
             return np.eye(4)
@@ -149,6 +157,15 @@ def predict_label(logits: Sequence[float]) -> dict:
     }
 
 
+def read_composite(chosen: Composite) -> tuple[list[dict], dict]:
+    """The lines of a composite, and the rest of it as keywords of `attribute`; a file of own rules is executed."""
+    from datxai.explain.composite import load_rules
+
+    own_rules = None if chosen.rules_from is None else load_rules(chosen.rules_from)
+    how = {"canonizers": chosen.canonizers, "bias": chosen.bias, "own_rules": own_rules}
+    return [asdict(layer) for layer in chosen.layers], how
+
+
 @dataclass(frozen=True)
 class Explainer:
     """A trained network and how its decisions are explained."""
@@ -177,27 +194,52 @@ class Explainer:
             raise InputError(f"attribution.batch_size={chosen.batch_size}: expected auto or a number, such as 4.")
         return int(chosen.batch_size)
 
-    def explain(self, x, labels: Sequence[int] | None = None) -> list[tuple[np.ndarray, dict]]:
-        """Relevance map (X, Y, Z) and its record for each case of a batch, a float32 tensor (n, 1, X, Y, Z)."""
+    @cached_property
+    def parcels(self) -> np.ndarray | None:
+        """The atlas as parcels (X, Y, Z), if these are asked for; what is brain and has no label is one more."""
+        chosen = self.settings.attribution.parcels
+        if chosen not in (None, "atlas"):
+            raise InputError(f"attribution.parcels={chosen}: expected atlas, or null for the method's own parts.")
+        if chosen is None:
+            return None
+        from datxai.imaging.atlas import load_atlas, make_parcellation, make_regions
+
+        atlas, grid = load_atlas(self.settings.atlas.labels, self.settings.atlas.names), grid_of(self.settings)
+        parcels, _ = make_parcellation(grid, atlas)
+        return np.where((parcels == 0) & make_regions(grid, atlas)["brain"], parcels.max() + 1, parcels)
+
+    def attribute(self, x, target: str | int | None = None, labels=None, model=None, ledger: bool = True):
+        """The `Explanation` of a batch, a float32 tensor (n, 1, X, Y, Z); another target or model goes first."""
         from datxai.explain.attribution import attribute
 
         chosen, composite = self.settings.attribution, self.settings.composite
-        found = attribute(
-            self.model,
+        lines, how = read_composite(composite) if chosen.method == "lrp" else ((), {})
+        return attribute(
+            self.model if model is None else model,
             x.to(self.device),
             chosen.method,
-            [asdict(layer) for layer in composite.layers],
-            composite.canonizers,
-            self.settings.target,
-            labels,
-            chosen.start,
+            lines,
+            target=self.settings.target if target is None else target,
+            labels=labels,
+            start=chosen.start,
+            ledger=ledger,
             rules=chosen.rules,
             precision=chosen.precision,
             at_once=len(x),
+            parcels=self.parcels,
+            options=chosen.options,
+            **how,
         )
+
+    def explain(self, x, labels: Sequence[int] | None = None) -> list[tuple[np.ndarray, dict]]:
+        """Relevance map (X, Y, Z) and its record for each case of a batch, a float32 tensor (n, 1, X, Y, Z)."""
+        found = self.attribute(x, labels=labels)
+        chosen, composite = self.settings.attribution, self.settings.composite
         method = {"attribution": chosen.method, "target": self.settings.target, "start": chosen.start}
         if chosen.method == "lrp":
             method |= {"composite": composite.name, "rules": chosen.rules, "precision": chosen.precision}
+            method |= {} if composite.bias else {"bias": False}
+        method |= {key: value for key in ("options", "parcels") if (value := getattr(chosen, key))}
         maps = found.relevance[:, 0].cpu().numpy()
         return [
             (

@@ -20,6 +20,7 @@ Research use, not diagnostic.
   datxai STAGE [overrides]                one stage, in the run folder of `run=`
   datxai experiment=paper                 the configuration of Nazari et al. 2022
   datxai COMMAND [overrides]              what stands beside the journey
+  datxai explain --dry-run                which layer gets which rule; makes nothing
 
 Stages, in order
 {stages}
@@ -47,7 +48,7 @@ UNNAMED = ("stage", "run", "base", "shard", "device", "n_jobs")  # settings that
 
 def main() -> None:
     """Entry point. Exit status: 0 done, 2 something given cannot be used, 1 a fault of ours, 130 interrupted."""
-    arguments = sys.argv[1:]
+    arguments = ["dry_run=true" if word == "--dry-run" else word for word in sys.argv[1:]]
     if "--help" in arguments or "-h" in arguments:
         print(help_text())
         return
@@ -86,10 +87,16 @@ def main() -> None:
             overrides.append(f"hydra.job.config.override_dirname.exclude_keys=[{unnamed}]")
         if "shard" in given:  # all shards are of one run
             overrides.append("hydra.sweep.subdir=.")
+    if stage == "benchmark" and "benchmark" not in given:
+        overrides.append("benchmark=default")
     if stage in COMMANDS:
         overrides.append("hydra.output_subdir=null")  # a command leaves the run's record as it is
     if stage in NEED_NO_RUN:
         overrides.append("run=.")
+    if "dry_run" in given:
+        if sweep:
+            _fail("--dry-run shows one composite; leave out -m.")
+        overrides += ["hydra.output_subdir=null", "hydra.run.dir=."]  # no trace of it
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         if stage != "train":
             _fail("Under torchrun only `train` runs; start the other stages without it.")
@@ -97,7 +104,7 @@ def main() -> None:
     if stage != ALL:
         overrides.append(f"stage={stage}")
     sys.argv[1:] = [*flags, *overrides]
-    _launch(record_before={path: path.read_bytes() for path in (run / ".hydra").glob("*.yaml")})
+    _launch(given, record_before={path: path.read_bytes() for path in (run / ".hydra").glob("*.yaml")})
 
 
 def help_text() -> str:
@@ -177,6 +184,7 @@ def _take_over(folder: Path, given: dict[str, str]) -> tuple[list[str], list[str
     folders = [source["path"] for source in sources if source["provider"] == "command-line"]
     kept = yaml.safe_load((record / "overrides.yaml").read_text()) or []
     own = {*given, "stage", "run", "shard", "scan", "file", "out"}
+    kept = [word for word in kept if _key(word) != "composite.rules_from"]  # code is never taken over
     # A choice given now has settings of its own: data=ppmi drops data.root.
     kept = [word for word in kept if _key(word) not in own and _key(word).partition(".")[0] not in given]
     return [flag for folder in folders[:1] for flag in ("--config-dir", folder)], kept
@@ -210,8 +218,23 @@ def register_schemas() -> None:
         store.store(group="data", name=f"{name}_schema", node=node)
 
 
-def _launch(record_before: dict[Path, bytes]) -> None:
-    """Hand over to Hydra. Settings that are refused leave the run's record (.hydra) as it was before."""
+def _require_given(settings: object, given: dict[str, str], place: str = "") -> None:
+    """Refuse a file of rules, which is code, that was not named on the command line itself: a run folder, or a
+    configuration file that came with one, must not choose what is executed here."""
+    for key, value in settings.items() if isinstance(settings, dict) else []:
+        if key == "rules_from" and value is not None and place + key not in given:
+            raise InputError(
+                f"{place}{key}={value} is Python code that would be executed; if you trust it, name it on the command "
+                f"line: {place}{key}={value}"
+            )
+        _require_given(value, given, f"{place}{key}.")
+
+
+def _launch(given: dict[str, str], record_before: dict[Path, bytes]) -> None:
+    """Hand over to Hydra. Settings that are refused leave the run's record (.hydra) as it was before.
+
+    ``given`` is what this command line says, beside what a run folder's record adds.
+    """
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
@@ -230,6 +253,7 @@ def _launch(record_before: dict[Path, bytes]) -> None:
         folder = Path(hydra_config.runtime.output_dir)
         try:
             settings = _settings(cfg)
+            _require_given(OmegaConf.to_container(cfg, resolve=True), given)
             settings.run = str(folder)
             if hydra_config.output_subdir is not None:
                 OmegaConf.save(cfg, folder / hydra_config.output_subdir / "config.yaml", resolve=True)

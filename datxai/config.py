@@ -22,6 +22,7 @@ STAGES = {
 COMMANDS = {
     "case": "one new scan through a trained run: scan=PATH run=RUN_DIR",
     "template": "a template for registration from a run's own normal scans: run=RUN_DIR",
+    "benchmark": "ways to explain side by side, by measures of their maps: run=RUN_DIR",
     "compare": "repeats of a run side by side: accuracy, agreement of maps, ensemble: RUN... [out=DIR]",
     "reads": "consensus of two readers, and how far they agree: file=READS.tsv [out=DIR]",
 }
@@ -139,6 +140,8 @@ class Network:
     padding: str = "auto"
     hidden: list[int] = MISSING
     dropout: float = 0.2
+    see: str = "all"  # all | striatum | extrastriatal
+    centre: bool = False
 
 
 @dataclass
@@ -171,7 +174,9 @@ class Training:
 class Attribution:
     """How a decision is explained."""
 
-    method: str = MISSING  # lrp | gradient | input_x_gradient
+    method: str = MISSING
+    options: dict[str, Any] = field(default_factory=dict)  # of the method; the command line may set what a file names
+    parcels: str | None = None  # atlas | null: what occlusion, lime and kernel_shap take away
     start: str = "logit"  # the relevance that the explanation starts with: the logit's value, or one
     cases: str = "test"  # test | all
     rules: str = "fast"  # fast | zennit
@@ -194,8 +199,35 @@ class Composite:
 
     name: str = MISSING
     reference: str = ""
+    values: dict[str, Any] = field(default_factory=dict)  # what the lines refer to as ${composite.values.NAME}
     layers: list[LayerRule] = field(default_factory=list)
     canonizers: list[str] = field(default_factory=list)
+    bias: bool = True  # whether biases take their share of the relevance
+    rules_from: str | None = None  # a Python file with rules of one's own, which is executed
+
+
+@dataclass
+class Method:
+    """A way to explain: what `attribution` and `composite` say elsewhere; or a control."""
+
+    attribution: Attribution | None = None
+    composite: Composite | None = None
+    control: str | None = None  # uptake | noise: a map that knows nothing of the network
+
+
+@dataclass
+class Benchmark:
+    """Ways to explain side by side, by measures of their maps."""
+
+    catalogue: dict[str, Method] = field(default_factory=dict)
+    methods: list[str] = field(default_factory=list)  # of the catalogue
+    metrics: list[str] = field(default_factory=list)
+    fill: str = "mean"  # mean | blur | brain_mean: what region flipping puts in the place of a region
+    n_cases: int = 12  # of the test set
+    n_checks: int = 2  # of these, for metrics that take many more maps
+    lesions: list[str] = field(default_factory=list)  # regions of the phantom
+    n_heads: int = 2  # healthy heads that get each lesion
+    min_effect: float = 0.1  # of the way from normal to reduced, from which on a map has to show a lesion
 
 
 @dataclass
@@ -213,6 +245,7 @@ class Config:
     training: Training = field(default_factory=Training)
     attribution: Attribution = field(default_factory=Attribution)
     composite: Composite = field(default_factory=Composite)
+    benchmark: Benchmark = field(default_factory=Benchmark)
     target: str = "predicted"  # predicted | normal | reduced | label | difference
     run: str = MISSING
     base: str | None = None  # a run whose stages are taken over where settings and inputs are the same
@@ -220,9 +253,12 @@ class Config:
     shard: str | None = None  # K/N: every N-th case, from K on, of `preprocess` or `explain`
     runs: list[str] = field(default_factory=list)  # of `compare`
     scan: str | None = None
+    dicom: bool = False  # results of `case` as DICOM too
+    deidentify: bool = False  # and without the patient's identity
     file: str | None = None
     out: str | None = None
     seed: int = 0
     device: str = "auto"
     n_jobs: int = -1
     on_error: str = "raise"  # raise | skip
+    dry_run: bool = False  # of `explain`: show which layer gets which rule, make nothing

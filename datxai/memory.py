@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # parameters of mallopt(3), glibc's malloc.h
 _DEFAULTS = {_M_TRIM_THRESHOLD: 2**17, _M_MMAP_THRESHOLD: 2**17, _M_MMAP_MAX: 2**16}
@@ -36,3 +40,30 @@ def _tell_allocator(parameters: dict[int, int]) -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     return mallopt is not None and all(mallopt(name, value) for name, value in parameters.items())
+
+
+def measure_peak(work: Callable[[], Any], device: str = "cpu") -> tuple[Any, int | None]:
+    """What ``work`` returns, and the most bytes that were in use meanwhile beyond those in use before.
+
+    On a GPU, PyTorch's own count. Otherwise the process's resident memory, after freed blocks were handed back, so
+    that memory kept for reuse counts when it is used; None where the system does not tell (elsewhere than on Linux).
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        return work(), torch.cuda.max_memory_allocated(device) - before
+    references = Path("/proc/self/clear_refs")
+    if not (sys.platform.startswith("linux") and references.exists()):
+        return work(), None
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+    references.write_text("5")  # resets the high-water mark, proc(5)
+    before = _resident_bytes("VmRSS")
+    return work(), max(_resident_bytes("VmHWM") - before, 0)
+
+
+def _resident_bytes(mark: str) -> int:
+    """``VmRSS``: resident now; ``VmHWM``: the most since the mark was reset."""
+    return 1024 * int(re.search(rf"{mark}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])

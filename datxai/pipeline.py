@@ -26,7 +26,11 @@ def run(settings: Config) -> None:
     folder = Run(settings.run)
     if settings.shard is not None and settings.stage not in SHARDED:
         raise InputError(f"shard={settings.shard}: only the stages {' and '.join(SHARDED)} are made in shards.")
-    if settings.stage in COMMANDS:
+    if settings.dry_run:
+        if settings.stage != "explain":
+            raise InputError(f"dry_run with stage={settings.stage}: only `datxai explain` can show what it would do.")
+        importlib.import_module("datxai.stages.explain").show(settings)
+    elif settings.stage in COMMANDS:
         importlib.import_module(f"datxai.commands.{settings.stage}").run(settings, folder)
     elif settings.stage == ALL:
         for stage in _journey(settings):

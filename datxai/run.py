@@ -58,6 +58,7 @@ class Run:
     metrics = property(lambda self: self.folder / "metrics.json")
     figures = property(lambda self: self.folder / "figures")
     report = property(lambda self: self.folder / "report.html")
+    pages = property(lambda self: self.folder / "report")
 
     def scan_of(self, case: str) -> Path:
         """The preprocessed volume of a case."""

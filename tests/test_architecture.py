@@ -8,7 +8,7 @@ import pytest
 import datxai
 
 PACKAGE = Path(datxai.__file__).parent
-ROOMS = {"imaging", "phantom", "cohort", "model", "explain", "analysis"}
+ROOMS = {"imaging", "phantom", "cohort", "model", "explain", "metrics", "analysis"}
 FOUNDATION = {"volume", "files", "errors", "mni", "memory", "config", "run", "results", "progress"}
 ONLY_IN = {
     "hydra": {"cli.py"},

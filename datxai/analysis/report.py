@@ -1,13 +1,22 @@
-"""The report of a run and of a single scan: one HTML page each that holds everything it shows."""
+"""The report of a run and of a single scan: one HTML page each that holds everything it shows.
+
+Beside the report of a run lies a folder with a viewer page and one small file per case, which that page loads. They
+are scripts, since a page opened from disk may load those and nothing else.
+"""
 
 from __future__ import annotations
 
 import base64
+import functools
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from datxai.analysis.calibration import UNCERTAIN_SHARE
+from datxai.analysis.style import COLOURS, GROUP_NAMES
 from datxai.analysis.tables import LABEL_NAMES, MEASURES, arrange_table1, format_cell, format_percent
+from datxai.analysis.viewer import pack_colours, pack_space
 from datxai.files import write_text
 
 CLASSIFIERS = {
@@ -16,6 +25,26 @@ CLASSIFIERS = {
     "sbr": "Cutoff on the putaminal binding ratio",
     "cart": "Classification tree on binding ratios",
 }
+# of the table of cases: title, how a number is written, and the flag of which it is the reason
+COLUMNS = {
+    "participant_id": {"title": "Scan"},
+    "set": {"title": "Set"},
+    "age": {"title": "Age, years", "numeric": "%.0f"},
+    "sex": {"title": "Sex"},
+    "label": {"title": "Label"},
+    "predicted": {"title": "Called", "flag": "misclassified"},
+    "probability": {"title": "Calibrated probability of reduced", "numeric": "%.3f", "flag": "uncertain"},
+    "sbr": {"title": "SBR of the lower putamen", "numeric": "%.2f"},
+    "relevance": {"title": "Relevance in the ipsilateral putamen", "numeric": "%.3g"},
+    "consistent": {"title": "Map consistent", "flag": "inconsistent"},
+    "quality": {"title": "Quality", "flag": "quality"},
+    "similarity": {"title": "Similarity to the template", "numeric": "%.3f"},
+    "reason": {"title": "Reason"},
+}
+FLAGS = {
+    "misclassified": "misclassified", "inconsistent": "map inconsistent", "uncertain": "uncertain",
+    "quality": "quality not green",
+}  # fmt: skip
 
 
 def write_report(path: str | os.PathLike, content: Mapping) -> None:
@@ -35,6 +64,11 @@ def write_report(path: str | os.PathLike, content: Mapping) -> None:
         quality
             Rows with ``participant_id``, ``verdict`` (green, amber, red), ``reason``; ``figures`` may hold the first
             contact sheet, ``sheet``.
+        cases
+            A row for each scan with what is in `COLUMNS` (None: not known), ``group`` (TN, FP, FN, TP or None),
+            ``flags`` (a list of those in `FLAGS`) and ``page``, the address of its page, or None.
+        pages
+            ``folder``, ``n`` and ``bytes`` of the pages of the cases; ``means``: name of a group to its page.
         table1, misclassified, skipped, ledger
             Rows (mappings, columns in the order of the first); an empty list says that there was none.
         config, manifest
@@ -52,23 +86,200 @@ def write_report(path: str | os.PathLike, content: Mapping) -> None:
         classifier_names=CLASSIFIERS,
         measures=MEASURES,
         floor=_scale_start(classifiers),
+        columns=COLUMNS,
+        flags=FLAGS,
+        groups=COLOURS,
+        group_names=GROUP_NAMES,
+        uncertain_share=UNCERTAIN_SHARE,
     )
 
 
-def write_case_report(path: str | os.PathLike, content: Mapping) -> None:
-    """Write the report of one scan as one HTML page.
+def write_benchmark_report(path: str | os.PathLike, content: Mapping) -> None:
+    """Write the page that shows ways to explain side by side.
 
     Parameters
     ----------
     content : mapping
-        Required: ``case_id``, ``predicted`` (0 or 1), ``p_reduced``. May be left out: ``title``, ``created``;
-        ``warnings``: sentences shown first; ``figures``: ``case`` to PNG file; ``sbr``, ``relevance``,
-        ``explanation``, ``quality``, ``files``, ``provenance``: name to value; ``ledger``: rows (mappings).
+        ``created``: text; ``lines``: table of `datxai.analysis.benchmark.tabulate`; ``figures``: ``ranks`` to PNG file;
+        ``cases``: rows of cases.tsv, each with the PNG file ``figure`` of its maps; ``methods``: settings, as text.
     """
-    _write(path, "case.html.j2", content, label_names=LABEL_NAMES)
+    _write(path, "benchmark.html.j2", content, label_names=LABEL_NAMES)
+
+
+def write_case_report(path: str | os.PathLike, content: Mapping) -> None:
+    """Write the report of one scan as one HTML page; `datxai.analysis.document.write_case_pdf` takes the same.
+
+    Parameters
+    ----------
+    content : mapping
+        Required: ``case_id``. May be left out:
+
+        title, created
+            Text.
+        predicted, p_reduced
+            What the network says: 0 or 1, softmax output for reduced.
+        label
+            0 or 1, what the case is labelled.
+        warnings
+            Sentences, shown first.
+        probability
+            Calibrated probability of reduced; None where the calibration could not be determined.
+        volumes, own_volumes
+            ``{"spect": Volume, "relevance": Volume}`` in MNI space and in the scan's own space, left and right the
+            patient's own (else ``sides`` says what stands at low and high x); the page then holds a viewer.
+        outline
+            Bool array (X, Y, Z) on the grid of ``volumes``: what the viewer outlines (caudate and putamen).
+        figures
+            ``case``: PNG file, shown where the viewer cannot run, and in the PDF.
+        sbr
+            Region (``putamen_left`` ...) to specific binding ratio.
+        normal_range
+            Region to ``{"low", "median", "high"}`` as expected for the age (95 % prediction interval), or None;
+            ``normal_range_source`` is a sentence that says where it comes from.
+        subject, relevance, explanation, quality, provenance
+            Name to value.
+        timings
+            Stage to seconds.
+        downloads
+            Label to the name of a file that lies beside the page.
+        ledger
+            Rows (mappings): where relevance went, layer by layer.
+    """
+    spaces = _pack_spaces(content)
+    _write(path, "case.html.j2", content, **describe_case(content), spaces=spaces, colours=spaces and pack_colours())
+
+
+def write_case_data(path: str | os.PathLike, content: Mapping) -> None:
+    """Write what the page of `write_case_pages` shows of one case: the ``content`` of `write_case_report`."""
+    spaces = _pack_spaces(content)
+    html = _render("case_body.html.j2", content, **describe_case(content), spaces=spaces)
+    case = {"id": content["case_id"], "html": html, "spaces": spaces}
+    write_text(path, f"datxai.show({json.dumps(case)});\n")
+
+
+def write_case_pages(path: str | os.PathLike, cases: Sequence[str], report: str) -> None:
+    """Write the page that shows, one at a time, what `write_case_data` wrote to ``<case>.js`` beside it.
+
+    ``cases`` are their names in the order in which one leafs through them; ``report`` is the address of the report
+    of the run. ``path`` + ``#<case>`` opens the page at a case.
+    """
+    _write(path, "cases.html.j2", {"cases": list(cases), "report": report, "colours": pack_colours()})
+
+
+def describe_case(content: Mapping) -> dict:
+    """The content of `write_case_report` in the words and numbers of page and PDF.
+
+    Returns ``heading``, ``subtitle``, ``tiles`` (rows with ``name, value, note, kind``), ``ratios`` (rows of the
+    table of binding ratios), ``sections`` (title to name and value), and ``alt`` and ``caption`` of the figure.
+    """
+    name, title = content["case_id"], content.get("title")
+    sections = {
+        "Subject": content.get("subject"),
+        "Regional relevance": content.get("relevance"),
+        "Explanation": content.get("explanation"),
+        "Quality control": content.get("quality"),
+        "Time, s": content.get("timings"),
+        "Provenance": content.get("provenance"),
+    }
+    return {
+        "heading": title or f"DAT-SPECT relevance: {name}",
+        "subtitle": " \u00b7 ".join(filter(None, [name if title else None, content.get("created")])),
+        "tiles": [
+            {"note": "", "kind": "", **tile}
+            for make in (_tile_label, _tile_probability, _tile_ratio, _tile_relevance, _tile_quality)
+            if (tile := make(content))
+        ],
+        "ratios": _tabulate_ratios(content.get("sbr") or {}, content.get("normal_range") or {}),
+        "sections": {title: pairs for title, pairs in sections.items() if pairs},
+        "alt": "Uptake and relevance of the scan on the slices through the most relevant voxel",
+        "caption": "Uptake (top) and relevance over uptake (bottom) on the slices through the voxel of highest "
+        "absolute relevance. Red speaks for the explained output, blue against it.",
+    }
+
+
+def _tile_label(content: Mapping) -> dict | None:
+    if "predicted" not in content:
+        return None
+    predicted, label = content["predicted"], content.get("label")
+    called = LABEL_NAMES[predicted]
+    note = "" if label is None else f"labelled {LABEL_NAMES[label]}: {'right' if label == predicted else 'wrong'}"
+    return {"name": "The network calls this scan", "value": called, "kind": called, "note": note}
+
+
+def _tile_probability(content: Mapping) -> dict | None:
+    if "p_reduced" not in content:
+        return None
+    softmax, calibrated = content["p_reduced"], content.get("probability")
+    if calibrated is None:
+        note = "not a calibrated probability"
+        return {"name": "Softmax output for reduced", "value": format_percent(softmax), "note": note}
+    note = f"softmax output {format_percent(softmax)}"
+    return {"name": "Calibrated probability of reduced", "value": format_percent(calibrated), "note": note}
+
+
+def _tile_ratio(content: Mapping) -> dict | None:
+    sbr = content.get("sbr") or {}
+    lower = min((name for name in ("putamen_left", "putamen_right") if name in sbr), key=sbr.get, default=None)
+    if lower is None:
+        return None
+    expected = (content.get("normal_range") or {}).get(lower)
+    note = f"expected for the age {expected['low']:.2f} to {expected['high']:.2f}" if expected else ""
+    return {"name": "SBR of the lower putamen", "value": f"{sbr[lower]:.2f}", "note": note}
+
+
+def _tile_relevance(content: Mapping) -> dict | None:
+    relevance = content.get("relevance") or {}
+    if "consistent" not in relevance:
+        return None
+    value = {True: "consistent", False: "inconsistent", None: "n/a"}[relevance["consistent"]]
+    return {"name": "Relevance map", "value": value, "note": "with the mean map of the class called"}
+
+
+def _tile_quality(content: Mapping) -> dict | None:
+    verdict = (content.get("quality") or {}).get("verdict")
+    return verdict and {"name": "Quality of the registration", "value": verdict, "kind": verdict}
+
+
+def _tabulate_ratios(sbr: Mapping[str, float], expected: Mapping[str, Mapping | None]) -> list[dict]:
+    """The binding ratios, with what is expected for the age where that is known for any region."""
+    rows = []
+    for name, value in sbr.items():
+        row = {"region": _words(name), "SBR": f"{value:.2f}"}
+        if any(expected.values()):
+            row |= _compare(value, expected.get(name))
+        rows.append(row)
+    return rows
+
+
+def _compare(value: float, limits: Mapping[str, float] | None) -> dict:
+    """The cells of a binding ratio that say what is expected."""
+    if limits is None:
+        return {"expected": None, "is": None}
+    low, median, high = (limits[name] for name in ("low", "median", "high"))
+    where = "below" if value < low else "above" if value > high else "within"
+    return {"expected": f"{median:.2f} ({low:.2f} to {high:.2f})", "is": where}
+
+
+def _pack_spaces(content: Mapping) -> list[dict]:
+    sides = content.get("sides", ("L", "R"))
+    named = {"MNI space": content.get("volumes"), "the scan's own space": content.get("own_volumes")}
+    return [
+        pack_space(name, volumes, content.get("outline") if name == "MNI space" else None, sides)
+        for name, volumes in named.items()
+        if volumes
+    ]
 
 
 def _write(path: str | os.PathLike, template: str, content: Mapping, **more: object) -> None:
+    write_text(path, _render(template, content, **more))
+
+
+def _render(template: str, content: Mapping, **more: object) -> str:
+    return _templates().get_template(template).render({"figures": {}, **content, **more})
+
+
+@functools.cache
+def _templates():
     import jinja2
 
     environment = jinja2.Environment(
@@ -77,10 +288,11 @@ def _write(path: str | os.PathLike, template: str, content: Mapping, **more: obj
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {}  # keys in their own order
     environment.filters |= {
         "percent": format_percent, "cell": format_cell, "words": _words, "inline": _inline,
     }  # fmt: skip
-    write_text(path, environment.get_template(template).render({"figures": {}, **content, **more}))
+    return environment
 
 
 def _inline(file: str | os.PathLike) -> dict:

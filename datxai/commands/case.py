@@ -81,6 +81,8 @@ def run(settings: Config, trained: Run) -> None:
             "created": datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
             "predicted": found["predicted"],
             "p_reduced": found["p_reduced"],
+            "volumes": here,
+            "outline": outline_of(regions),
             "figures": {"case": place / "case.png"},
             "sbr": {key: measures[key] for key in SBR},
             "relevance": {

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from datxai.errors import InputError
 from datxai.explain.batches import WORTHWHILE
-from datxai.explain.composite import build_composite
+from datxai.explain.composite import RuleComposite, build_composite
 from datxai.explain.ledger import Ledger
+from datxai.explain.methods import METHODS as BY_CASE
+from datxai.explain.methods import Decision, check_options, takes_parcels
 
 NORMAL, REDUCED = 0, 1  # labels, and outputs of the network
-METHODS = ("lrp", "gradient", "input_x_gradient")
+_GRADIENT = {"match": ["*"], "rule": "gradient"}
+_FIXED = {  # methods that are a composite of their own
+    "gradient": [_GRADIENT],
+    "input_x_gradient": [_GRADIENT],
+    "guided_backprop": [{"match": ["type:ReLU"], "rule": "guided_backprop"}, _GRADIENT],
+}
+METHODS = ("lrp", *_FIXED, *BY_CASE)
 TARGETS = ("predicted", "normal", "reduced", "label", "difference")
 
 
@@ -31,7 +40,7 @@ class Explanation:
         The relevance that each output started with; its sum over outputs is what went into the network.
     ledgers : list [batch] of lists of dicts
         Per layer with a rule other than pass, from the output to the input: layer, type, rule, relevance_in,
-        relevance_out, absorbed = in - out, and of that by_bias and by_stabiliser. Empty for gradients.
+        relevance_out, absorbed = in - out, and of that by_bias and by_stabiliser. Empty but for LRP.
     """
 
     relevance: Tensor
@@ -58,6 +67,10 @@ def attribute(
     rules: str = "fast",
     precision: str = "float32",
     at_once: int | None = None,
+    parcels: Sequence | None = None,
+    options: Mapping[str, object] | None = None,
+    bias: bool = True,
+    own_rules: Mapping[str, type] | None = None,
 ) -> Explanation:
     """Attribute an output of ``model`` to the voxels of ``x``.
 
@@ -72,10 +85,12 @@ def attribute(
     x
         Input; the relevance has its shape, type and device.
     method
-        ``lrp``, through the rules of ``composite``; ``gradient``; or ``input_x_gradient``. The latter two use no
-        rules, but the same targets and starts.
-    composite, canonizers, rules, precision
-        See `datxai.explain.composite.build_composite`. The rule zbox takes each case's own range if none is given.
+        ``lrp``, through the rules of ``composite``; ``gradient``, ``input_x_gradient`` and ``guided_backprop``
+        (Springenberg et al. 2015, arXiv 1412.6806), which are composites of their own; or one of
+        `datxai.explain.methods.METHODS`, which explain case by case. Targets and starts are the same for all.
+    composite, canonizers, rules, precision, bias, own_rules
+        Of ``lrp``, see `datxai.explain.composite.build_composite`. The rule zbox takes each case's own range if none
+        is given.
     target
         The output explained: ``predicted``, that of the largest logit; ``normal`` (0), ``reduced`` (1) or any
         number of an output; ``label``, that of each case's label; ``difference``, logit 1 minus logit 0.
@@ -89,7 +104,13 @@ def attribute(
     ledger
         Whether to record what each layer hands on.
     at_once
-        How many cases are worked on together; None: as many as bring something (`datxai.explain.batches`).
+        How many volumes are worked on together; None: as many as bring something (`datxai.explain.batches`).
+    parcels
+        Whole numbers (X, Y, Z), or per case [batch, X, Y, Z], 0 for what belongs to no parcel and is left alone: what
+        ``occlusion``, ``lime`` and ``kernel_shap`` take away as a whole. None: parts of each method's own choice.
+        Other methods do not look at them.
+    options
+        Of the methods in `datxai.explain.methods`: its keyword arguments, such as ``{"n_steps": 50}``.
 
     Raises
     ------
@@ -102,34 +123,87 @@ def attribute(
         raise InputError(f"attribution.start={start}: expected logit or one.")
     if target == "label" and (labels is None or len(labels) != len(x)):
         raise InputError("target=label: the labels of the cases are not known; choose another target.")
-    if method != "lrp":
-        if precision != "float32":
-            raise InputError(f"attribution.precision={precision}: expected float32 for attribution.method={method}.")
-        composite, canonizers = [{"match": ["*"], "rule": "gradient"}], ()
+    if method != "lrp" and precision != "float32":
+        raise InputError(f"attribution.precision={precision}: expected float32 for attribution.method={method}.")
+    options = dict(options or {})
+    check_options(method, options)
     at_once = at_once or WORTHWHILE.get(x.device.type, 1)
+    lines = composite if method == "lrp" else _FIXED.get(method)
+    with_ledger = ledger and method == "lrp"
     found = []
     with _unchanged(model), _exact(x.device):
         for begin in range(0, len(x), at_once):
             cases = slice(begin, begin + at_once)
-            some = x[cases].detach().clone().requires_grad_()
-            bounds = tuple(_per_case(some.detach(), extreme) for extreme in (torch.amin, torch.amax))
-            hooks, book = build_composite(composite, model, canonizers, bounds, rules, precision), Ledger()
-            try:
-                hooks.register(model)
-                if ledger:
-                    book.open(hooks.layer_rules.values())
-                logits = model(some).reshape(len(some), -1)
-                weights = _target_weights(logits.detach(), target, None if labels is None else labels[cases])
-                seed = weights * logits.detach() + 0.0 if start == "logit" else weights  # no -0.0 in records
-                (relevance,) = torch.autograd.grad(logits, some, seed)
-            finally:
-                book.close()
-                hooks.remove()
-            found.append((relevance, logits.detach(), seed, book.rows(len(some))))
+            some = x[cases].detach().clone()
+
+            def seed_of(logits: Tensor, cases: slice = cases) -> Tensor:
+                weights = _target_weights(logits, target, None if labels is None else labels[cases])
+                return weights * logits + 0.0 if start == "logit" else weights  # no -0.0 in records
+
+            if lines is None:
+                chosen = _choose_parcels(parcels, x, cases) if takes_parcels(method) else None
+                found.append(_explain_each(model, some, method, seed_of, at_once, chosen, options))
+            else:
+                bounds = tuple(_per_case(some, extreme) for extreme in (torch.amin, torch.amax))
+                chosen = (canonizers, bounds, rules, precision, bias, own_rules) if method == "lrp" else ()
+                found.append(_propagate(model, some, build_composite(lines, model, *chosen), seed_of, with_ledger))
     relevance, logits, seed = (torch.cat(tensors) for tensors in list(zip(*found))[:3])
     if method == "input_x_gradient":
         relevance = relevance * x.detach()
     return Explanation(relevance, logits, seed, [rows for *_, ledgers in found for rows in ledgers])
+
+
+def _propagate(
+    model: nn.Module, x: Tensor, hooks: RuleComposite, seed_of: Callable[[Tensor], Tensor], with_ledger: bool
+) -> tuple[Tensor, Tensor, Tensor, list[list[dict]]]:
+    """Relevance, logits, seed and ledgers of some cases, through the rules of a composite."""
+    x, book = x.requires_grad_(), Ledger()
+    try:
+        hooks.register(model)
+        if with_ledger:
+            book.open(hooks.layer_rules.values())
+        logits = model(x).reshape(len(x), -1)
+        seed = seed_of(logits.detach())
+        (relevance,) = torch.autograd.grad(logits, x, seed)
+    finally:
+        book.close()
+        hooks.remove()
+    return relevance, logits.detach(), seed, book.rows(len(x))
+
+
+def _explain_each(
+    model: nn.Module,
+    x: Tensor,
+    method: str,
+    seed_of: Callable[[Tensor], Tensor],
+    at_once: int,
+    parcels: Sequence | None,
+    options: Mapping[str, object],
+) -> tuple[Tensor, Tensor, Tensor, list[list[dict]]]:
+    """Attribution, logits, seed and empty ledgers of some cases, each explained by itself."""
+    for module in model.modules():
+        if getattr(module, "inplace", False):  # methods look at what it would write over; `_unchanged` sets it back
+            module.inplace = False
+    with torch.no_grad():
+        logits = model(x).reshape(len(x), -1)
+    seed = seed_of(logits)
+    maps = []
+    for case in range(len(x)):
+        chosen = {"parcels": None if parcels is None else parcels[case]} if takes_parcels(method) else {}
+        maps.append(BY_CASE[method](Decision(model, seed[case]), x[case : case + 1], at_once, **chosen, **options))
+    return torch.cat(maps).detach(), logits, seed, [[] for _ in range(len(x))]
+
+
+def _choose_parcels(parcels: Sequence | None, x: Tensor, cases: slice) -> Sequence | None:
+    """The parcels of some cases, one array each; those given may be one array for all."""
+    if parcels is None:
+        return None
+    shape = tuple(np.shape(parcels))
+    if shape not in (x.shape[2:], (len(x), *x.shape[2:])):
+        raise InputError(
+            f"parcels are of shape {shape}, expected that of a case, {tuple(x.shape[2:])}, or one of these for each."
+        )
+    return parcels[cases] if len(shape) == x.ndim - 1 else [parcels] * len(x[cases])
 
 
 def _target_weights(logits: Tensor, target: str | int, labels: Sequence[int] | None) -> Tensor:

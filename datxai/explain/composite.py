@@ -13,17 +13,20 @@ pattern                    matches
 ``type:Convolution[:2]``   the first two; any Python slice of two numbers
 ========================== =======================================================================================
 
-A name that the network has not is a mistake; a type may be absent, so that one file serves many networks.
+A name that the network has not is a mistake; a type may be absent, so that one file serves many networks. Rules are
+chosen by name, from `RULES` and from what the user hands over beside them (`load_rules`): a line names no code.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +47,7 @@ RULES: dict[str, type[Hook] | None] = {  # Zennit's; None is the layer's own gra
     "zbox": stock.ZBox,
     "norm": stock.Norm,
     "pass": stock.Pass,
+    "guided_backprop": stock.ReLUGuidedBackprop,  # of activations: a gradient, not relevance
     "gradient": None,
 }
 FAST_RULES: dict[str, type[Hook]] = {
@@ -66,6 +70,8 @@ LAYER_TYPES = {
     "Sum": layer.Sum,  # residual additions, made visible by a canonizer
 }
 _PATTERN = re.compile(r"(?P<layers>[^\[\]]+)(\[(?P<first>-?\d+)\]|\[(?P<start>-?\d*):(?P<stop>-?\d*)\])?")
+_RANGE_OF_EACH_CASE = ("lowest input", "highest input")  # what a table shows for the bounds of zbox
+_KEEP_SHAPE = ("pass", "norm", "guided_backprop")
 _NEED_RULE = (types.Activation, types.AvgPool, types.BatchNorm, layer.Sum)  # beside all layers with parameters
 
 
@@ -97,10 +103,12 @@ class RuleComposite(Composite):
         canonizers: Sequence,
         x_bounds: tuple | None,
         hook_types: Mapping,
-        precision: torch.dtype | None,
+        precision: torch.dtype | None = None,
+        bias: bool = True,
     ):
         super().__init__(module_map=self._layer_rule, canonizers=list(canonizers))
         self.lines, self.x_bounds, self.hook_types, self.precision = lines, x_bounds, hook_types, precision
+        self.bias = bias
         self.layer_rules: dict[str, LayerRule] = {}
 
     def _layer_rule(self, context: dict, name: str, module: nn.Module) -> LayerRule | None:
@@ -109,13 +117,22 @@ class RuleComposite(Composite):
             for found, child, line in assign_rules(self.lines, module):
                 hook_type = self.hook_types.get(line["rule"]) if line else None
                 if hook_type is not None:
-                    parameters = dict(line.get("parameters") or {})
-                    if line["rule"] == "zbox" and self.x_bounds is not None:
-                        parameters = {"low": self.x_bounds[0], "high": self.x_bounds[1]} | parameters
+                    parameters = self._parameters(line, hook_type)
                     self.layer_rules[found] = LayerRule(
                         found, child, line["rule"], parameters, hook_type, self.precision
                     )
         return self.layer_rules.get(name)
+
+    def _parameters(self, line: Mapping, hook_type: type[Hook]) -> dict:
+        """What the rule of a line is made with: what the line says, and what follows from that and from the input."""
+        parameters, known = dict(line.get("parameters") or {}), _parameters_of(hook_type)
+        if line["rule"] == "zbox" and self.x_bounds is not None:
+            parameters = {"low": self.x_bounds[0], "high": self.x_bounds[1]} | parameters
+        if line["rule"] == "alpha_beta" and "alpha" in parameters:
+            parameters["beta"] = parameters["alpha"] - 1  # exactly, as Zennit asks
+        if not self.bias and "zero_params" in known:
+            parameters.setdefault("zero_params", "bias")
+        return parameters
 
 
 def build_composite(
@@ -125,13 +142,16 @@ def build_composite(
     x_bounds: tuple[Tensor, Tensor] | None = None,
     rules: str = "fast",
     precision: str = "float32",
+    bias: bool = True,
+    own_rules: Mapping[str, type[Hook]] | None = None,
 ) -> RuleComposite:
     """A Zennit composite for ``model`` from the lines of a configuration file.
 
     Parameters
     ----------
     lines
-        What each layer gets, see the head of this file. Rules are the names in `RULES`, with Zennit's parameters.
+        What each layer gets, see the head of this file. Rules are the names in `RULES`, with Zennit's parameters, and
+        those in ``own_rules``. Of alpha_beta's parameters alpha is enough: beta is alpha - 1.
     canonizers
         Names in `CANONIZERS`, applied before the lines are matched.
     x_bounds
@@ -142,6 +162,11 @@ def build_composite(
     precision
         ``float32``: that of the model and its input; ``bf16``: convolutions under a fast rule are computed in
         bfloat16, the rest as it is.
+    bias
+        Whether biases take their share of the relevance; if not, every rule that knows ``zero_params`` leaves them out
+        where its line does not say otherwise.
+    own_rules
+        Rules of the user's own by name: types of Zennit hooks, whose parameters are those of their constructor.
 
     Raises
     ------
@@ -155,17 +180,58 @@ def build_composite(
         raise InputError(f"precision={precision}: expected one of {_listed(PRECISIONS)}.")
     if precision == "bf16" and rules == "zennit":
         raise InputError("precision=bf16 and rules=zennit: Zennit's rules have no such mode; choose rules=fast.")
+    known = known_rules(own_rules)
     for number, line in enumerate(lines):
-        _require_valid(line, number, x_bounds)
+        _require_valid(line, number, x_bounds, known)
     unknown = [name for name in canonizers if name not in CANONIZERS]
     if unknown:
         raise InputError(
             f"composite.canonizers names {_listed(unknown)}, expected some of {_listed(CANONIZERS)}."
         )
-    assign_rules(lines, model)
-    hook_types = RULES | FAST_RULES if rules == "fast" else RULES
+    for name, module, line in assign_rules(lines, model):
+        if line and line["rule"] in _KEEP_SHAPE and isinstance(module, types.Linear):
+            raise InputError(
+                f"composite.layers gives rule {line['rule']} to {name} ({type(module).__name__}), which has weights; "
+                f"it is for activations. Choose another rule for it, such as epsilon."
+            )
+    hook_types = known | FAST_RULES if rules == "fast" else known
     canonizers = [CANONIZERS[name]() for name in canonizers]
-    return RuleComposite(lines, canonizers, x_bounds, hook_types, PRECISIONS[precision])
+    return RuleComposite(lines, canonizers, x_bounds, hook_types, PRECISIONS[precision], bias)
+
+
+def known_rules(own_rules: Mapping[str, type[Hook]] | None) -> dict[str, type[Hook] | None]:
+    """Every rule that a line may name: `RULES` and the user's own, which must not go by the same names."""
+    own_rules = own_rules or {}
+    taken = [name for name in own_rules if name in RULES]
+    if taken:
+        raise InputError(f"own rules: {_listed(taken)} is the name of a rule that there is already; choose another.")
+    for name, hook_type in own_rules.items():
+        if not (isinstance(hook_type, type) and issubclass(hook_type, Hook)):
+            raise InputError(f"own rules: {name} is {hook_type!r}, expected a class derived from zennit.core.Hook.")
+    return RULES | dict(own_rules)
+
+
+def load_rules(path: str | Path) -> dict[str, type[Hook]]:
+    """The rules of a user's own Python file, which is executed: its ``RULES``, names to types of Zennit hooks.
+
+    Raises `InputError` if the file is not there, fails, or has no such ``RULES``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"composite.rules_from={path}: no such file; expected a Python file that defines RULES.")
+    spec = importlib.util.spec_from_file_location(f"datxai_rules_from_{path.stem}", path)
+    if spec is None:
+        raise InputError(f"composite.rules_from={path}: expected a Python file, whose name ends in .py.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"composite.rules_from={path} cannot be executed: {type(error).__name__}: {error}.") from error
+    found = getattr(module, "RULES", None)
+    if not isinstance(found, Mapping) or not found:
+        raise InputError(f"composite.rules_from={path} defines no RULES = {{name: class of a Zennit hook}}.")
+    known_rules(found)
+    return dict(found)
 
 
 def assign_rules(lines: Sequence[Mapping], model: nn.Module) -> list[tuple[str, nn.Module, Mapping | None]]:
@@ -189,15 +255,42 @@ def assign_rules(lines: Sequence[Mapping], model: nn.Module) -> list[tuple[str, 
     return [(name, module, lines_of.get(name)) for name, module in layers]
 
 
-def describe_composite(lines: Sequence[Mapping], model: nn.Module) -> list[dict[str, str]]:
-    """One row per layer of ``model``: layer, type, rule, and the rule's parameters with Zennit's defaults."""
+def describe_composite(
+    lines: Sequence[Mapping],
+    model: nn.Module,
+    canonizers: Sequence[str] = (),
+    bias: bool = True,
+    own_rules: Mapping[str, type[Hook]] | None = None,
+) -> list[dict[str, str]]:
+    """One row per layer of ``model``, as it is while canonizers are at work, in the order of the network.
+
+    Columns: ``layer``, ``type``, shape of its ``weights``, ``rule``, and the rule's ``parameters`` with its defaults.
+    Raises what `build_composite` raises. The model is left as it was.
+    """
+    composite = build_composite(lines, model, canonizers, _RANGE_OF_EACH_CASE, "zennit", bias=bias, own_rules=own_rules)
     rows = []
-    for name, module, line in assign_rules(lines, model):
-        rule = line["rule"] if line else "gradient"
-        given = (line.get("parameters") or {}) if line else {}
-        values = {key: given.get(key, default) for key, default in _parameters(rule).items()}
-        shown = ", ".join(f"{key}={value:g}" for key, value in values.items() if isinstance(value, (int, float)))
-        rows.append({"layer": name, "type": type(module).__name__, "rule": rule, "parameters": shown})
+    try:
+        composite.register(model)
+        for name, module, line in assign_rules(lines, model):
+            rule, applied = line["rule"] if line else "gradient", composite.layer_rules.get(name)
+            values = {} if applied is None else _parameters_of(applied.hook_type) | applied.parameters
+            shown = [
+                f"{key}={value:g}" if isinstance(value, (int, float)) else f"{key}={value}"
+                for key, value in values.items()
+                if value is not None
+            ]
+            weight = getattr(module, "weight", None)
+            rows.append(
+                {
+                    "layer": name,
+                    "type": type(module).__name__,
+                    "weights": "" if weight is None else "x".join(map(str, weight.shape)),
+                    "rule": rule,
+                    "parameters": ", ".join(shown),
+                }
+            )
+    finally:
+        composite.remove()
     return rows
 
 
@@ -236,20 +329,23 @@ def _is_of_type(module: nn.Module, wanted: str) -> bool:
     return any(base.__name__ == wanted for base in type(module).__mro__)
 
 
-def _parameters(rule: str) -> dict:
-    """A rule's parameters with Zennit's defaults."""
-    if RULES[rule] is None:
+def _parameters_of(hook_type: type[Hook] | None) -> dict:
+    """A rule's parameters with their defaults."""
+    if hook_type is None:
         return {}
-    signature = inspect.signature(RULES[rule])
-    return {key: parameter.default for key, parameter in signature.parameters.items()}
+    signature = inspect.signature(hook_type)
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {key: parameter.default for key, parameter in signature.parameters.items() if parameter.kind in kinds}
 
 
-def _require_valid(line: Mapping, number: int, x_bounds: tuple | None) -> None:
+def _require_valid(line: Mapping, number: int, x_bounds: tuple | None, rules: Mapping[str, type[Hook] | None]) -> None:
     where = f"composite.layers[{number}]"
     rule, parameters = line["rule"], line.get("parameters") or {}
-    if rule not in RULES:
-        raise InputError(f"{where}.rule is {rule!r}, expected one of {_listed(RULES)}.")
-    known = _parameters(rule)
+    if rule not in rules:
+        raise InputError(
+            f"{where}.rule is {rule!r}, expected one of {_listed(rules)}, or a rule of your own (composite.rules_from)."
+        )
+    known = _parameters_of(rules[rule])
     for key, value in parameters.items():
         if key not in known:
             expected = f"expected some of {_listed(known)}" if known else "it has none"
@@ -259,14 +355,18 @@ def _require_valid(line: Mapping, number: int, x_bounds: tuple | None) -> None:
                 raise InputError(f"{where}: zero_params is {value!r}, expected some of weight, bias.")
         elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise InputError(f"{where}: {key} is {value!r}, expected a number (such as 1.0e-6).")
-        elif value < 0 and key not in ("low", "high"):
+        elif rule in RULES and value < 0 and key not in ("low", "high"):
             raise InputError(f"{where}: {key} is {value!r}, expected zero or more.")
-    if rule == "zbox" and x_bounds is None and not {"low", "high"} <= set(parameters):
+    missing = [key for key, default in known.items() if default is inspect.Parameter.empty and key not in parameters]
+    if rule == "zbox" and x_bounds is None and missing:
         raise InputError(f"{where}: rule zbox needs the parameters low and high, the bounds of the input.")
+    if rule not in RULES and missing:
+        raise InputError(f"{where}: rule {rule} needs the parameters {_listed(missing)}.")
     if rule == "alpha_beta":
-        alpha, beta = parameters.get("alpha", known["alpha"]), parameters.get("beta", known["beta"])
-        if alpha - beta != 1:
-            raise InputError(f"{where}: alpha={alpha:g} and beta={beta:g}, expected alpha - beta = 1.")
+        alpha = parameters.get("alpha", known["alpha"])
+        beta = parameters.get("beta", alpha - 1)
+        if beta < 0 or not math.isclose(alpha - beta, 1):
+            raise InputError(f"{where}: alpha={alpha:g} and beta={beta:g}, expected alpha - beta = 1, beta 0 or more.")
 
 
 def _listed(names) -> str:

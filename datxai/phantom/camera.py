@@ -83,8 +83,12 @@ def acquire(
     activity: Volume, attenuation: Volume, camera: Camera, rng: np.random.Generator, device: str = "cpu"
 ) -> np.ndarray:
     """Counts of one acquisition, float32 whole numbers of shape (views, rows, bins)."""
-    expected = project(activity, attenuation, camera, device)
-    return rng.poisson(expected * (camera.counts / expected.sum(dtype=np.float64))).astype(np.float32)
+    return count(project(activity, attenuation, camera, device), camera.counts, rng)
+
+
+def count(expected: np.ndarray, total: float, rng: np.random.Generator) -> np.ndarray:
+    """Whole numbers (float32) with Poisson noise in the proportions of ``expected``, ``total`` in the mean."""
+    return rng.poisson(expected * (total / expected.sum(dtype=np.float64))).astype(np.float32)
 
 
 @torch.no_grad()

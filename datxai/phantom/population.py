@@ -88,7 +88,7 @@ class Subject:
 
 def draw_population(n: int, seed: int = 0) -> list[Subject]:
     """The first ``n`` subjects of the cohort of this seed, labels and sexes in the proportions of `STRATA`."""
-    return [_draw_subject(seed, i, *stratum) for i, stratum in enumerate(_quota(n))]
+    return [draw_subject(seed, i, *stratum) for i, stratum in enumerate(_quota(n))]
 
 
 def _quota(n: int) -> list[tuple[int, str]]:
@@ -104,8 +104,11 @@ def _quota(n: int) -> list[tuple[int, str]]:
     return order
 
 
-def _draw_subject(seed: int, index: int, label: int, sex: str) -> Subject:
-    """Draw cases until the readers give one the label that is due: they are sometimes wrong, and so is the label."""
+def draw_subject(seed: int, index: int, label: int, sex: str) -> Subject:
+    """Subject ``index`` of the cohort of a seed, with a label and a sex.
+
+    Cases are drawn until the readers give one the label that is due: they are sometimes wrong, and so is the label.
+    """
     rng = np.random.default_rng([seed, index])
     _, mean, deviation = STRATA[label, sex]
     age = _between(rng, mean, deviation, *AGE_RANGE)

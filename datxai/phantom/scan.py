@@ -12,14 +12,14 @@ from datxai.volume import Grid, Volume
 
 VOXEL_MM, HEAD_SHAPE = 4.0, (64, 64, 64)  # of the activity that the camera looks at
 TRANSMISSION_VOXEL_MM, TRANSMISSION_VIEWS = 12.0, 12
-_PROJECTIONS, _VOLUME = 1, 2  # streams of random numbers of a subject
+PROJECTIONS, _VOLUME = 1, 2  # streams of random numbers of a subject
 
 
 def simulate_projections(subject: Subject, device: str = "cpu", **settings) -> tuple[np.ndarray, Camera]:
     """Counts of a subject's scan, float32 (views, rows, bins), and the camera as it was set (`subject_camera`)."""
     camera = subject_camera(subject, **settings)
     activity, attenuation = place(subject.head, subject.uptake, centred_grid(HEAD_SHAPE, VOXEL_MM))
-    rng = np.random.default_rng([*subject.seed, _PROJECTIONS])
+    rng = np.random.default_rng([*subject.seed, PROJECTIONS])
     return acquire(activity, attenuation, camera, rng, device), camera
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from datxai.case import Explainer
+from datxai.case import Explainer, grid_of, read_composite
 from datxai.cohort.dataset import CaseDataset, open_store
 from datxai.config import Config
 from datxai.errors import InputError
-from datxai.files import read_json
+from datxai.files import hash_file, read_json
 from datxai.progress import Bar
 from datxai.results import read_predictions
 from datxai.run import Run
@@ -20,8 +20,26 @@ from datxai.volume import Volume, save, sidecar_path
 
 def depends(settings: Config) -> dict:
     composite = asdict(settings.composite) if settings.attribution.method == "lrp" else None
+    if composite and composite["rules_from"] and Path(composite["rules_from"]).is_file():
+        composite["rules_from"] = hash_file(composite["rules_from"])
     chosen = {key: value for key, value in asdict(settings.attribution).items() if key != "batch_size"}
     return {"attribution": chosen, "composite": composite, "target": settings.target}
+
+
+def show(settings: Config) -> None:
+    """Print which layer of the network gets which rule. It takes nothing but settings, and makes nothing."""
+    from datxai.explain.composite import describe_composite
+    from datxai.model import network
+
+    if settings.attribution.method != "lrp":
+        raise InputError(f"dry_run: attribution.method={settings.attribution.method} has no rules, only lrp has.")
+    with torch.device("meta"):  # the weights are not needed
+        model = network.build(grid_of(settings).shape, **asdict(settings.network))
+    lines, how = read_composite(settings.composite)
+    rows = describe_composite(lines, model, **how)
+    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
+    for row in [{key: key for key in widths}, *rows]:
+        print("  ".join(f"{row[key]:<{width}}" for key, width in widths.items()).rstrip())
 
 
 def outputs(run: Run) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The figures, and one page that shows and explains them."""
+"""The figures, one page that shows and explains them, and a page of each case with a relevance map."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import yaml
 
 from datxai.analysis import charts, figures
+from datxai.analysis.calibration import choose_uncertain, probability
 from datxai.analysis.classification import FEATURES, tabulate_features
 from datxai.analysis.detection import DOUBTS, trace_all
-from datxai.analysis.report import write_report
+from datxai.analysis.report import write_case_data, write_case_pages, write_report
 from datxai.analysis.slices import Frame
-from datxai.analysis.style import save_figure
-from datxai.case import outline_of
+from datxai.analysis.style import GROUP_NAMES, save_figure
+from datxai.analysis.tables import LABEL_NAMES
+from datxai.case import SBR, outline_of
 from datxai.cohort.dataset import VolumeStore, open_store
 from datxai.config import Config
 from datxai.files import read_json, read_table
 from datxai.imaging.atlas import Atlas, load_atlas, make_regions, make_template
+from datxai.imaging.mirror import unmirror
+from datxai.progress import Bar
 from datxai.results import (
     GROUPS,
     read_doubt,
@@ -34,9 +40,10 @@ from datxai.results import (
     read_table1,
 )
 from datxai.run import Run
-from datxai.volume import load
+from datxai.volume import load, sidecar_path
 
 SHORT = {"cnn": "CNN", "roi_relevance": "sign of relevance", "sbr": "SBR cutoff", "cart": "CART"}
+PAGE = "case.html"  # shows one case at a time
 MISCLASSIFIED = ("participant_id", "group", "p_reduced", "putamen_ipsilateral", "consistent")  # columns of that table
 
 
@@ -69,6 +76,23 @@ class Findings:
     def groups(self) -> list[str]:
         """TN, FP, FN or TP of each test case."""
         return [case["group"] for case in self.cases]
+
+    @cached_property
+    def people(self) -> dict[str, dict]:
+        """The table of participants, as text."""
+        return {row["participant_id"]: row for row in read_table(self.run.participants)}
+
+    @cached_property
+    def quality(self) -> dict[str, dict]:
+        """What quality control measured in each scan, those that were left out too."""
+        return {row["participant_id"]: row for row in read_quality(self.run)}
+
+    @cached_property
+    def probabilities(self) -> dict[str, float]:
+        """The calibrated probability of reduced of every case."""
+        margins = [case["logit_reduced"] - case["logit_normal"] for case in self.predictions]
+        calibrated = probability(margins, self.metrics["calibration"]["temperature"])
+        return dict(zip((case["participant_id"] for case in self.predictions), calibrated.tolist()))
 
     @cached_property
     def features(self) -> np.ndarray:
@@ -159,22 +183,30 @@ def depends(settings: Config) -> dict:
 
 
 def outputs(run: Run) -> list[Path]:
-    return [run.report, *(run.figures / f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf"))]
+    return [run.report, run.pages, *(run.figures / f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf"))]
 
 
 def make(settings: Config, run: Run, fingerprint: str) -> None:
     found = Findings(run)
     for name in FIGURES:
         draw(name, found, run.figures)
+    means = write_pages(found)
     write_report(
         run.report,
         {
-            "data": f"{settings.data.kind}, {len(read_table(run.participants))} scans, grid {settings.grid.name}",
+            "data": f"{settings.data.kind}, {len(found.people)} scans, grid {settings.grid.name}",
             "created": datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
             "metrics": found.metrics,
             "figures": {name: run.figures / f"{name}.png" for name in FIGURES}
             | {"sheet": run.sheet(1).with_suffix(".png")},
-            "quality": [{k: row[k] for k in ("participant_id", "verdict", "reason")} for row in read_quality(run)],
+            "cases": tabulate_cases(found),
+            "pages": {
+                "folder": run.pages.name,
+                "n": len(list_explained(found)),
+                "bytes": sum(file.stat().st_size for file in run.pages.iterdir()),
+                "means": {GROUP_NAMES[group]: page_of(run, name) for group, name in means.items()},
+            },
+            "quality": [{k: row[k] for k in ("participant_id", "verdict", "reason")} for row in found.quality.values()],
             "table1": read_table1(run),
             "misclassified": [{name: case[name] for name in MISCLASSIFIED} for case in found.misclassified],
             "skipped": read_table(run.skipped),
@@ -188,3 +220,126 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
 def draw(name: str, found: Findings, folder: Path) -> None:
     """Draw a figure of `FIGURES` and write it to ``folder`` as PNG and PDF."""
     save_figure(FIGURES[name](found), folder / name)
+
+
+def list_explained(found: Findings) -> list[dict]:
+    """The cases with a relevance map."""
+    return [case for case in found.predictions if found.run.relevance_of(case["participant_id"]).is_file()]
+
+
+def tabulate_cases(found: Findings) -> list[dict]:
+    """The rows of the report's table of cases; the scans that quality control left out come last."""
+    maps, sbr = read_roi_relevance(found.run), read_sbr(found.run)
+    shown = {case["participant_id"] for case in list_explained(found)}
+    validation = {case["participant_id"] for case in found.predictions if case["set"] == "validation"}
+    half_width = choose_uncertain([found.probabilities[name] for name in validation])
+    rows = []
+    for case in found.predictions:
+        name = case["participant_id"]
+        person, quality, p = found.people[name], found.quality[name], found.probabilities[name]
+        relevance = maps.get(name, {"putamen_ipsilateral": None, "consistent": None})
+        flags = {
+            "misclassified": case["label"] != case["predicted"],
+            "inconsistent": relevance["consistent"] is False,
+            "uncertain": abs(p - 0.5) <= half_width,
+            "quality": quality["verdict"] != "green",
+        }
+        rows.append(
+            {
+                "participant_id": name,
+                "set": case["set"],
+                "age": _known(person["age"], float),
+                "sex": _known(person["sex"]),
+                "label": LABEL_NAMES[case["label"]],
+                "predicted": LABEL_NAMES[case["predicted"]],
+                "probability": p,
+                "sbr": min(sbr[name]["putamen_left"], sbr[name]["putamen_right"]),
+                "relevance": relevance["putamen_ipsilateral"],
+                "consistent": relevance["consistent"],
+                "quality": quality["verdict"],
+                "similarity": quality["similarity"],
+                "reason": _known(quality["reason"]),
+                "group": case["group"],
+                "flags": [flag for flag, raised in flags.items() if raised],
+                "page": page_of(found.run, name) if name in shown else None,
+            }
+        )
+    known = ("participant_id", "similarity", "reason")
+    left_out = [row for name, row in found.quality.items() if name not in found.probabilities]
+    return rows + [
+        {
+            **dict.fromkeys(rows[0]), **{name: row[name] for name in known},
+            "set": "left out", "quality": row["verdict"], "flags": ["quality"],
+        }
+        for row in left_out
+    ]  # fmt: skip
+
+
+def page_of(run: Run, name: str) -> str:
+    """The address of a case's page, from the report."""
+    return f"{run.pages.name}/{PAGE}#{quote(name)}"
+
+
+def write_pages(found: Findings) -> dict[str, str]:
+    """Write the page of each case with a relevance map, and of each mean map; pages of an earlier cohort go.
+
+    Returns group (TN, FP, FN, TP) to the name under which its mean has a page.
+    """
+    run, cases = found.run, list_explained(found)
+    outline = outline_of(found.regions)
+    roi_relevance = read_roi_relevance(run)
+    means = {group: f"mean_{group}" for group in GROUPS if run.mean_of(f"{group}_relevance").is_file()}
+    contents = chain(
+        (describe_case(found, case, roi_relevance) for case in cases),
+        (describe_mean(found, group, name) for group, name in means.items()),
+    )
+    written = []
+    with Bar(len(cases) + len(means), "pages") as bar:
+        for content in contents:
+            write_case_data(run.pages / f"{content['case_id']}.js", {**content, "outline": outline})
+            written.append(content["case_id"])
+            bar.update()
+    write_case_pages(run.pages / PAGE, written, f"../{run.report.name}")
+    kept = {PAGE, *(f"{name}.js" for name in written)}
+    for path in run.pages.iterdir():
+        if path.name not in kept:
+            path.unlink()
+    return means
+
+
+def describe_case(found: Findings, case: Mapping, roi_relevance: Mapping[str, Mapping]) -> dict:
+    """What the page of a case of the cohort shows; left and right are the patient's own."""
+    run, name = found.run, case["participant_id"]
+    measures = read_json(sidecar_path(run.scan_of(name)))["measures"]
+    record = read_json(sidecar_path(run.relevance_of(name)))
+    files = {"spect": run.scan_of(name), "relevance": run.relevance_of(name)}
+    calibrated = found.metrics["calibration"]["determined"]
+    return {
+        "case_id": name,
+        "label": case["label"],
+        "predicted": case["predicted"],
+        "p_reduced": case["p_reduced"],
+        "probability": found.probabilities[name] if calibrated else None,
+        "volumes": {kind: unmirror(load(file, blank=True), measures["mirrored"]) for kind, file in files.items()},
+        "sbr": {key: measures[key] for key in SBR},
+        "relevance": roi_relevance.get(name),
+        "explanation": {**record["method"], "sum": record["sum"]},
+        "quality": measures["quality"] | {"mirrored for the network": measures["mirrored"]},
+        "subject": {"set": case["set"]} | {key: found.people[name][key] for key in ("age", "sex")},
+        "provenance": {key: found.run.entries()["explain"][key] for key in ("finished", "git_revision", "fingerprint")},
+        "ledger": record["ledger"],
+    }
+
+
+def describe_mean(found: Findings, group: str, name: str) -> dict:
+    """What the page of the mean of a group shows, ipsilateral on the left."""
+    return {
+        "case_id": name,
+        "title": f"Mean of {found.groups.count(group)} {GROUP_NAMES[group]} test cases",
+        "volumes": {kind: load(found.run.mean_of(f"{group}_{kind}"), blank=True) for kind in ("spect", "relevance")},
+        "sides": ("I", "C"),
+    }
+
+
+def _known(text: str, convert: Callable = str) -> object:
+    return None if text == "n/a" else convert(text)

@@ -35,7 +35,7 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
     population = draw_population(settings.data.n_subjects, settings.data.seed)
     suffix = "dcm" if settings.data.raw else "nii.gz"
     paths = [run.simulated / f"{subject.participant_id}_spect.{suffix}" for subject in population]
-    camera = _camera(settings.data.camera)
+    camera = set_camera(settings.data.camera)
     missing = [
         (subject, path, camera, fingerprint)
         for subject, path in zip(population, paths)
@@ -52,7 +52,7 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
     write_table(run.simulated / "reads.tsv", reads, list(reads[0]))
 
 
-def _camera(given: dict[str, float]) -> dict[str, float]:
+def set_camera(given: dict[str, float]) -> dict[str, float]:
     """The settings of the camera, checked; whole numbers where the camera counts."""
     known = {field.name: field.default for field in fields(Camera) if isinstance(field.default, (int, float))}
     for name, value in given.items():

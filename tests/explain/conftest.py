@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 from torch import nn
 
 import datxai
@@ -25,8 +25,11 @@ def oracle():
 
 @pytest.fixture(scope="session")
 def composites():
-    """Every file in conf/composite, by name."""
-    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted(COMPOSITES.glob("*.yaml"))}
+    """Every file in conf/composite, by name, with the values that its lines refer to."""
+    return {
+        path.stem: OmegaConf.to_container(OmegaConf.create({"composite": OmegaConf.load(path)}), resolve=True)["composite"]
+        for path in sorted(COMPOSITES.glob("*.yaml"))
+    }
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def test_a_single_logit_is_the_log_odds_of_reduced(target, labels, expected):
         ({"target": "label"}, "labels of the cases are not known"),
         ({"target": "label", "labels": [1]}, "labels of the cases are not known"),
         ({"start": "two"}, "attribution.start=two: expected logit or one"),
-        ({"method": "lime"}, "attribution.method=lime: expected one of lrp, gradient"),
+        ({"method": "saliency"}, "attribution.method=saliency: expected one of lrp, gradient"),
         ({"precision": "float16"}, "precision=float16: expected one of float32, bf16"),
         ({"precision": "bf16", "rules": "zennit"}, "precision=bf16 and rules=zennit: .* choose rules=fast"),
         ({"precision": "bf16", "method": "gradient"}, "precision=bf16: expected float32 for attribution.method=gradi"),

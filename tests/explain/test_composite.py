@@ -11,9 +11,12 @@ from torch import nn
 import datxai
 from datxai.errors import InputError
 from datxai.explain import attribute, build_composite, describe_composite
-from datxai.explain.composite import FAST_RULES, LAYER_TYPES, RULES, assign_rules
+from datxai.explain.composite import FAST_RULES, LAYER_TYPES, RULES, assign_rules, load_rules
 
-NAMES = {"nazari2021", "epsilon", "epsilon_alpha2_beta1_flat", "epsilon_gamma_box", "deep_taylor", "gradient"}
+NAMES = {
+    "nazari2021", "epsilon", "epsilon_alpha2_beta1_flat", "epsilon_gamma_box", "deep_taylor", "gradient", "gamma",
+    "w_square", "z_box", "flat_alpha_beta_epsilon",
+}  # fmt: skip
 SAME = {"rtol": 1e-9, "atol": 1e-12}  # float64, the same sums in another order
 
 
@@ -28,7 +31,7 @@ def line(*match, rule="gradient", **parameters):
 REST = line("*")
 
 
-def test_six_composites_are_there(composites):
+def test_composites_are_there(composites):
     assert set(composites) >= NAMES
     assert all(content["name"] == name and content["reference"] for name, content in composites.items())
 
@@ -84,7 +87,10 @@ def test_the_papers_layers_get_the_papers_rules(composites, cnn):
     assert all(rule == "pass" for name, rule in rules.items() if name.startswith("relu"))
     assert rows["conv3"]["parameters"] == "alpha=2, beta=1, stabilizer=1e-06"
     assert rows["fc1"]["parameters"] == "epsilon=0.0001"
-    assert rows["flatten"] == {"layer": "flatten", "type": "Flatten", "rule": "gradient", "parameters": ""}
+    assert rows["flatten"] == {
+        "layer": "flatten", "type": "Flatten", "weights": "", "rule": "gradient", "parameters": ""
+    }  # fmt: skip
+    assert rows["conv3"]["weights"] == "16x16x3x3x3"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +142,10 @@ def test_layers_inside_blocks():
         ([line("*", rule="epsilon", epsilon=float("nan"))], ["epsilon is nan"]),
         ([line("*", rule="gamma", gamma=-1)], ["gamma is -1", "zero or more"]),
         ([line("*", rule="alpha_beta", alpha=2)], None),
-        ([line("*", rule="alpha_beta", alpha=3)], ["alpha=3 and beta=1", "alpha - beta = 1"]),
+        ([line("type:Affine", rule="alpha_beta", alpha=3), REST], None),
+        ([line("*", rule="alpha_beta", alpha=3, beta=1)], ["alpha=3 and beta=1", "alpha - beta = 1"]),
+        ([line("*", rule="alpha_beta", alpha=0.5)], ["alpha=0.5 and beta=-0.5", "beta 0 or more"]),
+        ([line("*", rule="pass")], ["rule pass to conv1 (Conv3d)", "for activations"]),
         ([line("*", rule="flat", zero_params=["wieght"])], ["zero_params is ['wieght']"]),
         ([line("*", rule="zbox", low=0)], ["zbox needs the parameters low and high"]),
         ([line("conv?", rule="flat"), line("type:ReLU", rule="pass")], ["no rule to fc1 (Linear), fc2", "output"]),
@@ -160,13 +169,142 @@ def test_unknown_canonizer_and_kind_of_rules(cnn):
 
 
 def test_every_name_in_the_registries_is_usable(cnn, scans):
-    bounds = {"zbox": {"low": 0, "high": 3}, "norm": {}, "pass": {}, "gradient": {}}
+    bounds = {"zbox": {"low": 0, "high": 3}}
     for rule in RULES:
-        lines = [line("type:Linear", rule=rule if rule not in ("norm", "pass") else "epsilon", **bounds.get(rule, {}))]
-        attribute(cnn, scans[:1], composite=[*lines, REST])
+        layers = "type:Activation" if rule in ("norm", "pass", "guided_backprop") else "type:Linear"
+        found = attribute(cnn, scans[:1], composite=[line(layers, rule=rule, **bounds.get(rule, {})), REST])
+        assert found.relevance.any()
     for family in LAYER_TYPES:
         build_composite([line(f"type:{family}"), REST], cnn)
     assert set(FAST_RULES) < set(RULES)
+
+
+def test_published_values_make_the_papers_composite(composites, cnn, scans):
+    chosen = composites["flat_alpha_beta_epsilon"]
+    maps = [attribute(cnn, scans, composite=lines).relevance for lines in (chosen["layers"], composites["nazari2021"]["layers"])]
+    assert torch.equal(*maps)
+
+
+@pytest.mark.parametrize(
+    ("name", "rules"),
+    [
+        ("gamma", [("gamma", {"gamma": 0.25})] * 7),
+        ("w_square", [("wsquare", {})] + [("zplus", {})] * 6),
+        ("z_box", [("zbox", {"low": 0.0, "high": 3.5})] + [("zplus", {})] * 6),
+    ],
+)
+def test_composites_are_their_equations(oracle, composites, cnn, scans, name, rules):
+    layers = [child for child, _ in cnn.named_children() if child.startswith(("conv", "fc", "output"))]
+    lines = copy.deepcopy(composites[name]["layers"])
+    lines[0]["parameters"] = rules[0][1]
+    expected, _, _ = oracle.explain(cnn, scans[0], dict(zip(layers, rules)), lambda logits: [0.0, 1.0])
+    found = attribute(cnn, scans[:1], composite=lines, target="reduced", start="one").relevance[0]
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [1, 1.3, 2.2, 5])
+def test_any_alpha(oracle, cnn, scans, alpha):
+    names = [child for child, _ in cnn.named_children() if child.startswith(("conv", "fc", "output"))]
+    rules = {name: ("alpha_beta", {"alpha": alpha, "beta": alpha - 1}) for name in names}
+    expected, _, _ = oracle.explain(cnn, scans[0], rules, lambda logits: [0.0, 1.0])
+    lines = [line("type:Affine", rule="alpha_beta", alpha=alpha), line("type:Activation", rule="pass")]
+    for given in (lines, [line("type:Affine", rule="alpha_beta", alpha=alpha, beta=round(alpha - 1, 9)), lines[1]]):
+        for kind in ("fast", "zennit"):
+            found = attribute(cnn, scans[:1], composite=given, target="reduced", start="one", rules=kind).relevance[0]
+            torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["fast", "zennit"])
+def test_biases_left_out(cnn, scans, kind):
+    """Nothing is absorbed by them then, and a line that says otherwise keeps its own."""
+    lines = [line("conv1", rule="epsilon", zero_params=[]), line("type:Affine", rule="epsilon"), REST]
+    lines.insert(0, line("type:Activation", rule="pass"))
+    given, left_out = (
+        {row["layer"]: row for row in attribute(cnn, scans[:1], composite=lines, bias=bias, rules=kind).ledgers[0]}
+        for bias in (True, False)
+    )
+    assert all(abs(row["by_bias"]) > 1e-9 for row in given.values())
+    assert abs(left_out.pop("conv1")["by_bias"]) > 1e-9
+    for row in left_out.values():
+        assert row["by_bias"] == 0
+        assert row["relevance_in"] == pytest.approx(row["relevance_out"], rel=1e-3)
+
+
+# --- rules of one's own ---------------------------------------------------------------------------------------------
+
+OWN_RULE = """
+from zennit.rules import Epsilon
+
+class Halving(Epsilon):
+    def __init__(self, share=0.5, epsilon=1e-6, zero_params=None):
+        super().__init__(epsilon, zero_params)
+        self.share = share
+
+    def backward(self, module, grad_input, grad_output):
+        super().backward(module, grad_input, tuple(self.share * part for part in grad_output))
+
+RULES = {"halving": Halving}
+"""
+
+
+@pytest.fixture
+def own_rules(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN_RULE)
+    return load_rules(tmp_path / "mine.py")
+
+
+def test_a_rule_of_ones_own(own_rules, cnn, scans):
+    """LRP is linear: a layer that hands on a share of what epsilon does scales the map by it."""
+    whole, scaled = (
+        attribute(cnn, scans, composite=[first, line("type:Affine", rule="epsilon"), REST], own_rules=own_rules)
+        for first in (line("fc2", rule="epsilon"), line("fc2", rule="halving", share=0.25, epsilon=1e-6))
+    )
+    torch.testing.assert_close(scaled.relevance, 0.25 * whole.relevance)
+    assert {row["layer"]: row["rule"] for row in scaled.ledgers[0]}["fc2"] == "halving"
+    rows = describe_composite([line("fc2", rule="halving"), REST], cnn, own_rules=own_rules)
+    shown = next(row for row in rows if row["layer"] == "fc2")
+    assert shown["rule"] == "halving" and shown["parameters"] == "share=0.5, epsilon=1e-06"
+
+
+def test_a_rule_of_ones_own_is_checked_as_others_are(own_rules, cnn):
+    for lines, said in (
+        ([line("*", rule="halving")], "'halving', expected one of .* or a rule of your own"),
+        ([line("*", rule="halving", part=1)], "no parameter 'part', expected some of share, epsilon, zero_params"),
+        ([line("*", rule="halving", share="half")], "share is 'half', expected a number"),
+    ):
+        with pytest.raises(InputError, match=said):
+            build_composite(lines, cnn, own_rules=None if "own" in said else own_rules)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "no such file"),
+        ("RULES = {", "cannot be executed: SyntaxError"),
+        ("import nothing_of_that_name", "cannot be executed: ModuleNotFoundError"),
+        ("rules = {}", "defines no RULES"),
+        ("RULES = {'mine': 3}", "mine is 3, expected a class derived from zennit.core.Hook"),
+        ("from zennit.rules import Pass\nRULES = {'pass': Pass}", "pass is the name of a rule that there is already"),
+    ],
+)
+def test_files_of_rules_that_cannot_be_used(tmp_path, text, said):
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=said):
+        load_rules(path)
+
+
+# --- canonizers -----------------------------------------------------------------------------------------------------
+
+
+def test_the_table_shows_what_canonizers_add():
+    model = residual_networks()["resnet3d"][0]
+    before = {name: id(module) for name, module in model.named_modules()}
+    lines = [line("type:Affine", rule="epsilon"), line("type:Sum", rule="norm"), REST]
+    rows = {row["layer"]: row for row in describe_composite(lines, model, canonizers=["resnet3d"])}
+    assert rows["0.canonizer_sum"]["rule"] == "norm" and rows["0.canonizer_sum"]["type"] == "Sum"
+    assert before == {name: id(module) for name, module in model.named_modules()}
 
 
 def residual_networks():

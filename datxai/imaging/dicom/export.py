@@ -11,8 +11,9 @@ import numpy as np
 
 from datxai import __version__
 from datxai.errors import InputError
-from datxai.files import replacing
-from datxai.imaging.dicom.projections import PHOTOPEAK_KEV, Projections
+from datxai.imaging.dicom.dataset import PHOTOPEAK_KEV
+from datxai.imaging.dicom.objects import BRAIN, code, write_object
+from datxai.imaging.dicom.projections import Projections
 
 WINDOW_HALF_WIDTH = 0.1  # of the photopeak
 FRAME_SECONDS = 30
@@ -26,7 +27,6 @@ RECUMBENT = ("102538003", "SCT", "recumbent")
 SUPINE = ("40199007", "SCT", "supine")
 HEAD_FIRST = ("102540008", "SCT", "headfirst")
 INTRAVENOUS = ("47625008", "SCT", "Intravenous route")
-BRAIN = ("12738006", "SCT", "Brain")
 
 
 def write_projections(
@@ -55,8 +55,7 @@ def write_projections(
     InputError
         If counts do not fit 16 bits, or angles are not evenly spaced.
     """
-    from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, NuclearMedicineImageStorage, generate_uid
+    from pydicom.uid import NuclearMedicineImageStorage, generate_uid
 
     counts = np.rint(projections.counts)
     if not (np.isfinite(counts).all() and counts.min() >= 0 and counts.max() <= LARGEST_COUNT):
@@ -68,18 +67,10 @@ def write_projections(
     assert views * detectors == len(counts), (len(counts), detectors)
     starts, step = _find_steps(projections.angles_deg.reshape(detectors, views), path)
 
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = NuclearMedicineImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[name, "instance"])
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(None, {}, preamble=b"\0" * 128, file_meta=meta)
-    dataset.SOPClassUID = meta.MediaStorageSOPClassUID
-    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
-    dataset.StudyInstanceUID = generate_uid(entropy_srcs=[name, "study"])
-    dataset.SeriesInstanceUID = generate_uid(entropy_srcs=[name, "series"])
-    dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=[name, "frame"])
     elements = (
-        _describe_study(patient_id, patient_name, patient_sex, patient_age)
+        {f"{kind}InstanceUID": generate_uid(entropy_srcs=[name, kind.lower()]) for kind in ("Study", "Series")}
+        | {"FrameOfReferenceUID": generate_uid(entropy_srcs=[name, "frame"])}
+        | _describe_study(patient_id, patient_name, patient_sex, patient_age)
         | _describe_frames(counts, projections, detectors)
         | _describe_tracer()
         | {
@@ -90,10 +81,8 @@ def write_projections(
             "RotationInformationSequence": [_describe_rotation(projections, starts[0], step, views, detectors)],
         }
     )
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, _element(value))
-    with replacing(path) as temporary:
-        dataset.save_as(temporary, enforce_file_format=True)
+    instance = generate_uid(entropy_srcs=[name, "instance"])
+    write_object(path, NuclearMedicineImageStorage, instance, elements)
 
 
 def _describe_study(patient_id: str, patient_name: str, sex: str, age: float | None) -> dict:
@@ -116,12 +105,12 @@ def _describe_study(patient_id: str, patient_name: str, sex: str, age: float | N
         "SeriesDescription": "DAT-SPECT TOMO",
         "InstanceNumber": 1,
         "BodyPartExamined": "BRAIN",
-        "AnatomicRegionSequence": [_code(BRAIN)],
+        "AnatomicRegionSequence": [code(BRAIN)],
         "PositionReferenceIndicator": "",
         "PatientOrientationCodeSequence": [
-            {**_code(RECUMBENT), "PatientOrientationModifierCodeSequence": [_code(SUPINE)]}
+            {**code(RECUMBENT), "PatientOrientationModifierCodeSequence": [code(SUPINE)]}
         ],
-        "PatientGantryRelationshipCodeSequence": [_code(HEAD_FIRST)],
+        "PatientGantryRelationshipCodeSequence": [code(HEAD_FIRST)],
     }
 
 
@@ -170,10 +159,10 @@ def _describe_tracer() -> dict:
         "RadiopharmaceuticalInformationSequence": [
             {
                 "Radiopharmaceutical": "Ioflupane I-123",
-                "RadiopharmaceuticalCodeSequence": [_code(IOFLUPANE)],
-                "RadionuclideCodeSequence": [_code(IODINE_123)],
+                "RadiopharmaceuticalCodeSequence": [code(IOFLUPANE)],
+                "RadionuclideCodeSequence": [code(IODINE_123)],
                 "RadiopharmaceuticalRoute": "INTRAVENOUS",
-                "AdministrationRouteCodeSequence": [_code(INTRAVENOUS)],
+                "AdministrationRouteCodeSequence": [code(INTRAVENOUS)],
             }
         ],
     }
@@ -228,22 +217,3 @@ def _find_steps(angles: np.ndarray, path: object) -> tuple[list[float], float]:
     if not abs(step) > ANGLE_TOLERANCE_DEG or (np.abs(steps - step) > ANGLE_TOLERANCE_DEG).any():
         raise InputError(f"{path}: the angles are not evenly spaced, expected one step; write them in order.")
     return (angles[:, 0] % 360.0).tolist(), step
-
-
-def _code(code: tuple[str, str, str]) -> dict:
-    return dict(zip(("CodeValue", "CodingSchemeDesignator", "CodeMeaning"), code))
-
-
-def _element(value: object) -> object:
-    """A value as pydicom takes it: mappings become items, decimal numbers get at most 16 characters."""
-    from pydicom import Dataset
-    from pydicom.valuerep import DSfloat
-
-    if isinstance(value, dict):
-        item = Dataset()
-        for keyword, part in value.items():
-            setattr(item, keyword, _element(part))
-        return item
-    if isinstance(value, list):
-        return [_element(part) for part in value]
-    return DSfloat(value, auto_format=True) if isinstance(value, float) else value

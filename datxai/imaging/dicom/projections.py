@@ -20,9 +20,20 @@ from pathlib import Path
 import numpy as np
 
 from datxai.errors import InputError
-from datxai.imaging.dicom.dataset import decode, kind_of, list_files, numbers, reading, require_pixels, rescale
+from datxai.imaging.dicom.dataset import (
+    PHOTOPEAK_KEV,
+    decode,
+    kind_of,
+    list_files,
+    numbers,
+    pixel_spacing,
+    printable,
+    reading,
+    require_pixels,
+    rescale,
+    window_limits,
+)
 
-PHOTOPEAK_KEV = 159.0  # of I-123
 PHOTOPEAK_NAME = re.compile(r"123|iod|159", re.IGNORECASE)
 SCATTER_NAME = re.compile(r"(?<![a-z])sc|lower|upper", re.IGNORECASE)
 DIRECTIONS = {"CC": 1.0, "CCW": 1.0, "CW": -1.0}
@@ -81,6 +92,7 @@ class _Detector:
 class _Part:
     """What one file holds of an acquisition."""
 
+    patient: str
     series: str
     spacing: tuple[float, float]  # between rows and between columns, mm
     limits_kev: list[float] | None
@@ -186,19 +198,18 @@ def _read_file(path: Path) -> _Part:
         pixels = decode(dataset, path)
         frames = _index_frames(dataset, len(pixels), path)
         window, limits = _choose_window(dataset, int(frames["window"].max()), path)
-        spacing = numbers(dataset, "PixelSpacing", 2, path)
-        if (spacing <= 0).any():
-            raise InputError(
-                f"{path}: PixelSpacing is {spacing.tolist()}, expected lengths in mm; export the scan again."
-            )
+        spacing = pixel_spacing(dataset, path)
         detectors = [
             _read_detector(dataset, number, frames, window, pixels, path) for number in np.unique(frames["detector"])
         ]
-        return _Part(str(dataset.get("SeriesInstanceUID", "")), tuple(spacing.tolist()), limits, detectors)
+        patient, series = (str(dataset.get(keyword, "")) for keyword in ("PatientID", "SeriesInstanceUID"))
+        return _Part(patient, series, tuple(spacing.tolist()), limits, detectors)
 
 
 def _require_one(parts: list[_Part], name: object) -> None:
-    """One series on one matrix."""
+    """One series of one patient on one matrix. Identities are compared, not told."""
+    if len({part.patient for part in parts}) > 1:
+        raise InputError(f"{name}: the files are of more than one patient, expected one acquisition; separate them.")
     if len({part.series for part in parts}) > 1:
         raise InputError(
             f"{name}: holds {len(parts)} acquisitions in the window of I-123, expected one, in one file or series; "
@@ -245,7 +256,7 @@ def _choose_window(dataset, count: int, path: Path) -> tuple[int, list[float] | 
     """Number of the energy window of I-123, counted from 1, and its limits in keV (None where they are not told)."""
     items = [*(dataset.get("EnergyWindowInformationSequence") or ())][:count]
     names = [str(item.get("EnergyWindowName") or "") for item in items]
-    limits = [_window_limits(item) for item in items]
+    limits = [window_limits(item) for item in items]
     holding = [k for k, bounds in enumerate(limits) if bounds and bounds[0] <= PHOTOPEAK_KEV <= bounds[1]]
     named = [
         k
@@ -264,17 +275,6 @@ def _choose_window(dataset, count: int, path: Path) -> tuple[int, list[float] | 
             f"that of I-123, expected one that holds {PHOTOPEAK_KEV:g} keV; export that one alone."
         )
     return chosen[0] + 1, limits[chosen[0]] if limits else None
-
-
-def _window_limits(item) -> list[float] | None:
-    """Lowest and highest limit in keV of a window, which may be made of several ranges."""
-    keywords = ("EnergyWindowLowerLimit", "EnergyWindowUpperLimit")
-    bounds = [
-        [float(part[keyword].value) for keyword in keywords]
-        for part in item.get("EnergyWindowRangeSequence") or ()
-        if all(part.get(keyword) for keyword in keywords)
-    ]
-    return [min(low for low, _ in bounds), max(high for _, high in bounds)] if bounds else None
 
 
 def _read_detector(
@@ -296,8 +296,8 @@ def _read_detector(
     detector = items[number - 1] if number <= len(items) else {}
     if str(detector.get("CollimatorType") or "") not in PARALLEL:
         raise InputError(
-            f"{path}: has a collimator of type {detector.get('CollimatorType')}, expected parallel holes (PARA); "
-            f"give the reconstructed volume."
+            f"{path}: has a collimator of type {printable(detector.get('CollimatorType'))}, expected parallel holes "
+            f"(PARA); give the reconstructed volume."
         )
     step = _step(rotation, len(views), path)
     start = None
@@ -357,7 +357,7 @@ def _is_given(holder, keyword: str) -> bool:
 def _step(rotation, views: int, path: Path) -> float:
     """Degrees from view to view, negative where the angle falls."""
     step = numbers(rotation, "AngularStep", 1, path)[0]
-    direction = str(rotation.get("RotationDirection") or "missing")
+    direction = printable(rotation.get("RotationDirection") or "missing")
     if step <= 0 or direction not in DIRECTIONS:
         raise InputError(
             f"{path}: AngularStep is {step:g} and RotationDirection {direction}, expected more than 0 degrees and CC "

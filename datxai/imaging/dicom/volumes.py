@@ -14,7 +14,21 @@ from pathlib import Path
 import numpy as np
 
 from datxai.errors import InputError
-from datxai.imaging.dicom.dataset import decode, kind_of, list_files, numbers, reading, require_pixels, rescale
+from datxai.imaging.dicom.dataset import (
+    PHOTOPEAK_KEV,
+    SPACING_RANGE_MM,
+    decode,
+    is_spacing,
+    kind_of,
+    list_files,
+    numbers,
+    pixel_spacing,
+    printable,
+    reading,
+    require_pixels,
+    rescale,
+    window_limits,
+)
 from datxai.volume import Volume, require_invertible, require_signal, to_ras
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -60,7 +74,7 @@ def read_series(files: str | os.PathLike | Iterable[str | os.PathLike]) -> Volum
     ------
     InputError
         If the files are unreadable, truncated or no images; of several patients or series; projections or
-        planar images; or slices that are missing, double, or not on one lattice.
+        planar images; not of I-123; or slices that are missing, double, or not on one lattice.
     """
     paths = list_files(files)
     parts = [_read_file(path) for path in paths]
@@ -88,6 +102,7 @@ def _read_file(path: Path) -> _Part:
                 f"{path}: holds raw projections (Image Type TOMO), expected a "
                 f"reconstructed volume; reconstruct them first."
             )
+        _require_tracer(dataset, path)
         require_pixels(dataset, path)
         return _Part(
             str(dataset.get("PatientID", "")),
@@ -99,13 +114,24 @@ def _read_file(path: Path) -> _Part:
         )
 
 
+def _require_tracer(dataset, path: Path) -> None:
+    """Raise `InputError` if energy windows are told and none could have seen I-123."""
+    limits = [window_limits(item) for item in dataset.get("EnergyWindowInformationSequence") or ()]
+    if limits and all(bounds and not bounds[0] <= PHOTOPEAK_KEV <= bounds[1] for bounds in limits):
+        told = ", ".join(f"{low:g}-{high:g}" for low, high in limits)
+        raise InputError(
+            f"{path}: was counted at {told} keV, expected an energy window that holds {PHOTOPEAK_KEV:g} keV (I-123); "
+            f"it is a scan with another tracer, remove it."
+        )
+
+
 def _require_one(parts: list[_Part], name: object) -> None:
     """One patient, one series. Identities are compared, not told."""
     if len({part.patient for part in parts}) > 1:
         raise InputError(f"{name}: the files are of more than one patient, expected one series; separate them.")
     series = {part.series: part.description for part in parts}
     if len(series) > 1:
-        listed = ", ".join(sorted(map(repr, series.values())))
+        listed = ", ".join(sorted(f"'{printable(text)}'" for text in series.values()))
         raise InputError(f"{name}: the files are of {len(series)} series ({listed}), expected one; separate them.")
 
 
@@ -124,7 +150,7 @@ def _cut(dataset, pixels: np.ndarray, path: Path) -> list[_Slice]:
     place = detector[0] if "ImageOrientationPatient" in detector[0] else dataset
     directions = numbers(place, "ImageOrientationPatient", 6, path)
     position = numbers(place, "ImagePositionPatient", 3, path)
-    spacing = numbers(dataset, "PixelSpacing", 2, path)
+    spacing = pixel_spacing(dataset, path)
     first = _place(pixels[0], position, directions, spacing, dataset, path)
     if len(pixels) == 1:
         return [first]
@@ -160,7 +186,7 @@ def _cut_enhanced(dataset, pixels: np.ndarray, path: Path) -> list[_Slice]:
             frame,
             numbers(find(group, "PlanePositionSequence"), "ImagePositionPatient", 3, path),
             numbers(find(group, "PlaneOrientationSequence"), "ImageOrientationPatient", 6, path),
-            numbers(find(group, "PixelMeasuresSequence"), "PixelSpacing", 2, path),
+            pixel_spacing(find(group, "PixelMeasuresSequence"), path),
             find(group, "PixelValueTransformationSequence"),
             path,
         )
@@ -171,11 +197,8 @@ def _cut_enhanced(dataset, pixels: np.ndarray, path: Path) -> list[_Slice]:
 def _place(pixels, position, directions, spacing, scaling, path) -> _Slice:
     along_columns, along_rows = directions[:3], directions[3:]
     cosines = np.array([along_columns @ along_columns, along_rows @ along_rows, along_columns @ along_rows])
-    if np.abs(cosines - [1, 1, 0]).max() > COSINE_TOLERANCE or (spacing <= 0).any():
-        raise InputError(
-            f"{path}: Image Orientation {directions.tolist()} and Pixel Spacing {spacing.tolist()} are no "
-            f"right-angled axes; export it again."
-        )
+    if np.abs(cosines - [1, 1, 0]).max() > COSINE_TOLERANCE:
+        raise InputError(f"{path}: Image Orientation {directions.tolist()} are no right-angled axes; export it again.")
     axes = np.stack([along_columns * spacing[1], along_rows * spacing[0]], axis=1)
     return _Slice(rescale(pixels, scaling), position, axes, np.cross(along_columns, along_rows))
 
@@ -205,6 +228,11 @@ def _stack(slices: list[_Slice], name: object) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(
             f"{name}: lacks {lost} of {len(slices) + lost} slices (a gap of {gaps.max():.2f} mm where slices "
             f"are {gap:.2f} mm apart); export the whole series again."
+        )
+    if not is_spacing(gap):
+        raise InputError(
+            f"{name}: slices are {gap:g} mm apart, expected {SPACING_RANGE_MM[0]:g} to {SPACING_RANGE_MM[1]:g} mm; "
+            f"export the scan again."
         )
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
     if np.abs(positions - positions[0] - np.arange(len(slices))[:, None] * step).max() > tolerance:

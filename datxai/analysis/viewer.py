@@ -1,0 +1,63 @@
+"""What the viewer in the pages is given: volumes packed into text, and colour scales."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from datxai.volume import Volume
+
+LEVELS = 2047  # steps from zero to the largest absolute value of a volume: 0.002 of uptake, about
+UPTAKE = {"Greys": "white to black", "gray": "black to white", "inferno": "colour"}
+RELEVANCE = "RdBu_r"  # diverging, stays apart for colour-blind readers
+
+
+def pack_space(
+    name: str, volumes: Mapping[str, Volume], outline: np.ndarray | None = None, sides: Sequence[str] = ("L", "R")
+) -> dict:
+    """What the viewer shows in one space, JSON-like.
+
+    Parameters
+    ----------
+    name : of the space, as it stands in the viewer
+    volumes : ``spect`` (uptake) and ``relevance``, on one grid
+    outline : bool array (X, Y, Z) on that grid, whose border is drawn
+    sides : what stands where x is lowest and highest
+    """
+    spect, relevance = volumes["spect"], volumes["relevance"]
+    assert spect.grid.same_as(relevance.grid), "one grid for both volumes"
+    space = {
+        "name": name,
+        "sides": list(sides),
+        "shape": list(spect.shape),
+        "affine": spect.affine.tolist(),
+        "spect": pack(spect.data),
+        "relevance": pack(relevance.data),
+    }
+    return space if outline is None else {**space, "outline": pack(outline)}
+
+
+def pack(data: np.ndarray) -> dict:
+    """An array as text: ``data`` is base64 of deflated int16 in C order, low bytes first, then high bytes.
+
+    A value is its integer times ``step``; `LEVELS` steps reach the largest absolute value.
+    """
+    data = np.asarray(data, np.float32)
+    step = float(np.abs(data).max()) / LEVELS or 1.0
+    levels = np.rint(data / step).astype("<i2")
+    halves = levels.reshape(-1).view(np.uint8).reshape(-1, 2).T
+    return {"step": step, "data": base64.b64encode(zlib.compress(halves.tobytes(), 5)).decode()}
+
+
+def pack_colours() -> dict:
+    """Colour scales: ``uptake`` (name in words to scale) and ``relevance``; each is base64 of 256 RGB triples."""
+    return {"uptake": {words: _pack_scale(name) for name, words in UPTAKE.items()}, "relevance": _pack_scale(RELEVANCE)}
+
+
+def _pack_scale(name: str) -> str:
+    from matplotlib import colormaps
+
+    return base64.b64encode(colormaps[name](np.arange(256), bytes=True)[:, :3].tobytes()).decode()

@@ -1,0 +1,35 @@
+"""Parts of a volume that perturbing methods take away as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from datxai.errors import InputError
+
+
+def make_blocks(shape: Sequence[int], size: int) -> np.ndarray:
+    """Blocks of ``size`` voxels along each axis, smaller at the far rim: int labels from 1 on, of shape ``shape``."""
+    counts = [-(-length // size) for length in shape]
+    places = [np.arange(length) // size for length in shape]
+    return 1 + np.ravel_multi_index(np.meshgrid(*places, indexing="ij"), counts)
+
+
+def make_supervoxels(volume: np.ndarray, n: int, compactness: float = 0.02) -> np.ndarray:
+    """About ``n`` supervoxels: compact parts of similar intensity, int labels (X, Y, Z) from 1 on, 0 is background.
+
+    Simple linear iterative clustering (SLIC; Achanta et al. 2012, doi 10.1109/TPAMI.2012.120) of the foreground, which
+    is what lies above the volume's mean. ``compactness`` weighs distance against intensity, which is scaled to [0, 1].
+    """
+    try:
+        from skimage.segmentation import slic
+    except ImportError as error:
+        raise InputError(
+            "supervoxels need scikit-image, which is not installed: pip install 'datxai[methods]', or give parcels "
+            "(attribution.parcels=atlas)."
+        ) from error
+    foreground = volume > volume.mean()
+    if not foreground.any():
+        raise InputError("supervoxels: the volume is constant, there is nothing to divide.")
+    return slic(volume.astype(np.float64), n, compactness, mask=foreground, start_label=1, channel_axis=None)

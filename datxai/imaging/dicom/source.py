@@ -1,0 +1,121 @@
+"""The source of a result: the patient, study and instances of a scan, without pixels, to file the result beside it.
+
+Only the elements named here are taken from a scan's headers; private elements, dates of birth in free text, names of
+operators and stations never get into a result.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+
+from datxai import __version__
+from datxai.errors import InputError
+from datxai.imaging.dicom.dataset import kind_of, list_files, reading
+from datxai.imaging.dicom.objects import code
+
+REQUIRED = (  # type 2 of the modules Patient and General Study (DICOM PS3.3 C.7.1.1, C.7.2.1): there, maybe empty
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+OPTIONAL = ("IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight", "StudyDescription")
+BASIC_PROFILE = ("113100", "DCM", "Basic Application Confidentiality Profile")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a result says of the scan that it was made of.
+
+    ``elements`` are those of the patient and the study by keyword, ``instances`` are (series, SOP class, SOP instance)
+    of each file. ``frame_of_reference`` is the scan's own where the voxels lie in it (``in_frame``), else a new one.
+    """
+
+    elements: Mapping[str, object]
+    instances: tuple[tuple[str, str, str], ...]
+    frame_of_reference: str
+    in_frame: bool
+    deidentified: bool = False
+
+
+def read_source(files: str | os.PathLike | Iterable[str | os.PathLike]) -> Source:
+    """The source of a scan, from the headers of its files (or their folder).
+
+    What is reconstructed from projections lies around the axis of rotation, and where that stands in the scanner is
+    not told: it gets a frame of reference of its own.
+
+    Raises
+    ------
+    InputError
+        If a file is no DICOM, lacks the unique identifiers of its study, series or instance, or if the files are of
+        several patients or studies.
+    """
+    from pydicom.uid import generate_uid
+
+    paths = list_files(files)
+    name = paths[0] if len(paths) == 1 else paths[0].parent
+    found, instances, frames = {}, [], set()
+    for path in paths:
+        if path.name.lower().endswith((".nii", ".nii.gz")):
+            raise InputError(
+                f"{path}: is NIfTI, which tells neither patient nor study, expected DICOM to file a DICOM result with; "
+                f"give the original files, or leave dicom=true out."
+            )
+        with reading(path, stop_before_pixels=True) as dataset:
+            uids = [str(dataset.get(f"{kind}UID") or "") for kind in ("SeriesInstance", "SOPClass", "SOPInstance")]
+            elements = {keyword: _plain(dataset.get(keyword)) for keyword in ("StudyInstanceUID", *REQUIRED, *OPTIONAL)}
+            if not all([elements["StudyInstanceUID"], *uids]):
+                raise InputError(
+                    f"{path}: lacks the unique identifiers of its study, series or instance, expected them for a "
+                    f"result to be filed with; export it again."
+                )
+            place = str(dataset.get("FrameOfReferenceUID") or "")
+            frames.add(place if kind_of(dataset, path) == "volume" else "")
+        instances.append(tuple(uids))
+        found.setdefault((elements["PatientID"], elements["StudyInstanceUID"]), elements)
+    if len(found) > 1:
+        raise InputError(f"{name}: the files are of more than one patient or study, expected one scan; separate them.")
+    (elements,) = found.values()
+    kept = {keyword: value for keyword, value in elements.items() if value or keyword not in OPTIONAL}
+    in_frame = len(frames) == 1 and "" not in frames
+    return Source(kept, tuple(instances), frames.pop() if in_frame else generate_uid(prefix=None), in_frame)
+
+
+def deidentify(source: Source) -> Source:
+    """A source that tells nobody's name: DICOM PS3.15 Annex E, Basic Application Confidentiality Profile.
+
+    Every element of patient and study is emptied or removed, except for a random Patient ID, so that an archive does
+    not merge people. All unique identifiers are replaced by random ones, the same for the same within one call; the
+    way back is kept nowhere.
+    """
+    from pydicom.uid import generate_uid
+
+    @cache
+    def renew(uid: str) -> str:
+        return generate_uid(prefix=None)
+
+    return replace(
+        source,
+        elements={
+            "StudyInstanceUID": renew(source.elements["StudyInstanceUID"]),
+            **dict.fromkeys(REQUIRED, ""),
+            "PatientName": "ANONYMOUS^",
+            "PatientID": f"ANON-{secrets.token_hex(6)}",
+            "PatientIdentityRemoved": "YES",
+            "DeidentificationMethod": f"datxai {__version__}, DICOM PS3.15 Annex E, basic profile",
+            "DeidentificationMethodCodeSequence": [code(BASIC_PROFILE)],
+            "LongitudinalTemporalInformationModified": "REMOVED",
+        },
+        instances=tuple((renew(series), kind, renew(instance)) for series, kind, instance in source.instances),
+        frame_of_reference=renew(source.frame_of_reference),
+        deidentified=True,
+    )
+
+
+def _plain(value: object) -> str:
+    """Text of an element, several values joined as DICOM does; empty where there is none."""
+    from pydicom.multival import MultiValue
+
+    return "\\".join(map(str, value)) if isinstance(value, MultiValue) else str("" if value is None else value)

@@ -1,0 +1,66 @@
+"""Where the relevance lies: mass, rank and pointing against regions of the anatomy or a known lesion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from datxai.metrics.case import Case
+
+TOLERANCE_MM = 8.0  # of pointing: a clinical scan shows no position better than to half its resolution
+
+
+def relevance_mass(case: Case) -> dict[str, float]:
+    """`mass` in every region and in the truth, by name."""
+    return {name: mass(case.map, mask) for name, mask in case.places.items()}
+
+
+def relevance_rank(case: Case) -> dict[str, float]:
+    """`rank` in every region and in the truth, by name."""
+    return {name: rank(case.map, mask) for name, mask in case.places.items()}
+
+
+def pointing_game(case: Case) -> dict[str, float]:
+    """`point` within `TOLERANCE_MM` of every region and of the truth, by name."""
+    return {name: point(case.map, mask, case.spacing) for name, mask in case.places.items()}
+
+
+def mass(relevance: np.ndarray, mask: np.ndarray) -> float:
+    """Share of the positive relevance that lies in ``mask`` (relevance mass accuracy, Arras et al. 2022).
+
+    doi:10.1016/j.inffus.2021.11.008. NaN for a map without positive relevance.
+    """
+    positive = np.maximum(relevance, 0, dtype=float)
+    whole = positive.sum()
+    return float(positive[mask].sum() / whole) if whole > 0 else float("nan")
+
+
+def rank(relevance: np.ndarray, mask: np.ndarray) -> float:
+    """Share of the K most relevant voxels that lie in ``mask``, which has K voxels.
+
+    Relevance rank accuracy (Arras et al. 2022, doi:10.1016/j.inffus.2021.11.008), sign included. Of voxels that tie
+    for the last places, as those of one parcel do, each counts with the chance that a random choice
+    among them has it. NaN for an empty mask and a constant map, which ranks nothing.
+    """
+    k = int(mask.sum())
+    if k == 0 or np.ptp(relevance) == 0:
+        return float("nan")
+    threshold = np.partition(relevance, -k, axis=None)[-k]
+    above, tied = relevance > threshold, relevance == threshold
+    chance = (k - above.sum()) / tied.sum()
+    return float((above[mask].sum() + chance * tied[mask].sum()) / k)
+
+
+def point(relevance: np.ndarray, mask: np.ndarray, spacing: Sequence[float], within_mm: float = TOLERANCE_MM) -> float:
+    """1 if the most relevant voxel lies ``within_mm`` of a voxel in ``mask``, centre to centre, else 0.
+
+    The pointing game (Zhang et al. 2018, doi:10.1007/s11263-017-1059-x), sign included; of several voxels with the
+    highest value, the share that hits. NaN for an empty mask and a constant map, which points nowhere.
+    """
+    from scipy import ndimage
+
+    if not mask.any() or np.ptp(relevance) == 0:
+        return float("nan")
+    distance = ndimage.distance_transform_edt(~mask, spacing)
+    return float((distance[relevance == relevance.max()] <= within_mm + 1e-6).mean())

@@ -1,0 +1,24 @@
+"""How far a map moves when the input hardly does."""
+
+from __future__ import annotations
+
+import torch
+
+from datxai.metrics.case import Case
+
+RADIUS = 0.05  # of the noise, in units of the input; scans are scaled to 1 in the reference region
+SAMPLES = 4
+
+
+def max_sensitivity(case: Case, radius: float = RADIUS, samples: int = SAMPLES) -> dict[str, float]:
+    """The farthest that the map moves under noise, uniform within ``radius`` in every voxel, of several draws.
+
+    Max-sensitivity (Yeh et al. 2019, arXiv 1901.09392), relative: the L2 distance over the length of the map, sign
+    included. NaN for a map of zeros.
+    """
+    generator = torch.Generator().manual_seed(case.seed)
+    noise = torch.rand(samples, *case.x.shape[1:], generator=generator, dtype=torch.float32).to(case.x)
+    maps = case.explain(case.model, case.x + radius * (2 * noise - 1)).detach().double()
+    here = case.relevance.to(maps)
+    moved = (maps - here).flatten(1).norm(dim=1).max() / here.norm()
+    return {"max_sensitivity": float(moved) if here.any() else float("nan")}

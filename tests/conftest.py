@@ -1,0 +1,50 @@
+"""A real browser, for the tests that need one."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium without a window; the tests that need it are skipped where it is not installed."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser) -> Callable:
+    """Opens a file or an address in a tab of its own (a Playwright page); what goes wrong in it fails the test.
+
+    Wrong is a message in the console, an exception, and any request that leaves the page's own place.
+    """
+    faults, contexts = [], []
+
+    def open_page(address: str | Path, width: int = 1280, height: int = 900, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        address = address.resolve().as_uri() if isinstance(address, Path) else address
+        place = address.rsplit("/", 1)[0] if address.startswith("file:") else "/".join(address.split("/")[:3])
+        own = (place, "data:", "blob:")
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda said: said.type in ("error", "warning") and faults.append(said.text))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: request.url.startswith(own) or faults.append(request.url))
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert faults == []

@@ -1,0 +1,108 @@
+"""Sanity checks: methods that must pass and methods that must fail, and the network untouched."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from datxai.metrics import METRICS
+from datxai.metrics.randomisation import cascade, randomise
+
+SHAPE = (6, 5, 4)
+
+
+def network():
+    torch.manual_seed(1)
+    layers = nn.Conv3d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4 * 3 * 2, 5), nn.ReLU(), nn.Linear(5, 2)
+    return nn.Sequential(*layers).double().eval()
+
+
+def gradient(output):
+    def explain(model, x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(model(x)[:, output].sum(), x)[0][:, 0]
+
+    return explain
+
+
+@pytest.fixture
+def case(make_case):
+    model, x = network(), torch.from_numpy(np.random.default_rng(0).normal(size=(1, 1, *SHAPE)))
+
+    def make(explain, explain_other):
+        relevance = explain(model, x)[0]
+        return make_case(relevance.detach().numpy(), model=model, x=x, explain=explain, explain_other=explain_other)
+
+    return make
+
+
+def test_cascade_goes_from_the_output_down_and_keeps_what_is_below():
+    model = network()
+    before = [tensor.clone() for tensor in model.parameters()]
+    states = [(name, [tensor.clone() for tensor in found.parameters()]) for name, found in randomise(model, 0)]
+    assert [name for name, _ in states] == ["5", "3", "0"]
+    for kept, (_, tensors) in zip((4, 2, 0), states):
+        changed = [not torch.equal(a, b) for a, b in zip(before, tensors)]
+        assert changed == [False] * kept + [True] * (6 - kept)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters())), "the model itself is as it was"
+
+
+def test_random_weights_have_the_size_of_those_learned_and_come_from_the_seed_alone():
+    model = nn.Sequential(nn.Linear(200, 300)).double()
+    with torch.no_grad():
+        model[0].weight.mul_(7.0).add_(1.0)
+        model[0].bias.zero_()
+    state = torch.random.get_rng_state()
+    (_, first), (_, again), (_, other) = (next(iter(randomise(model, seed))) for seed in (0, 0, 1))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert torch.equal(first[0].weight, again[0].weight) and not torch.equal(first[0].weight, other[0].weight)
+    rms = float(model[0].weight.detach().square().mean().sqrt())
+    assert float(first[0].weight.detach().std()) == pytest.approx(rms, rel=0.02)
+    assert float(first[0].weight.detach().mean()) == pytest.approx(0, abs=0.02 * rms)
+    assert not first[0].bias.any()
+
+
+def test_a_method_that_ignores_the_network_fails_and_the_gradient_does_not(case):
+    edges = case(lambda model, x: x[:, 0] ** 3, lambda model, x: x[:, 0] ** 3)
+    found = METRICS["parameter_randomisation"](edges) | METRICS["random_logit"](edges)
+    assert found and all(value == pytest.approx(1) for value in found.values())
+    honest = METRICS["parameter_randomisation"](case(gradient(1), gradient(0)))
+    assert honest["spearman_abs_all"] < 0.5 and honest["spearman_all"] < 0.5
+
+
+def test_a_map_that_only_turns_its_sign_is_seen_through(case):
+    sign = {"now": 1.0}
+
+    def flickering(model, x):
+        sign["now"] *= -1.0
+        return sign["now"] * x[:, 0]
+
+    found = METRICS["parameter_randomisation"](case(flickering, flickering))
+    assert found["spearman"] == pytest.approx(1) and found["spearman_abs"] == pytest.approx(1)
+
+
+def test_summary_is_the_mean_over_the_cascade(case):
+    chosen = case(gradient(1), gradient(0))
+    steps, found = cascade(chosen), METRICS["parameter_randomisation"](chosen)
+    assert list(steps) == ["5", "3", "0"]
+    for name in ("spearman_abs", "ssim"):
+        assert found[name] == pytest.approx(sum(step[name] for step in steps.values()) / 3)
+        assert found[f"{name}_all"] == steps["0"][name]
+
+
+def test_random_logit_of_outputs_that_say_the_opposite(case):
+    model_map = gradient(1)
+    found = METRICS["random_logit"](case(model_map, lambda model, x: -model_map(model, x)))
+    assert found["spearman"] == pytest.approx(-1)
+    assert found["spearman_abs"] == pytest.approx(1) and found["ssim"] == pytest.approx(1)
+
+
+def test_the_network_is_as_it_was_after_every_metric(case):
+    chosen = case(gradient(1), gradient(0))
+    before = {name: tensor.clone() for name, tensor in chosen.model.state_dict().items()}
+    x = chosen.x.clone()
+    for metric in METRICS.values():
+        metric(chosen)
+    after = chosen.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items()) and torch.equal(chosen.x, x)
+    assert not chosen.model.training and all(tensor.grad is None for tensor in chosen.model.parameters())

@@ -1,0 +1,54 @@
+"""Spearman by scipy's own function, SSIM by its formula in plain loops."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from datxai.metrics.similarity import compare
+
+RNG = np.random.default_rng(0)
+A, B = RNG.normal(size=(2, 9, 10, 8))
+MASK = RNG.random((9, 10, 8)) < 0.4
+
+
+def ssim_by_loop(a, b, window):
+    """Wang et al. 2004, uniform window, unbiased variances, mirrored edges; values from 0 to 1."""
+    half, c1, c2 = window // 2, 0.01**2, 0.03**2
+    padded = [np.pad(data, half, mode="symmetric") for data in (a, b)]
+    found = np.empty(a.shape)
+    for place in itertools.product(*map(range, a.shape)):
+        cut = tuple(slice(i, i + window) for i in place)
+        x, y = (data[cut].ravel() for data in padded)
+        covariance = np.cov(x, y)
+        found[place] = ((2 * x.mean() * y.mean() + c1) * (2 * covariance[0, 1] + c2)) / (
+            (x.mean() ** 2 + y.mean() ** 2 + c1) * (covariance[0, 0] + covariance[1, 1] + c2)
+        )
+    return found
+
+
+def test_against_scipy_and_the_formula():
+    found = compare(A, B, MASK)
+    assert found["spearman"] == pytest.approx(stats.spearmanr(A[MASK], B[MASK]).statistic, abs=1e-12)
+    absolute = [np.abs(data) / np.abs(data[MASK]).max() for data in (A, B)]
+    expected = stats.spearmanr(*(data[MASK] for data in absolute)).statistic
+    assert found["spearman_abs"] == pytest.approx(expected, abs=1e-12)
+    assert found["ssim"] == pytest.approx(ssim_by_loop(*absolute, 7)[MASK].mean(), abs=1e-9)
+
+
+def test_the_same_map_at_another_scale_is_the_same_map():
+    assert compare(A, 3e-6 * A, MASK) == pytest.approx({"spearman": 1, "spearman_abs": 1, "ssim": 1}, abs=1e-9)
+    assert compare(A, -A, MASK) == pytest.approx({"spearman": -1, "spearman_abs": 1, "ssim": 1}, abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(12, 11, 1), (1, 9, 8), (6, 5, 4), (3, 3, 3), (5, 1, 1)])
+def test_thin_grids(shape):
+    a, b = RNG.normal(size=(2, *shape))
+    found = compare(a, b, np.ones(shape, bool))
+    assert np.isfinite(list(found.values())).all() and found["ssim"] < 1
+
+
+def test_a_constant_map_has_no_ranks():
+    found = compare(A, np.zeros_like(A), MASK)
+    assert np.isnan(found["spearman"]) and np.isnan(found["spearman_abs"]) and found["ssim"] < 0.5

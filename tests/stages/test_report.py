@@ -1,0 +1,116 @@
+"""The table and the pages of cases, from a run folder made by hand."""
+
+import base64
+import json
+import zlib
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+
+from datxai.case import SBR
+from datxai.cohort.dataset import write_store
+from datxai.files import read_table, write_json, write_table
+from datxai.run import Run
+from datxai.stages.report import Findings, tabulate_cases, write_pages
+from datxai.volume import Grid, Volume, save
+
+GRID = Grid.axis_aligned((91, 109, 1), (2, 2, 12), (-90, -126, 2))
+CASES = {  # set, label, margin of the logits, mirrored
+    "sub-1": ("test", 0, -3.0, False), "sub-2": ("test", 1, 2.0, True), "sub 3&": ("test", 1, -0.5, False),
+    "sub-4": ("validation", 0, -2.0, False), "sub-5": ("validation", 1, 0.4, False), "sub-6": ("train", 1, 0.1, True),
+}  # fmt: skip
+EXPLAINED = ["sub-1", "sub-2", "sub 3&"]
+TEMPERATURE = 0.5
+
+
+@pytest.fixture
+def found(tmp_path):
+    run, rng = Run(tmp_path), np.random.default_rng(0)
+    people, predictions, ratios, maps, quality = [], [], [], [], []
+    for number, (name, (group, label, margin, mirrored)) in enumerate(CASES.items()):
+        person = {"participant_id": name}
+        sbr = dict.fromkeys(SBR, 1.0) | {"putamen_left": 0.5 + number, "putamen_right": 3.0}
+        judged = {"verdict": "amber" if number == 0 else "green", "reason": "tilted" if number == 0 else None}
+        people.append(person | {"age": None if number == 1 else 60 + number, "sex": "F", "label": label})
+        predictions.append(
+            person | {"set": group, "label": label, "predicted": int(margin > 0), "p_reduced": 0.5,
+                      "logit_normal": 1.0, "logit_reduced": 1.0 + margin}
+        )  # fmt: skip
+        ratios.append(person | sbr | {"mirrored": mirrored})
+        quality.append(person | judged | {"similarity": 0.9 + number / 100})
+        scan = Volume(rng.uniform(0, 2, GRID.shape), GRID.affine)
+        measures = {"measures": {**sbr, "mirrored": mirrored, "quality": judged}}
+        save(scan, run.scan_of(name), measures)
+        if name in EXPLAINED:
+            maps.append(person | {"putamen_ipsilateral": number - 1.0, "consistent": number != 2})
+            record = {"method": {"attribution": "lrp"}, "sum": 1.0, "ledger": [{"layer": "conv1", "absorbed": 0.5}]}
+            save(Volume(rng.normal(0, 1, GRID.shape), GRID.affine), run.relevance_of(name), record)
+    quality.append({"participant_id": "sub-7", "verdict": "red", "reason": "not a head", "similarity": 0.1})
+    for path, rows in [
+        (run.participants, people), (run.predictions, predictions), (run.sbr, ratios), (run.roi_relevance, maps),
+        (run.qc, quality),
+    ]:  # fmt: skip
+        write_table(path, rows, list(rows[0]))
+    write_store(run.store, ["sub-1"], [np.zeros(GRID.shape)], GRID)
+    for kind in ("spect", "relevance"):
+        save(Volume(rng.uniform(0, 2, GRID.shape), GRID.affine), run.mean_of(f"TN_{kind}"))
+    write_json(run.metrics, {"calibration": {"temperature": TEMPERATURE, "determined": True}})
+    entry = {"inputs": {}, "outputs": ["metrics.json"], "config": {"atlas": {"labels": None, "names": None}}}
+    entry |= {"fingerprint": "e", "finished": "today", "git_revision": None}
+    write_json(run.manifest, {"evaluate": entry, "explain": entry})
+    return Findings(run)
+
+
+def test_the_table_holds_every_scan_and_what_speaks_against_it(found):
+    rows = {row["participant_id"]: row for row in tabulate_cases(found)}
+    assert list(rows) == [*CASES, "sub-7"]
+    for name, (_, _, margin, _) in CASES.items():
+        assert rows[name]["probability"] == pytest.approx(1 / (1 + np.exp(-margin / TEMPERATURE)))
+    # of two validation cases the nearer one, at a margin of 0.4, says what is uncertain
+    assert {name: row["flags"] for name, row in rows.items()} == {
+        "sub-1": ["quality"], "sub-2": [], "sub 3&": ["misclassified", "inconsistent"], "sub-4": [],
+        "sub-5": ["uncertain"], "sub-6": ["uncertain"], "sub-7": ["quality"],
+    }  # fmt: skip
+    assert [row["sbr"] for row in rows.values()] == [0.5, 1.5, 2.5, 3.0, 3.0, 3.0, None]
+    assert (rows["sub-2"]["age"], rows["sub-1"]["age"], rows["sub-1"]["reason"]) == (None, 60.0, "tilted")
+    assert (rows["sub-7"]["set"], rows["sub-7"]["quality"], rows["sub-7"]["group"]) == ("left out", "red", None)
+    pages = {name: row["page"] for name, row in rows.items() if row["page"]}
+    assert pages == {name: f"report/case.html#{quote(name)}" for name in EXPLAINED}
+
+
+def read_case(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("datxai.show(") and text.endswith(");\n")
+    return json.loads(text[len("datxai.show(") : -3])
+
+
+def unpack(packed):
+    low, high = np.frombuffer(zlib.decompress(base64.b64decode(packed["data"])), np.uint8).reshape(2, -1)
+    return (low | high.astype(np.uint16) << 8).view(np.int16).reshape(GRID.shape) * packed["step"]
+
+
+def test_pages_show_the_patients_own_sides_and_means_those_of_the_network(found):
+    import nibabel as nib
+
+    assert write_pages(found) == {"TN": "mean_TN"}
+    for name in EXPLAINED:
+        case = read_case(found.run.pages / f"{name}.js")
+        (space,) = case["spaces"]
+        data = nib.load(found.run.relevance_of(name)).get_fdata()
+        expected = data[::-1] if CASES[name][3] else data
+        assert np.abs(unpack(space["relevance"]) - expected).max() < 1.5e-3
+        assert (space["sides"], case["id"]) == (["L", "R"], name)
+    assert "labelled reduced: wrong" in case["html"]
+    assert "sub 3&amp;" in case["html"]
+    assert read_case(found.run.pages / "mean_TN.js")["spaces"][0]["sides"] == ["I", "C"]
+
+
+def test_pages_of_an_earlier_cohort_go(found):
+    found.run.pages.mkdir()
+    (found.run.pages / "sub-99.js").write_text("old")
+    write_pages(found)
+    assert {path.name for path in found.run.pages.iterdir()} == {
+        "case.html", "mean_TN.js", *(f"{name}.js" for name in EXPLAINED),
+    }  # fmt: skip
+    assert [row["participant_id"] for row in read_table(found.run.roi_relevance)] == EXPLAINED

@@ -183,7 +183,7 @@ def _take_over(folder: Path, given: dict[str, str]) -> tuple[list[str], list[str
     sources = yaml.safe_load((record / "hydra.yaml").read_text())["hydra"]["runtime"]["config_sources"]
     folders = [source["path"] for source in sources if source["provider"] == "command-line"]
     kept = yaml.safe_load((record / "overrides.yaml").read_text()) or []
-    own = {*given, "stage", "run", "shard", "scan", "file", "out"}
+    own = {*given, "stage", "run", "shard", "scan", "age", "file", "out"}
     kept = [word for word in kept if _key(word) != "composite.rules_from"]  # code is never taken over
     # A choice given now has settings of its own: data=ppmi drops data.root.
     kept = [word for word in kept if _key(word) not in own and _key(word).partition(".")[0] not in given]

@@ -5,8 +5,9 @@ Values live in ``conf/``; one dataclass here per group there. ``MISSING`` marks 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
 
 MISSING: Any = "???"  # OmegaConf's marker, spelt out so that this file imports nothing
 
@@ -20,9 +21,10 @@ STAGES = {
     "report": "figures and report.html",
 }
 COMMANDS = {
-    "case": "one new scan through a trained run: scan=PATH run=RUN_DIR",
+    "case": "one new scan through a trained run: scan=PATH run=RUN_DIR [age=YEARS]",
     "template": "a template for registration from a run's own normal scans: run=RUN_DIR",
     "benchmark": "ways to explain side by side, by measures of their maps: run=RUN_DIR",
+    "spectral": "groups among the relevance maps of a run, to find a Clever Hans: run=RUN_DIR",
     "compare": "repeats of a run side by side: accuracy, agreement of maps, ensemble: RUN... [out=DIR]",
     "reads": "consensus of two readers, and how far they agree: file=READS.tsv [out=DIR]",
 }
@@ -253,6 +255,8 @@ class Config:
     shard: str | None = None  # K/N: every N-th case, from K on, of `preprocess` or `explain`
     runs: list[str] = field(default_factory=list)  # of `compare`
     scan: str | None = None
+    age: float | None = None  # of the person scanned, in years; None: what the header of the scan says
+    port: int = 8765  # of `serve`; 0: any that is free
     dicom: bool = False  # results of `case` as DICOM too
     deidentify: bool = False  # and without the patient's identity
     file: str | None = None
@@ -262,3 +266,17 @@ class Config:
     n_jobs: int = -1
     on_error: str = "raise"  # raise | skip
     dry_run: bool = False  # of `explain`: show which layer gets which rule, make nothing
+
+
+def restore(values: Any, kind: Any = Config) -> Any:
+    """The settings that a run has recorded (.hydra/config.yaml): a `Config` again. Keys of another version are left out.
+
+    Of the kinds of `Data` what is common to all comes back.
+    """
+    if is_dataclass(kind) and isinstance(values, Mapping):
+        types = get_type_hints(kind)
+        known = [each.name for each in fields(kind) if each.name in values]
+        return kind(**{name: restore(values[name], types[name]) for name in known})
+    if get_origin(kind) is list and values is not None:
+        return [restore(value, get_args(kind)[0]) for value in values]
+    return values

@@ -54,6 +54,7 @@ class Run:
     ledger = property(lambda self: self.folder / "relevance_ledger.tsv")
     regions = property(lambda self: self.folder / "regions.tsv")
     doubt = property(lambda self: self.folder / "doubt.tsv")
+    anatomy = property(lambda self: self.folder / "anatomy.safetensors")
     means = property(lambda self: self.folder / "means")
     metrics = property(lambda self: self.folder / "metrics.json")
     figures = property(lambda self: self.folder / "figures")

@@ -55,7 +55,7 @@ def test_the_run_folder_holds_what_is_promised(finished):
     for name in (
         ".hydra/config.yaml", "manifest.json", "participants.tsv", "sbr.tsv", "split.tsv", "table1.tsv",
         "model/weights.safetensors", "model/config.yaml", "model/history.tsv", "model/last.ckpt",
-        "predictions.tsv", "roi_relevance.tsv", "metrics.json", "report.html",
+        "predictions.tsv", "roi_relevance.tsv", "metrics.json", "report.html", "report/case.html",
     ):  # fmt: skip
         assert (folder / name).is_file(), name
     for name in ("fig3", "fig3_all_slices", "fig4", "fig5", "training", "table1", "sbr"):

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from datxai.analysis.slices import Frame, Shade, add_bar, draw_slice, largest_slice, outline, show, tile
+from datxai.analysis.spectral import Strategies
 from datxai.analysis.style import (
     COLOURS,
     COLUMN,
@@ -254,3 +255,46 @@ def _bins(values: np.ndarray, cutoff: float) -> np.ndarray:
 
 def _shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "\u2026"
+
+
+@styled
+def plot_strategies(frame: Frame, found: Strategies, maps: Sequence[np.ndarray], names: Sequence[str]) -> Figure:
+    """Groups of relevance maps: the eigengap, where each map lies, and the mean and the prototype of each group.
+
+    ``found``: of `datxai.analysis.spectral.find_strategies`; ``maps`` (X, Y, Z) and ``names`` of the same cases.
+    """
+    figure = Figure(figsize=(PAGE, 2.0 + 1.9 * -(-found.n // 3)), layout="constrained")
+    charts, pictures = figure.subfigures(2, 1, height_ratios=(2.0, 1.9 * -(-found.n // 3)))
+    spectrum, plane = charts.subplots(1, 2)
+    colours = (*COLOURS.values(), "#009e73", "#cc79a7", "#f0e442", "black")
+    places = np.arange(1, len(found.eigenvalues) + 1)
+    spectrum.plot(places, found.eigenvalues, "o-", color=NEUTRAL, markersize=3, linewidth=0.8)
+    begin = int(np.diff(found.eigenvalues)[1:].argmax()) + 2
+    spectrum.axvspan(begin, begin + 1, color="#eeeeee")
+    above = spectrum.get_xaxis_transform()
+    said = f"gap {found.gap:.2f}\np = {found.p:.3f}"
+    spectrum.text(begin + 0.5, 0.02, said, ha="center", va="bottom", transform=above)
+    spectrum.set(xlabel="number", ylabel="eigenvalue", xticks=places, title="Spectrum of the graph of maps")
+    for number, prototype in enumerate(found.prototypes):
+        members = found.clusters == number
+        style = {"color": colours[number], "linewidths": 0, "s": 14, "alpha": 0.7}
+        plane.scatter(*found.embedding[members].T, label=f"group {number + 1} ({members.sum()})", **style)
+        plane.scatter(*found.embedding[prototype], s=40, facecolors="none", edgecolors="black", linewidths=0.8)
+    plane.set(xticks=[], yticks=[], title="Maps that look alike are near each other (ring: prototype)")
+    plane.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    panels = pictures.subplots(-(-found.n // 3), 6, squeeze=False).ravel()
+    members = [np.mean([maps[i] for i in np.flatnonzero(found.clusters == k)], axis=0) for k in range(found.n)]
+    for axes in panels[2 * found.n :]:
+        axes.set_axis_off()
+    for number, (mean, prototype) in enumerate(zip(members, found.prototypes)):
+        level = int(np.unravel_index(np.abs(mean).argmax(), mean.shape)[2])
+        for axes, data, title in zip(
+            panels[2 * number : 2 * number + 2],
+            (mean, maps[prototype]),
+            (f"group {number + 1}: mean", f"prototype\n{_shorten(names[prototype], 16)}"),
+        ):
+            draw_slice(axes, frame, data[:, :, level], Shade.of_relevance([data[:, :, level]]), index=level)
+            axes.set_title(title, color=colours[number])
+            axes.set_xlabel(f"z = {frame.position(2, level):.0f} mm", labelpad=2)
+    add_note(figure, f"each panel scaled by itself, on the slice of its group's highest mean; {_SIDES_NOTE}")
+    return figure

@@ -202,7 +202,7 @@ def _tile_label(content: Mapping) -> dict | None:
         return None
     predicted, label = content["predicted"], content.get("label")
     called = LABEL_NAMES[predicted]
-    note = "" if label is None else f"labelled {LABEL_NAMES[label]}: {'right' if label == predicted else 'wrong'}"
+    note = "" if label is None else f"labelled {LABEL_NAMES[label]}: {'correct' if label == predicted else 'wrong'}"
     return {"name": "The network calls this scan", "value": called, "kind": called, "note": note}
 
 

@@ -57,7 +57,16 @@ def pack_colours() -> dict:
     return {"uptake": {words: _pack_scale(name) for name, words in UPTAKE.items()}, "relevance": _pack_scale(RELEVANCE)}
 
 
-def _pack_scale(name: str) -> str:
+def relevance_colours() -> np.ndarray:
+    """The colour scale of relevance, uint8 (256, 3), from most negative to most positive."""
+    return _scale(RELEVANCE)
+
+
+def _scale(name: str) -> np.ndarray:
     from matplotlib import colormaps
 
-    return base64.b64encode(colormaps[name](np.arange(256), bytes=True)[:, :3].tobytes()).decode()
+    return colormaps[name](np.arange(256), bytes=True)[:, :3]
+
+
+def _pack_scale(name: str) -> str:
+    return base64.b64encode(_scale(name).tobytes()).decode()

@@ -22,13 +22,8 @@ def make_supervoxels(volume: np.ndarray, n: int, compactness: float = 0.02) -> n
     Simple linear iterative clustering (SLIC; Achanta et al. 2012, doi 10.1109/TPAMI.2012.120) of the foreground, which
     is what lies above the volume's mean. ``compactness`` weighs distance against intensity, which is scaled to [0, 1].
     """
-    try:
-        from skimage.segmentation import slic
-    except ImportError as error:
-        raise InputError(
-            "supervoxels need scikit-image, which is not installed: pip install 'datxai[methods]', or give parcels "
-            "(attribution.parcels=atlas)."
-        ) from error
+    from skimage.segmentation import slic
+
     foreground = volume > volume.mean()
     if not foreground.any():
         raise InputError("supervoxels: the volume is constant, there is nothing to divide.")

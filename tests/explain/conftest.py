@@ -26,10 +26,8 @@ def oracle():
 @pytest.fixture(scope="session")
 def composites():
     """Every file in conf/composite, by name, with the values that its lines refer to."""
-    return {
-        path.stem: OmegaConf.to_container(OmegaConf.create({"composite": OmegaConf.load(path)}), resolve=True)["composite"]
-        for path in sorted(COMPOSITES.glob("*.yaml"))
-    }
+    files = {path.stem: OmegaConf.load(path) for path in sorted(COMPOSITES.glob("*.yaml"))}
+    return OmegaConf.to_container(OmegaConf.create(files), resolve=True)
 
 
 @pytest.fixture

@@ -4,18 +4,22 @@ import copy
 import sys
 from itertools import combinations
 from math import comb
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
+import datxai
 from datxai.errors import InputError
 from datxai.explain import METHODS, attribute
 from datxai.explain.methods import METHODS as BY_CASE
 from datxai.explain.methods import Decision, options_of, takes_parcels
 from datxai.explain.parcels import make_blocks, make_supervoxels
 
+CONF = Path(datxai.__file__).parents[1] / "conf"
 SAME = {"rtol": 1e-9, "atol": 1e-12}  # float64, other sums
 SHAPE = (6, 5, 4)
 FEW = {  # options that keep tests short
@@ -494,10 +498,23 @@ def test_deep_lift_refuses_what_it_cannot_see(x, network):
         attribute(network().double(), x, "deep_lift", target=0)
 
 
-@pytest.mark.parametrize(("method", "missing"), [("deep_lift", "captum"), ("lime", "skimage")])
-def test_a_missing_library_is_named(monkeypatch, small, x, method, missing):
-    for name in [name for name in sys.modules if name.partition(".")[0] == missing]:
+def test_a_missing_library_is_named(monkeypatch, small, x):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "captum"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(InputError, match=r"pip install 'datxai\[methods\]'"):
-        attribute(small, x, method)
+    monkeypatch.setitem(sys.modules, "captum", None)
+    with pytest.raises(InputError, match=r"needs captum, .* pip install 'datxai\[methods\]'"):
+        attribute(small, x, "deep_lift")
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "attribution").glob("*.yaml")), ids=lambda path: path.stem)
+def test_files_hold_the_methods_own_options(path):
+    """Each option once, with the default that the function has, so that the command and Python give the same map."""
+    tree = OmegaConf.create({"seed": 0, "attribution": OmegaConf.load(path)})
+    content = OmegaConf.to_container(tree, resolve=True)["attribution"]
+    assert content["method"] == path.stem and content["method"] in METHODS
+    given, known = content.get("options", {}), options_of(content["method"])
+    assert given.keys() == known.keys()
+    assert {key: value for key, value in given.items() if key != "baseline"} == {
+        key: value for key, value in known.items() if key != "baseline"
+    }
+    assert ("parcels" in content) == takes_parcels(content["method"])

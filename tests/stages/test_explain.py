@@ -8,7 +8,7 @@ import torch
 
 from datxai.case import Explainer
 from datxai.cohort.dataset import write_store
-from datxai.config import Attribution, Composite, Config, LayerRule
+from datxai.config import Attribution, Composite, Config, Lattice, LayerRule
 from datxai.errors import InputError
 from datxai.explain import attribute
 from datxai.files import read_json, write_table
@@ -17,7 +17,7 @@ from datxai.run import Run
 from datxai.stages import explain
 from datxai.volume import Grid, Volume, load, save, sidecar_path
 
-GRID = Grid.axis_aligned((10, 9, 8), (12, 12, 12), (-54, -66, -40), "tiny")
+GRID = Grid.axis_aligned((13, 12, 9), (10, 10, 10), (-60, -70, -30), "tiny")
 CASES = [f"sub-{number}" for number in range(5)]
 LINES = [
     LayerRule(["type:Convolution[:2]"], "flat"),
@@ -96,6 +96,64 @@ def test_maps_and_how_they_were_made(run, model, volumes, chosen, tolerance):
         assert [row["layer"] for row in record["ledger"]] == ["output", "fc2", "fc1", "conv3", "conv2", "conv1"]
     if chosen.get("precision") == "bf16":
         assert all(distance(data, expected) > SAME for (data, _), expected in zip(found.values(), exact))
+
+
+@pytest.mark.parametrize("method", ["occlusion", "kernel_shap", "integrated_gradients"])
+def test_other_methods_leave_the_same_files(run, model, volumes, method):
+    chosen = {"method": method, "start": "one", "options": {"baseline": 1.0}}
+    chosen |= {"parcels": "atlas"} if method != "integrated_gradients" else {}
+    explainer = Explainer.of(with_grid(**chosen), run)
+    explain.make(with_grid(**chosen), run, "made")
+    found = load(run.relevance_of("sub-2")).data
+    record = read_json(sidecar_path(run.relevance_of("sub-2")))
+    assert record["method"] == {"attribution": method, "target": "reduced", "start": "one"} | {
+        key: chosen[key] for key in ("options", "parcels") if key in chosen
+    }
+    assert record["sum"] == pytest.approx(found.sum(dtype=float)) and record["ledger"] == []
+    x = torch.from_numpy(volumes[2])[None, None]
+    expected = attribute(
+        model, x, method, target="reduced", start="one", parcels=explainer.parcels, options={"baseline": 1.0}
+    )
+    assert distance(found, expected.relevance[0, 0].numpy()) < SAME
+
+
+def test_the_atlas_as_parcels(run):
+    """Left and right have parcels of their own, and every voxel of the brain is in one."""
+    from datxai.imaging.atlas import load_atlas, make_regions
+
+    parcels = Explainer.of(with_grid(method="occlusion", parcels="atlas"), run).parcels
+    brain = make_regions(GRID, load_atlas())["brain"]
+    assert parcels.shape == GRID.shape and (parcels[brain] > 0).all()
+    present = set(np.unique(parcels[parcels > 0]))
+    assert len(present) > 40
+    left, right = (set(np.unique(half[half > 0])) - {parcels.max()} for half in (parcels[:4], parcels[-4:]))
+    assert left and right and not left & right
+    with pytest.raises(InputError, match="parcels=cortex: expected atlas"):
+        Explainer.of(with_grid(method="occlusion", parcels="cortex"), run).parcels  # noqa: B018
+
+
+def with_grid(**chosen):
+    found = settings(**chosen)
+    found.grid = Lattice(GRID.name, list(GRID.shape), [10.0] * 3, [-60.0, -70.0, -30.0])
+    return found
+
+
+def test_options_and_files_of_rules_are_reasons_to_make_maps_anew(tmp_path):
+    def depends(**composite):
+        found = settings()
+        for key, value in composite.items():
+            setattr(found.composite, key, value)
+        return explain.depends(found)
+
+    assert explain.depends(settings(method="lime", options={"seed": 1})) != explain.depends(settings(method="lime"))
+    assert depends(bias=False) != depends()
+    path, other = tmp_path / "rules.py", tmp_path / "moved.py"
+    path.write_text("RULES = {}")
+    other.write_text("RULES = {}")
+    before = depends(rules_from=str(path))
+    assert before == depends(rules_from=str(other)), "the content counts, not where it lies"
+    path.write_text("RULES = {'mine': None}")
+    assert depends(rules_from=str(path)) != before
 
 
 def test_only_missing_maps_are_made(run):

@@ -1,7 +1,7 @@
 """DICOM in and out: reconstructed volumes, the projections of a tomographic acquisition, and results.
 
 `identify` says which of the first two a scan is, `read_series` and `read_projections` read them, and
-`write_projections` makes a complete NM TOMO object. `read_source` tells whose scan it is, `deidentify` takes that away
+`write_projections` makes a complete NM TOMO object. `read_source` and `read_subject` tell whose scan it is, `deidentify` takes that away
 again, and `write_dicom_results` files a relevance map beside the scan.
 """
 
@@ -9,7 +9,7 @@ from datxai.imaging.dicom.dataset import identify
 from datxai.imaging.dicom.export import write_projections
 from datxai.imaging.dicom.projections import Projections, read_projections
 from datxai.imaging.dicom.result import write_dicom_results, write_parametric_map, write_secondary_capture
-from datxai.imaging.dicom.source import Source, deidentify, read_source
+from datxai.imaging.dicom.source import Source, deidentify, read_source, read_subject
 from datxai.imaging.dicom.volumes import read_series
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "read_projections",
     "read_series",
     "read_source",
+    "read_subject",
     "write_dicom_results",
     "write_parametric_map",
     "write_projections",

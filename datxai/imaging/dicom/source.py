@@ -83,6 +83,18 @@ def read_source(files: str | os.PathLike | Iterable[str | os.PathLike]) -> Sourc
     return Source(kept, tuple(instances), frames.pop() if in_frame else generate_uid(prefix=None), in_frame)
 
 
+def read_subject(files: str | os.PathLike | Iterable[str | os.PathLike]) -> dict:
+    """``age`` in years and ``sex`` (M, F or O) of the person, from the header of the first file; None if not told."""
+    with reading(list_files(files)[0], stop_before_pixels=True) as dataset:
+        age, sex = str(dataset.get("PatientAge") or ""), str(dataset.get("PatientSex") or "")
+    number, unit = age[:-1], age[-1:]
+    years = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}.get(unit)
+    return {
+        "age": float(number) * years if years and number.isdecimal() else None,
+        "sex": sex if sex in ("M", "F", "O") else None,
+    }
+
+
 def deidentify(source: Source) -> Source:
     """A source that tells nobody's name: DICOM PS3.15 Annex E, Basic Application Confidentiality Profile.
 

@@ -1,0 +1,130 @@
+"""How long one new scan takes, from raw projections to prediction, relevance map and report.
+
+    python -m benchmarks.case [--rounds 5] [--folder DIR]
+
+On the paper's grid and network (2 mm, 236 million parameters), with two threads: the weights lie on disk and are random,
+since the time does not depend on them, and so are the tables of the run they belong to. Each round starts the
+command ``datxai case`` anew on projections of 60 views and 64 rows. ``work`` is everything after what the scan has no
+part in: imports, opening the network, template and atlas. Targets: work 3 s, all 8 s, and weights that are mapped, not
+copied: a peak of memory well below twice their size.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from datxai.case import SBR, grid_of
+from datxai.config import Config, restore
+from datxai.files import read_json, write_json, write_table, write_text
+from datxai.imaging.dicom import Projections, write_projections
+from datxai.model.checkpoint import CONFIG, WEIGHTS, save_network, save_weights
+from datxai.model.network import build
+from datxai.phantom.population import draw_population
+from datxai.phantom.scan import simulate_projections
+from datxai.run import Run
+from datxai.volume import Volume, save
+
+CAMERA = {"views": 60, "rows": 64, "bins": 128}
+THREADS = {name: "2" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+OVERRIDES = ["experiment=paper"]
+NORMAL_CASES = 40
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where the run is made, and kept; else a temporary folder")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        run, scan = Run(folder / "run"), folder / "scan.dcm"
+        if not run.manifest.is_file():
+            make_run(run)
+            make_scan(scan)
+        rounds = [read_once(run, scan) for _ in range(arguments.rounds + 1)]
+    first, *rounds = rounds
+    print(f"{'':22}  median   range (s), {len(rounds)} rounds; the first of the run: {first['all']:.2f}")
+    for name in rounds[0]:
+        values = [each[name] for each in rounds]
+        print(f"{name:22}  {statistics.median(values):6.2f}   {min(values):.2f} to {max(values):.2f}")
+
+
+def make_run(run: Run) -> None:
+    """A finished run of the paper's configuration, but for what it found: weights, means and tables are random."""
+    text = subprocess.run(
+        [sys.executable, "-m", "datxai", "--cfg", "job", "--resolve", *OVERRIDES],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    write_text(run.folder / ".hydra" / "config.yaml", text)
+    write_text(run.folder / ".hydra" / "overrides.yaml", yaml.safe_dump(OVERRIDES))
+    write_text(run.folder / ".hydra" / "hydra.yaml", yaml.safe_dump({"hydra": {"runtime": {"config_sources": []}}}))
+    settings: Config = restore(yaml.safe_load(text))
+    grid, rng = grid_of(settings), np.random.default_rng(0)
+    chosen = settings.network
+    network = {
+        "shape": list(grid.shape),
+        "channels": chosen.channels,
+        "kernel_size": chosen.kernel_size,
+        "padding": chosen.padding,
+        "hidden": chosen.hidden,
+        "dropout": chosen.dropout,
+    }
+    save_weights(build(**network).state_dict(), run.model / WEIGHTS)
+    save_network({"network": network}, run.model / CONFIG)
+    for group in ("TN", "TP"):
+        save(Volume(rng.normal(size=grid.shape), grid.affine), run.mean_of(f"{group}_relevance"))
+    cases = [subject for subject in draw_population(2 * NORMAL_CASES) if subject.label == 0]
+    people = [{"participant_id": case.participant_id, "age": case.age, "label": case.label} for case in cases]
+    write_table(run.participants, people, list(people[0]))
+    ratios = [{"participant_id": case.participant_id, **dict(zip(SBR, rng.normal(2.0, 0.3, 6)))} for case in cases]
+    write_table(run.sbr, ratios, list(ratios[0]))
+    predictions = [
+        {"participant_id": case.participant_id, "set": "validation", "label": 0, "predicted": 0, "p_reduced": 0.5,
+         "logit_normal": 0.0, "logit_reduced": margin}
+        for case, margin in zip(cases, rng.normal(size=len(cases)))
+    ]  # fmt: skip
+    write_table(run.predictions, predictions, list(predictions[0]))
+    write_json(run.metrics, {"calibration": {"temperature": 1.0, "determined": True}})
+    finished = {"finished": "", "fingerprint": "random", "inputs": {}, "outputs": ["metrics.json"]}
+    write_json(run.manifest, {"evaluate": finished})
+
+
+def make_scan(path: Path) -> None:
+    """Projections of the phantom's first subject."""
+    (subject,) = draw_population(1)
+    counts, camera = simulate_projections(subject, **CAMERA)
+    seen = Projections(counts, camera.angles_deg, camera.pixel_mm, camera.pixel_mm, camera.radius_mm)
+    write_projections(path, seen, name="benchmark", patient_age=subject.age)
+
+
+def read_once(run: Run, scan: Path) -> dict[str, float]:
+    """Seconds of ``datxai case``, stage by stage and in all, and the peak of its memory in GB."""
+    begin = time.perf_counter()
+    command = [sys.executable, "-m", "datxai", "case", f"scan={scan}", f"run={run.folder}"]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, **THREADS})
+    _, status, used = os.wait4(child.pid, 0)
+    seconds = time.perf_counter() - begin
+    if status:
+        sys.exit(f"datxai case ended with {os.waitstatus_to_exitcode(status)}")
+    stages = read_json(run.folder / "cases" / scan.stem / "prediction.json")["timings"]
+    size = (run.model / WEIGHTS).stat().st_size
+    return {
+        **stages,
+        "work": sum(stages.values()),
+        "all": seconds,
+        "processor": used.ru_utime + used.ru_stime,
+        "peak memory (GB)": used.ru_maxrss * 1024 / 1e9,
+        "weights (GB)": size / 1e9,
+    }
+
+
+if __name__ == "__main__":
+    main()

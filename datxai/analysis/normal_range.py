@@ -1,0 +1,51 @@
+"""What a healthy person of some age is expected to have: linear regression on age of the normal cases of a cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+COVERAGE = 0.95  # of the prediction interval
+MIN_CASES = 10  # with fewer, no range is told
+
+
+def fit_normal_range(
+    values: Sequence[float], ages: Sequence[float | None], age: float | None = None
+) -> dict[str, float] | None:
+    """The prediction interval for one more normal case.
+
+    Ordinary least squares of ``values`` on age, residuals normal and of one standard deviation (Altman and Gardner
+    1988, doi:10.1136/bmj.296.6631.1238): fit ± t s sqrt(1 + 1/n + (age - mean)² / Σ(ages - mean)²). Without an age,
+    or where all cases have one age, mean and standard deviation of the values take the place of the regression.
+
+    Parameters
+    ----------
+    values : one per normal case
+    ages : of the same cases, years; None: not known, and left out where ``age`` is given
+    age : years
+
+    Returns
+    -------
+    dict with ``low, median, high`` in the unit of ``values``, and ``n``, the cases it rests on; None if these are
+    fewer than `MIN_CASES`.
+    """
+    from scipy.special import stdtrit
+
+    ages, values = np.array(ages, float), np.asarray(values, float)  # None becomes NaN
+    if age is not None:
+        ages, values = ages[np.isfinite(ages)], values[np.isfinite(ages)]
+    n = len(values)
+    if n < MIN_CASES:
+        return None
+    deviations = ages - ages.mean() if age is not None else np.zeros(n)
+    spread = float(deviations @ deviations)
+    slope, offset, freedom = 0.0, 0.0, n - 1
+    if spread > 0:
+        slope, offset, freedom = float(deviations @ values) / spread, age - ages.mean(), n - 2
+    median = values.mean() + slope * offset
+    residuals = values - values.mean() - slope * deviations
+    sd = np.sqrt(residuals @ residuals / freedom)
+    leverage = 1 / n + (offset**2 / spread if spread > 0 else 0.0)
+    reach = stdtrit(freedom, (1 + COVERAGE) / 2) * sd * np.sqrt(1 + leverage)
+    return {"low": float(median - reach), "median": float(median), "high": float(median + reach), "n": n}

@@ -1,0 +1,112 @@
+"""Spectral relevance analysis: which different ways of deciding a set of relevance maps shows.
+
+Lapuschkin et al. 2019 (doi:10.1038/s41467-019-08987-4): maps are made small, maps that look alike are joined in a
+graph, and the spectrum of its Laplacian says into how many groups it falls apart. A group that looks at what has no
+meaning is a Clever Hans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+MIN_MAPS = 8  # fewer have no groups to speak of
+MOST = 8  # clusters that are told apart at most
+TOUCH = 0.01  # a thread from each map to all others together, over 1 to each near one, so that the graph is connected
+SURROGATES = 199  # sets of maps of one kind, with which the gap is compared
+LEVEL = 0.05  # of significance
+
+
+@dataclass(frozen=True, eq=False)
+class Strategies:
+    """The groups that a set of n maps falls into, the largest first.
+
+    Attributes
+    ----------
+    clusters : int [n], the number of each map's group, from 0
+    eigenvalues : [m], the smallest of the graph's normalised Laplacian, from 0 up to 2
+    gap : the largest between two of them, after the second at the earliest: it says how many groups there are
+    p : chance of so large a gap among maps of one kind; above `LEVEL` all maps are one group
+    embedding : [n, 2], maps that look alike are near each other
+    prototypes : list of int, per group the map that is nearest to the others of it on average
+    """
+
+    clusters: np.ndarray
+    eigenvalues: np.ndarray
+    gap: float
+    p: float
+    embedding: np.ndarray
+    prototypes: list[int]
+
+    @property
+    def n(self) -> int:
+        """How many groups there are."""
+        return len(self.prototypes)
+
+
+def shrink(relevance: np.ndarray, spacing: Sequence[float], cell_mm: float) -> np.ndarray:
+    """A map (X, Y, Z) as means of cells of ``cell_mm``, and divided by its L2 norm, float64; zeros stay zeros.
+
+    So maps are compared by where their relevance lies and of which sign it is, not by how much there is.
+    """
+    edges = [max(1, min(n, round(cell_mm / mm))) for n, mm in zip(relevance.shape, spacing)]
+    padded = np.pad(relevance.astype(float), [(0, -n % edge) for n, edge in zip(relevance.shape, edges)])
+    parts = [size for n, edge in zip(padded.shape, edges) for size in (n // edge, edge)]
+    small = padded.reshape(parts).mean(axis=(1, 3, 5))
+    return small / (np.linalg.norm(small) or 1.0)
+
+
+def find_strategies(maps: np.ndarray, most: int = MOST, seed: int = 0) -> Strategies:
+    """Group maps [n, ...], as `shrink` makes them, by spectral clustering with the number of groups from the eigengap.
+
+    Each map is joined to its sqrt(n) nearest (Euclidean distance; the graph is made symmetric by the mean of both
+    directions, as in scikit-learn's `SpectralClustering`). Eigenvalues are of the symmetric normalised Laplacian (von
+    Luxburg 2007, doi:10.1007/s11222-007-9033-z); there are k groups, 2 to ``most``, where the gap after the k-th is
+    largest. So few maps have gaps by chance: there is more than one group only if the gap is larger than those of maps
+    drawn from one normal distribution with the mean and covariance of these. A group smaller than sqrt(n) does not
+    show. Needs `MIN_MAPS` maps.
+    """
+    from sklearn.cluster import SpectralClustering
+    from sklearn.manifold import SpectralEmbedding
+    from sklearn.metrics import pairwise_distances
+
+    flat = np.reshape(maps, (len(maps), -1))
+    assert len(flat) >= MIN_MAPS and np.isfinite(flat).all(), flat.shape
+    affinity = _join(flat)
+    eigenvalues, k, gap = _find_gap(affinity, most)
+    rng, lengths = np.random.default_rng(seed), np.linalg.svd(flat - flat.mean(axis=0), compute_uv=False)
+    one_kind = (rng.normal(size=(len(flat), len(lengths))) * lengths for _ in range(SURROGATES))
+    p = (1 + sum(_find_gap(_join(data), most)[2] >= gap for data in one_kind)) / (1 + SURROGATES)
+    clusters = np.zeros(len(flat), int)
+    if p <= LEVEL:
+        found = SpectralClustering(k, affinity="precomputed", assign_labels="cluster_qr", random_state=seed)
+        clusters = found.fit(affinity).labels_
+        clusters = np.argsort(np.argsort(-np.bincount(clusters), kind="stable"))[clusters]
+    distances = pairwise_distances(flat)
+    prototypes = []
+    for number in range(clusters.max() + 1):
+        members = np.flatnonzero(clusters == number)
+        prototypes.append(int(members[distances[np.ix_(members, members)].mean(axis=1).argmin()]))
+    similar = np.exp(-((distances / (np.median(distances) or 1.0)) ** 2))  # every map to every other
+    embedding = SpectralEmbedding(2, affinity="precomputed", random_state=seed).fit_transform(similar)
+    return Strategies(clusters, eigenvalues, gap, p, embedding, prototypes)
+
+
+def _join(flat: np.ndarray) -> np.ndarray:
+    """The graph of maps [n, n]."""
+    from sklearn.neighbors import kneighbors_graph
+
+    nearest = kneighbors_graph(flat, round(np.sqrt(len(flat))), include_self=True).toarray()
+    return 0.5 * (nearest + nearest.T) + TOUCH / len(flat)
+
+
+def _find_gap(affinity: np.ndarray, most: int) -> tuple[np.ndarray, int, float]:
+    """The smallest eigenvalues of the Laplacian, the number k > 1 of those before the largest gap, and that gap."""
+    from scipy.sparse.csgraph import laplacian
+
+    most = min(most, len(affinity) - 1)
+    eigenvalues = np.linalg.eigvalsh(laplacian(affinity, normed=True)).clip(0, 2)[: most + 1]
+    gaps = np.diff(eigenvalues)[1:]
+    return eigenvalues, int(gaps.argmax()) + 2, float(gaps.max())

@@ -1,0 +1,321 @@
+# To E: see /tmp/brief/L_to_E.md before you change this file or write a reader of your own.
+"""A trained run that reads new scans: what `datxai case` does once and `datxai serve` again and again.
+
+    reader = Reader.open("runs/phantom")
+    reading = reader.read("scan.dcm")
+    reading.result["probability"], reading.relevance     # the map in MNI space, the patient's own sides
+    reader.write(reading, "out/scan")
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from datxai import __version__
+from datxai.anatomy import load_anatomy
+from datxai.case import SBR, Explainer, Imaging, grid_of, measure_map, outline_of, predict_label, read_path
+from datxai.config import Config, restore
+from datxai.errors import InputError
+from datxai.files import read_json, read_table, write_json
+from datxai.results import read_predictions, read_sbr
+from datxai.run import Run
+from datxai.volume import Volume, load, resample, save
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a run says of one scan. Left and right are the patient's own.
+
+    Attributes
+    ----------
+    name : of the scan's file or folder, without suffix
+    scan, own_relevance : Volume in the scan's own space, as far as it is RAS+
+    spect, relevance : Volume in MNI space on the network's grid; scaled uptake, and relevance
+    result : what is written as ``prediction.json``: ``predicted``, ``p_reduced``, ``probability``, binding ratios with
+        their ``normal_range``, ``quality``, ``consistent``, ``peak``, ``ledger``, ``timings`` in seconds
+    source : of the DICOM results, where these are asked for
+    """
+
+    name: str
+    scan: Volume
+    spect: Volume
+    relevance: Volume
+    own_relevance: Volume
+    result: dict
+    source: object = None
+
+
+@dataclass
+class Reader:
+    """Holds what every scan needs: network, template, regions, mean maps, normal cases. Load once, read many."""
+
+    settings: Config
+    run: Run
+    imaging: Imaging
+    explainer: Explainer
+    regions: Mapping[str, np.ndarray]  # on the network's grid
+    timings: dict[str, float] = field(default_factory=dict)  # of loading
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike, **changes) -> Reader:
+        """The reader of a finished run, with the settings it was made with; ``changes`` replace some of them.
+
+        ``Reader.open("runs/phantom", target="difference", device="cpu")``. Raises `InputError` if the folder holds no
+        finished run.
+        """
+        run = Run(folder)
+        run.entry("evaluate", "case")
+        record = run.folder / ".hydra" / "config.yaml"
+        if not record.is_file():
+            raise InputError(f"{record}: no such file, expected the settings of a finished run; run datxai there first.")
+        return cls.of(replace(restore(yaml.safe_load(record.read_text(encoding="utf-8"))), **changes), run)
+
+    @classmethod
+    def of(cls, settings: Config, run: Run) -> Reader:
+        """The reader of a run for settings that are known already."""
+        run.entry("evaluate", "case")
+        if settings.target == "label":
+            raise InputError("target=label needs a labelled case; choose predicted, normal, reduced or difference.")
+        timings: dict[str, float] = {}
+        with _timed(timings, "load network"):
+            explainer = Explainer.of(settings, run)
+        with _timed(timings, "load atlas"):
+            anatomy = load_anatomy(settings, run.anatomy)
+        imaging = Imaging(settings, grid_of(settings), anatomy.working, anatomy.bases)
+        return cls(settings, run, imaging, explainer, anatomy.regions, timings)
+
+    @cached_property
+    def means(self) -> list[np.ndarray] | None:
+        """Mean relevance maps of the true negative and true positive test cases; None if one has no case."""
+        paths = [self.run.mean_of(f"{group}_relevance") for group in ("TN", "TP")]
+        return [load(path, blank=True).data for path in paths] if all(path.exists() for path in paths) else None
+
+    @cached_property
+    def calibration(self) -> Mapping:
+        """The temperature of the run's validation cases, and half the width of what is called uncertain about 0.5."""
+        from datxai.analysis.calibration import choose_uncertain, probability
+
+        found = read_json(self.run.metrics)["calibration"]
+        cases = [case for case in read_predictions(self.run) if case["set"] == "validation"]
+        margins = [case["logit_reduced"] - case["logit_normal"] for case in cases]
+        known = bool(cases)
+        half_width = choose_uncertain(probability(margins, found["temperature"])) if known else 0.0
+        return {**found, "half_width": half_width}
+
+    @cached_property
+    def normals(self) -> list[tuple[float, dict]]:
+        """Age (NaN: not known) and binding ratios of the run's normal cases."""
+        ratios = read_sbr(self.run)
+        return [
+            (float("nan" if row.get("age", "n/a") == "n/a" else row["age"]), ratios[row["participant_id"]])
+            for row in read_table(self.run.participants)
+            if row["label"] == "0"
+        ]
+
+    def read(self, path: str | os.PathLike, age: float | None = None) -> Reading:
+        """Read one scan: a NIfTI file, a DICOM file, or a folder with one DICOM series; projections are reconstructed.
+
+        ``age`` in years; where it is not given, that of the DICOM header. Raises `InputError` with one sentence for
+        what cannot be used. Nothing is written.
+        """
+        import torch
+
+        from datxai.analysis.calibration import probability
+        from datxai.analysis.normal_range import fit_normal_range
+        from datxai.analysis.relevance import check_consistency, find_peak
+        from datxai.imaging.mirror import unmirror
+
+        path, timings = Path(path), {}
+        with _timed(timings, "read"):
+            source = self._find_source(path)
+            scan = read_path(path, self.settings)
+            subject = _read_subject(path)
+        age = subject["age"] if age is None else age
+        with _timed(timings, "register"):
+            volume, measures = self.imaging.process(scan, path)
+        with _timed(timings, "explain"):
+            ((relevance, record),) = self.explainer.explain(torch.from_numpy(volume.data)[None, None])
+        found = predict_label(record["logits"])
+        margin = found["logit_reduced"] - found["logit_normal"]
+        calibrated = float(probability([margin], self.calibration["temperature"])[0])
+        with _timed(timings, "compare"):
+            mirrored = measures["mirrored"]
+            spect = unmirror(volume, mirrored)
+            here = unmirror(volume.after("explain", relevance, **record["method"]), mirrored)
+            own = resample(here, scan.grid, np.linalg.inv(measures["transform"]), step="to_scan_space")
+            striatum = self.regions["striatum_left"] | self.regions["striatum_right"]
+            peak = find_peak(here.data, volume.grid, striatum)
+            likeness = {"consistent": None}
+            if self.means is not None:
+                likeness = check_consistency(relevance, found["predicted"], *self.means, self.regions["brain"])
+            ages, ratios = zip(*self.normals) if self.normals else ((), ())
+            expected = {key: fit_normal_range([sbr[key] for sbr in ratios], ages, age) for key in SBR}
+        name = path.resolve().name
+        result = {
+            "scan": name,
+            "age": age,
+            "sex": subject["sex"],
+            **found,
+            "probability": calibrated if self.calibration["determined"] else None,
+            "uncertain": abs(calibrated - 0.5) <= self.calibration["half_width"],
+            **measures,
+            "normal_range": expected,
+            **record,
+            "roi_relevance": measure_map(relevance, volume.grid, self.regions, self.settings),
+            "peak": peak,
+            **likeness,
+            "timings": timings,
+            "made_by": {"datxai": __version__, "run": self.run.entry("evaluate", "case")["fingerprint"]},
+        }
+        for suffix in (".gz", ".nii", ".dcm"):
+            name = name.removesuffix(suffix)
+        if source is not None and source.deidentified:
+            name = result["scan"] = str(source.elements["PatientID"])
+            scan, spect, here, own = (_forget_file(made) for made in (scan, spect, here, own))
+        return Reading(name, scan, spect, here, own, result, source)
+
+    def write(self, reading: Reading, folder: str | os.PathLike) -> Path:
+        """Write a reading to ``folder``: report.html and .pdf, prediction.json, NIfTI volumes, DICOM where asked for.
+
+        Everything is made beside the folder and then moved into it, so a failure leaves nothing behind. What an
+        earlier reading left is replaced, except for DICOM, whose names are new each time. Returns the folder.
+        """
+        from datxai.analysis.document import write_case_pdf
+        from datxai.analysis.figures import plot_case
+        from datxai.analysis.report import write_case_report
+        from datxai.analysis.slices import Frame
+        from datxai.analysis.style import save_figure
+
+        folder, name, result = Path(folder), reading.name, reading.result
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+        try:
+            with _timed(result["timings"], "write"):
+                save(reading.spect, place / f"{name}_space-MNI_spect.nii.gz")
+                save(reading.relevance, place / f"{name}_space-MNI_relevance.nii.gz")
+                save(reading.own_relevance, place / f"{name}_relevance.nii.gz", mni=False)
+                downloads = {
+                    "PDF": "report.pdf",
+                    "numbers (JSON)": "prediction.json",
+                    "relevance in the scan's own space (NIfTI)": f"{name}_relevance.nii.gz",
+                    "relevance in MNI space (NIfTI)": f"{name}_space-MNI_relevance.nii.gz",
+                    "scan in MNI space (NIfTI)": f"{name}_space-MNI_spect.nii.gz",
+                }
+                if reading.source is not None:
+                    for made in self._write_dicom(reading, place):
+                        kind = "map" if made.name.startswith("relevance-map") else "colour pictures"
+                        downloads[f"relevance {kind} (DICOM)"] = made.name
+            with _timed(result["timings"], "report"):
+                grid, peak = reading.relevance.grid, result["peak"]
+                centre = [0.0, 0.0, 0.0] if peak["x"] is None else [peak["x"], peak["y"], peak["z"]]
+                index = np.rint(grid.mm_to_index(centre)).astype(int)
+                frame = Frame(grid, outline_of(self.regions), self.regions["brain"])
+                figure = plot_case(frame, reading.spect.data, reading.relevance.data, index, ("L", "R"))
+                save_figure(figure, place / "case")
+                content = self._describe(reading) | {"figures": {"case": place / "case.png"}, "downloads": downloads}
+                write_case_pdf(place / "report.pdf", content)
+            write_case_report(place / "report.html", content)
+            write_json(place / "prediction.json", result)
+            folder.mkdir(exist_ok=True)
+            for made in place.iterdir():
+                os.replace(made, folder / made.name)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        return folder
+
+    def _describe(self, reading: Reading) -> dict:
+        """The content of `datxai.analysis.report.write_case_report`."""
+        result, judged = reading.result, reading.result["quality"]
+        warnings = [judged["reason"]] if judged["verdict"] != "green" else []
+        if result["uncertain"]:
+            warnings.append("The probability is close to one half: the network is uncertain.")
+        if result["consistent"] is False:
+            warnings.append("The map is more like those of the other class: the decision may be wrong.")
+        source = f"95 % prediction interval of {len(self.normals)} normal cases of the run"
+        source += " regardless of age, which is not known" if result["age"] is None else f" at {result['age']:g} years"
+        evaluated = self.run.entry("evaluate", "case")
+        return {
+            "case_id": reading.name,
+            "created": datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
+            "predicted": result["predicted"],
+            "p_reduced": result["p_reduced"],
+            "probability": result["probability"],
+            "volumes": {"spect": reading.spect, "relevance": reading.relevance},
+            "own_volumes": {"spect": reading.scan, "relevance": reading.own_relevance},
+            "outline": outline_of(self.regions),
+            "sbr": {key: result[key] for key in SBR},
+            "normal_range": result["normal_range"],
+            "normal_range_source": f"{source}.",
+            "subject": {"age": result["age"], "sex": result["sex"]},
+            "relevance": {
+                **result["roi_relevance"],
+                "likeness_to_mean_TN": result.get("r_normal"),
+                "likeness_to_mean_TP": result.get("r_reduced"),
+                "consistent": result["consistent"],
+            },
+            "explanation": {
+                **result["method"],
+                "seed (normal, reduced)": ", ".join(f"{value:.4g}" for value in result["seed"]),
+                "sum": result["sum"],
+            },
+            "quality": {**judged, "reference_value": result["reference_value"], "mirrored": result["mirrored"]},
+            "provenance": {"datxai": __version__} | {key: evaluated[key] for key in ("finished", "fingerprint")},
+            "timings": result["timings"],
+            "warnings": warnings,
+            "ledger": result["ledger"],
+        }
+
+    def _find_source(self, path: Path):
+        """Whose scan it is, where results are to be filed as DICOM."""
+        if not self.settings.dicom:
+            if self.settings.deidentify:
+                raise InputError("deidentify=true needs dicom=true: only DICOM results name a patient; give both.")
+            return None
+        from datxai.imaging import dicom
+
+        source = dicom.read_source(path)
+        return dicom.deidentify(source) if self.settings.deidentify else source
+
+    def _write_dicom(self, reading: Reading, place: Path) -> list[Path]:
+        from datxai.analysis.viewer import relevance_colours
+        from datxai.imaging import dicom
+
+        method = reading.result["method"]
+        words = f"Relevance ({', '.join(str(method[key]) for key in ('attribution', 'composite') if key in method)})"
+        return dicom.write_dicom_results(
+            place, reading.source, reading.own_relevance, reading.scan, relevance_colours(), words[:64]
+        )
+
+
+@contextmanager
+def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    timings[name] = round(time.perf_counter() - begin, 3)
+
+
+def _read_subject(path: Path) -> dict:
+    """Age and sex, as far as the header of a DICOM scan tells them."""
+    if path.is_file() and path.name.lower().endswith((".nii", ".nii.gz")):
+        return {"age": None, "sex": None}
+    from datxai.imaging import dicom
+
+    return dicom.read_subject(path)
+
+
+def _forget_file(volume: Volume) -> Volume:
+    """Without the names of files in the record."""
+    steps = ({key: value for key, value in step.items() if key != "file"} for step in volume.history)
+    return replace(volume, history=tuple(steps))

@@ -2,8 +2,8 @@
 
     python -m benchmarks.case [--rounds 5] [--folder DIR]
 
-On the paper's grid and network (2 mm, 236 million parameters), with two threads: the weights lie on disk and are random,
-since the time does not depend on them, and so are the tables of the run they belong to. Each round starts the
+On the paper's grid and network (2 mm, 236 million parameters), with two threads: the weights lie on disk and are
+random, since the time does not depend on them, and so are the tables of the run they belong to. Each round starts the
 command ``datxai case`` anew on projections of 60 views and 64 rows. ``work`` is everything after what the scan has no
 part in: imports, opening the network, template and atlas. Targets: work 3 s, all 8 s, and weights that are mapped, not
 copied: a peak of memory well below twice their size.
@@ -32,8 +32,8 @@ from datxai.phantom.scan import simulate_projections
 from datxai.run import Run
 from datxai.volume import Volume, save
 
-CAMERA = {"views": 60, "rows": 64, "bins": 128}
-THREADS = {name: "2" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+CAMERA = {"views": 60, "rows": 64}
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2")
 OVERRIDES = ["experiment=paper"]
 NORMAL_CASES = 40
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,10 +36,8 @@ def load_anatomy(settings: Config, path: Path) -> Anatomy:
     anatomy = _read(path, mark)
     if anatomy is None:
         anatomy = make_anatomy(settings)
-        try:
+        with suppress(OSError):  # a run folder that may only be read
             _write(path, anatomy, mark)
-        except OSError:  # a run folder that may only be read
-            pass
     return anatomy
 
 
@@ -73,7 +72,7 @@ def _read(path: Path, mark: str) -> Anatomy | None:
         with safe_open(path, framework="numpy") as file:
             if (file.metadata() or {}).get("mark") != mark:
                 return None
-            found = {name: file.get_tensor(name) for name in file.keys()}
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError):
         return None
 

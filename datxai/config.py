@@ -269,9 +269,9 @@ class Config:
 
 
 def restore(values: Any, kind: Any = Config) -> Any:
-    """The settings that a run has recorded (.hydra/config.yaml): a `Config` again. Keys of another version are left out.
+    """The settings that a run has recorded (.hydra/config.yaml): a `Config` again.
 
-    Of the kinds of `Data` what is common to all comes back.
+    Keys of another version are left out. Of the kinds of `Data` what is common to all comes back.
     """
     if is_dataclass(kind) and isinstance(values, Mapping):
         types = get_type_hints(kind)

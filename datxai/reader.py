@@ -1,4 +1,3 @@
-# To E: see /tmp/brief/L_to_E.md before you change this file or write a reader of your own.
 """A trained run that reads new scans: what `datxai case` does once and `datxai serve` again and again.
 
     reader = Reader.open("runs/phantom")
@@ -9,11 +8,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -79,8 +80,19 @@ class Reader:
         run.entry("evaluate", "case")
         record = run.folder / ".hydra" / "config.yaml"
         if not record.is_file():
-            raise InputError(f"{record}: no such file, expected the settings of a finished run; run datxai there first.")
-        return cls.of(replace(restore(yaml.safe_load(record.read_text(encoding="utf-8"))), **changes), run)
+            raise InputError(f"{record}: no such file, expected the settings of the run; make the run again.")
+        try:
+            settings = replace(restore(yaml.safe_load(record.read_text(encoding="utf-8"))), **changes)
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"{record}: does not hold the settings of a run ({' '.join(str(error).split())}); make the run again."
+            ) from error
+        if settings.composite.rules_from is not None and "composite" not in changes:
+            raise InputError(
+                f"{record}: composite.rules_from={settings.composite.rules_from} is Python code that would be "
+                f"executed; if you trust it, give the composite as Reader.open(folder, composite=...)."
+            )
+        return cls.of(settings, run)
 
     @classmethod
     def of(cls, settings: Config, run: Run) -> Reader:
@@ -88,13 +100,19 @@ class Reader:
         run.entry("evaluate", "case")
         if settings.target == "label":
             raise InputError("target=label needs a labelled case; choose predicted, normal, reduced or difference.")
+        from datxai.imaging.registration import prepare
+
         timings: dict[str, float] = {}
-        with _timed(timings, "load network"):
-            explainer = Explainer.of(settings, run)
-        with _timed(timings, "load atlas"):
-            anatomy = load_anatomy(settings, run.anatomy)
-        imaging = Imaging(settings, grid_of(settings), anatomy.working, anatomy.bases)
-        return cls(settings, run, imaging, explainer, anatomy.regions, timings)
+        with ThreadPoolExecutor(1) as beside:
+            explainer = beside.submit(_load_network, settings, run, timings)
+            with _timed(timings, "load atlas"):
+                anatomy = load_anatomy(settings, run.anatomy)
+                if settings.registration.kind == "affine":
+                    prepare(anatomy.bases)
+            with _timed(timings, "load figures"):  # matplotlib, for which the first scan would else wait
+                importlib.import_module("datxai.analysis.document")
+            imaging = Imaging(settings, grid_of(settings), anatomy.working, anatomy.bases)
+            return cls(settings, run, imaging, explainer.result(), anatomy.regions, timings)
 
     @cached_property
     def means(self) -> list[np.ndarray] | None:
@@ -223,7 +241,7 @@ class Reader:
                 index = np.rint(grid.mm_to_index(centre)).astype(int)
                 frame = Frame(grid, outline_of(self.regions), self.regions["brain"])
                 figure = plot_case(frame, reading.spect.data, reading.relevance.data, index, ("L", "R"))
-                save_figure(figure, place / "case")
+                save_figure(figure, place / "case", ("png",))
                 content = self._describe(reading) | {"figures": {"case": place / "case.png"}, "downloads": downloads}
                 write_case_pdf(place / "report.pdf", content)
             write_case_report(place / "report.html", content)
@@ -297,6 +315,11 @@ class Reader:
         return dicom.write_dicom_results(
             place, reading.source, reading.own_relevance, reading.scan, relevance_colours(), words[:64]
         )
+
+
+def _load_network(settings: Config, run: Run, timings: dict[str, float]) -> Explainer:
+    with _timed(timings, "load network"):
+        return Explainer.of(settings, run)
 
 
 @contextmanager

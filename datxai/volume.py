@@ -7,6 +7,7 @@ Conversion from other conventions happens here, when a file is read, and nowhere
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from datxai.errors import InputError
 from datxai.files import replacing, write_json
 
 MNI_CODE, SCANNER_CODE = 4, 1  # NIfTI-1 xform codes
+LARGEST_VOXELS = 2**27  # of one file: 512 x 512 x 512
 AFFINE_TOLERANCE_MM = 1e-3  # two grids are the same if no affine element differs by more
 
 
@@ -121,7 +123,10 @@ def load(path: str | os.PathLike, blank: bool = False) -> Volume:
         raise InputError(f"{path}: no such file; expected a NIfTI volume (.nii or .nii.gz).")
     try:
         image = nib.load(path)
+        _require_size(image.shape, path)
         data = np.asanyarray(image.dataobj)
+    except InputError:
+        raise
     except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(
             f"{path}: cannot be read as NIfTI ({_first_line(error)}); the file is truncated or of another format, "
@@ -271,6 +276,15 @@ def _resample_record(grid: Grid, transform: np.ndarray) -> dict:
     if not np.array_equal(transform, np.eye(4)):
         record["transform"] = transform.tolist()
     return record
+
+
+def _require_size(shape: Sequence[int], path: Path) -> None:
+    """Raise `InputError` for more voxels than any scan of a head has, before memory is taken for them."""
+    if not 0 < math.prod(shape) <= LARGEST_VOXELS:
+        raise InputError(
+            f"{path}: its header promises {' x '.join(map(str, shape))} voxels, expected 1 to {LARGEST_VOXELS} as "
+            f"scans have; the file is damaged or of something else."
+        )
 
 
 def _first_line(error: BaseException) -> str:

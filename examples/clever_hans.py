@@ -10,10 +10,12 @@ at what lies outside the head.
 """
 
 import argparse
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch.nn import functional as F
 
 from datxai.analysis.figures import plot_strategies
@@ -35,9 +37,14 @@ COMPOSITE = [  # zeros, as there are beside the head, get none of the relevance
 ]
 
 
+@cache
+def make_bases() -> dict[str, np.ndarray]:
+    return {name: resample(base, GRID).data for name, base in make_template_bases(load_atlas()).items()}
+
+
 def make_scans(n: int, share_marked: float, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """Scans [n, 1, X, Y, Z], their labels, and which carry the marker: a share of the reduced ones, no normal one."""
-    bases = {name: resample(base, GRID).data for name, base in make_template_bases(load_atlas()).items()}
+    bases = make_bases()
     rest = bases["brain"] + 0.8 * bases["scalp"]
     labels = np.arange(n) % 2
     marked = (labels == 1) & (np.arange(n) // 2 < round(share_marked * (n // 2)))
@@ -78,24 +85,25 @@ def examine(share_marked: float, n_train: int, n_test: int, epochs: int) -> tupl
         margins, without = (torch.diff(model(x))[:, 0].numpy() for x in (scans, cleaned))
     predicted = margins > 0
     regions = make_regions(GRID, load_atlas())
+    head = ndimage.binary_fill_holes(cleaned[:, 0].numpy().mean(axis=0) > 0.1)
     reduced = np.flatnonzero(predicted)
-    explained = attribute(model, scans[reduced], composite=COMPOSITE, target="difference", start="one")
+    explained = attribute(model, scans[reduced], composite=COMPOSITE, target="difference")
     maps = explained.relevance[:, 0].numpy()
     found = find_strategies(np.stack([shrink(data, GRID.spacing, 16.0) for data in maps]))
-    outside = np.array([mass(data, ~regions["brain"]) for data in maps])
+    outside = np.array([mass(data, ~head) for data in maps])
     striatum = regions["striatum_left"] | regions["striatum_right"]
     groups = [
         {
             "n": int((found.clusters == k).sum()),
             "marked": float(marked[reduced][found.clusters == k].mean()),
-            "outside_brain": float(outside[found.clusters == k].mean()),
+            "outside_head": float(outside[found.clusters == k].mean()),
         }
         for k in range(found.n)
     ]
     findings = {
         "accuracy": float((predicted == labels.numpy().astype(bool)).mean()),
         "accuracy_without_marker": float(((without > 0) == labels.numpy().astype(bool)).mean()),
-        "outside_brain": float(outside.mean()),
+        "outside_head": float(outside.mean()),
         "points_at_striatum": float(np.mean([point(data, striatum, GRID.spacing) for data in maps])),
         "groups": groups,
         "p": found.p,
@@ -109,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("clever_hans"))
     parser.add_argument("--train", type=int, default=160, help="scans")
-    parser.add_argument("--test", type=int, default=80, help="scans")
+    parser.add_argument("--test", type=int, default=200, help="scans")
     parser.add_argument("--epochs", type=int, default=30)
     options = parser.parse_args()
     report = {}
@@ -119,11 +127,11 @@ def main() -> None:
         save_figure(plot_strategies(**drawn), options.out / name)
         print(f"{name} cohort: accuracy {findings['accuracy']:.0%}, "
               f"with the marker taken away {findings['accuracy_without_marker']:.0%}")  # fmt: skip
-        print(f"  relevance outside the brain {findings['outside_brain']:.0%}, "
+        print(f"  relevance outside the head {findings['outside_head']:.0%}, "
               f"maps that point at the striatum {findings['points_at_striatum']:.0%}")  # fmt: skip
         for number, group in enumerate(findings["groups"], start=1):
             print(f"  group {number}: {group['n']} maps, {group['marked']:.0%} of them marked, "
-                  f"{group['outside_brain']:.0%} of the relevance outside the brain")  # fmt: skip
+                  f"{group['outside_head']:.0%} of the relevance outside the head")  # fmt: skip
     write_json(options.out / "clever_hans.json", report)
     print(f"Figures: {options.out}")
 

@@ -1,12 +1,34 @@
-"""A real browser, for the tests that need one."""
+"""What tests of several rooms need: a finished run, and a real browser."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+TINY = [
+    "data.n_subjects=24", "grid=slab_12mm", "training.max_epochs=2", "network.channels=[4,4,4,4]",
+    "split.sizes=[12,6,6]",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Settings of a run that takes seconds: the phantom on the one-slice grid."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run with these settings, and what was said; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    command = [sys.executable, "-m", "datxai", *TINY, f"run={folder}"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return folder, answer.stdout
 
 
 @pytest.fixture(scope="session")

@@ -16,14 +16,6 @@ import pytest
 from datxai.cohort.reads import reach_consensus, read_reads
 from datxai.files import read_table
 
-TINY = [
-    "data.n_subjects=24",
-    "grid=slab_12mm",
-    "training.max_epochs=2",
-    "network.channels=[4,4,4,4]",
-    "split.sizes=[12,6,6]",
-]
-
 
 def datxai(*arguments, check=True):
     answer = subprocess.run(
@@ -32,14 +24,6 @@ def datxai(*arguments, check=True):
     if check:
         assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run; tests that change it take a copy."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    answer = datxai(*TINY, f"run={folder}")
-    return folder, answer.stdout
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +97,10 @@ def test_mirroring_puts_the_lower_putamen_to_the_left(finished):
     assert {row["mirrored"] for row in rows} == {"true", "false"}
 
 
-def test_a_second_call_makes_nothing_again(finished):
+def test_a_second_call_makes_nothing_again(finished, tiny):
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*") if ".hydra" not in path.parts}
-    said = datxai(*TINY, f"run={folder}").stdout
+    said = datxai(*tiny, f"run={folder}").stdout
     assert said.count("up to date") == 7
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*") if ".hydra" not in path.parts}
     before.pop(folder / "datxai.log")

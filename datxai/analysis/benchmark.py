@@ -55,9 +55,9 @@ def summarise(
 ) -> list[dict]:
     """Means over cases with 95 % bootstrap intervals over cases (percentiles), and the ranks of the methods.
 
-    ``results`` holds ``method``, ``metric``, ``case`` and ``value`` (None and NaN: not known, left out). All methods are
-    resampled alike. The methods are ranked by their means in each of ``measures`` that has a direction, 1 the
-    best, ties sharing their mean rank. Rows: method, metric, n, mean, low, high, rank.
+    ``results`` holds ``method``, ``metric``, ``case`` and ``value`` (None and NaN: not known, left out). All methods
+    are resampled alike. They are ranked by their means in each of ``measures`` that has a direction, 1 the best, ties
+    sharing their mean rank. Rows: method, metric, n, mean, low, high, rank.
     """
     from scipy.stats import rankdata
 
@@ -160,9 +160,10 @@ def plot_maps(
     """
     level = frame.level if lesion is None else largest_slice(lesion)
     pictures = {"scan": scan, **maps}
-    columns = min(PER_ROW, len(pictures))
-    rows = -(-len(pictures) // columns)
-    figure = Figure(figsize=(PAGE, rows * (PAGE / columns * 1.25 + 0.16) + 0.1), layout="constrained")
+    rows = -(-len(pictures) // PER_ROW)
+    columns = -(-len(pictures) // rows)
+    height = 0.9 * PAGE / columns * frame.grid.shape[1] / frame.grid.shape[0]
+    figure = Figure(figsize=(PAGE, rows * (height + 0.25) + 0.1), layout="constrained")
     places = figure.subplots(rows, columns, squeeze=False).ravel()
     shade = Shade("relevance / its largest", "RdBu_r", -1.0, 1.0, "black")
     for axes, (name, data) in zip(places, pictures.items()):
@@ -187,7 +188,7 @@ def tabulate(summary: Sequence[Mapping], measures: Mapping[str, Measure]) -> lis
     lines = [["method", "mean rank", *(measures[name].head for name in columns)]]
     for method, rank in average_ranks(summary).items():
         found = [cells.get((method, name)) for name in columns]
-        lines.append([words(method), f"{rank:.1f}", *("n/a" if cell is None else _with_interval(cell) for cell in found)])
+        lines.append([words(method), f"{rank:.1f}", *(_with_interval(cell) if cell else "n/a" for cell in found)])
     return lines
 
 
@@ -197,8 +198,8 @@ def write_markdown(lines: Sequence[Sequence[str]], cases: Sequence[Mapping], run
     text = [
         "# Methods side by side", "",
         f"Made by `datxai benchmark run={run}` (summary.md in its folder); do not edit.", "",
-        f"{len(cases) - len(lesions)} test cases and {len(lesions)} lesioned phantoms. Mean over cases with 95 % bootstrap "
-        "interval; ↑ more is better, ↓ less is better; the mean rank is over the measures with an arrow.", "",
+        f"{len(cases) - len(lesions)} test cases and {len(lesions)} lesioned phantoms. Mean over cases with 95 % "
+        "bootstrap interval; ↑ more is better, ↓ less is better; the mean rank is over the measures with an arrow.", "",
         *_rule(lines),
     ]  # fmt: skip
     if lesions:

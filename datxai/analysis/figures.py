@@ -273,14 +273,15 @@ def plot_strategies(frame: Frame, found: Strategies, maps: Sequence[np.ndarray],
     spectrum.axvspan(begin, begin + 1, color="#eeeeee")
     above = spectrum.get_xaxis_transform()
     said = f"gap {found.gap:.2f}\np = {found.p:.3f}"
-    spectrum.text(begin + 0.5, 0.02, said, ha="center", va="bottom", transform=above)
+    spectrum.text(begin + 1.1, 0.02, said, va="bottom", transform=above)
     spectrum.set(xlabel="number", ylabel="eigenvalue", xticks=places, title="Spectrum of the graph of maps")
     for number, prototype in enumerate(found.prototypes):
         members = found.clusters == number
         style = {"color": colours[number], "linewidths": 0, "s": 14, "alpha": 0.7}
         plane.scatter(*found.embedding[members].T, label=f"group {number + 1} ({members.sum()})", **style)
         plane.scatter(*found.embedding[prototype], s=40, facecolors="none", edgecolors="black", linewidths=0.8)
-    plane.set(xticks=[], yticks=[], title="Maps that look alike are near each other (ring: prototype)")
+    title = "Principal components of the maps (ring: prototype)"
+    plane.set(xlabel="first", ylabel="second", xticks=[], yticks=[], title=title)
     plane.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     panels = pictures.subplots(-(-found.n // 3), 6, squeeze=False).ravel()
     members = [np.mean([maps[i] for i in np.flatnonzero(found.clusters == k)], axis=0) for k in range(found.n)]

@@ -29,7 +29,7 @@ class Strategies:
     eigenvalues : [m], the smallest of the graph's normalised Laplacian, from 0 up to 2
     gap : the largest between two of them, after the second at the earliest: it says how many groups there are
     p : chance of so large a gap among maps of one kind; above `LEVEL` all maps are one group
-    embedding : [n, 2], maps that look alike are near each other
+    embedding : [n, 2], the first two principal components of the maps
     prototypes : list of int, per group the map that is nearest to the others of it on average
     """
 
@@ -64,23 +64,23 @@ def find_strategies(maps: np.ndarray, most: int = MOST, seed: int = 0) -> Strate
     Each map is joined to its sqrt(n) nearest (Euclidean distance; the graph is made symmetric by the mean of both
     directions, as in scikit-learn's `SpectralClustering`). Eigenvalues are of the symmetric normalised Laplacian (von
     Luxburg 2007, doi:10.1007/s11222-007-9033-z); there are k groups, 2 to ``most``, where the gap after the k-th is
-    largest. So few maps have gaps by chance: there is more than one group only if the gap is larger than those of maps
-    drawn from one normal distribution with the mean and covariance of these. A group smaller than sqrt(n) does not
-    show. Needs `MIN_MAPS` maps.
+    largest. Few maps have gaps by chance: there is more than one group only if the gap is larger than that after the
+    first eigenvalue, and than those of maps drawn from one normal distribution with the covariance of these. A group
+    smaller than sqrt(n) does not show. Needs `MIN_MAPS` maps.
     """
     from sklearn.cluster import SpectralClustering
-    from sklearn.manifold import SpectralEmbedding
     from sklearn.metrics import pairwise_distances
 
     flat = np.reshape(maps, (len(maps), -1))
     assert len(flat) >= MIN_MAPS and np.isfinite(flat).all(), flat.shape
     affinity = _join(flat)
     eigenvalues, k, gap = _find_gap(affinity, most)
-    rng, lengths = np.random.default_rng(seed), np.linalg.svd(flat - flat.mean(axis=0), compute_uv=False)
+    axes, lengths, _ = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
+    rng = np.random.default_rng(seed)
     one_kind = (rng.normal(size=(len(flat), len(lengths))) * lengths for _ in range(SURROGATES))
     p = (1 + sum(_find_gap(_join(data), most)[2] >= gap for data in one_kind)) / (1 + SURROGATES)
     clusters = np.zeros(len(flat), int)
-    if p <= LEVEL:
+    if p <= LEVEL and gap > eigenvalues[1]:  # that is the gap after the first
         found = SpectralClustering(k, affinity="precomputed", assign_labels="cluster_qr", random_state=seed)
         clusters = found.fit(affinity).labels_
         clusters = np.argsort(np.argsort(-np.bincount(clusters), kind="stable"))[clusters]
@@ -89,9 +89,7 @@ def find_strategies(maps: np.ndarray, most: int = MOST, seed: int = 0) -> Strate
     for number in range(clusters.max() + 1):
         members = np.flatnonzero(clusters == number)
         prototypes.append(int(members[distances[np.ix_(members, members)].mean(axis=1).argmin()]))
-    similar = np.exp(-((distances / (np.median(distances) or 1.0)) ** 2))  # every map to every other
-    embedding = SpectralEmbedding(2, affinity="precomputed", random_state=seed).fit_transform(similar)
-    return Strategies(clusters, eigenvalues, gap, p, embedding, prototypes)
+    return Strategies(clusters, eigenvalues, gap, p, (axes * lengths)[:, :2], prototypes)
 
 
 def _join(flat: np.ndarray) -> np.ndarray:

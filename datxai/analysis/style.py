@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -40,11 +40,12 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
     return draw
 
 
-def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Write ``path`` + .png (300 dpi) and ``path`` + .pdf, each atomically."""
+def save_figure(figure: Figure, path: str | os.PathLike, kinds: Sequence[str] = ("png", "pdf")) -> None:
+    """Write ``path`` + .png (300 dpi) and ``path`` + .pdf, or only one of these ``kinds``, each atomically."""
     path = Path(path)
-    for suffix, options in ((".png", {}), (".pdf", {"metadata": {"CreationDate": None}})):
-        with replacing(path.with_name(path.name + suffix)) as temporary, matplotlib.rc_context(STYLE):
+    for kind in kinds:
+        options = {"metadata": {"CreationDate": None}} if kind == "pdf" else {}
+        with replacing(path.with_name(f"{path.name}.{kind}")) as temporary, matplotlib.rc_context(STYLE):
             figure.savefig(temporary, dpi=300, **options)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -26,7 +27,7 @@ from datxai.volume import Volume, load, save, sidecar_path
 log = logging.getLogger("datxai")
 
 FILLS = ("mean", "blur", "brain_mean")
-LESION_CHANGE = "lesion_change"  # the one metric that takes a pair
+LESION = "lesion"  # the one metric that takes a pair
 REPEATED = ("parameter_randomisation", "random_logit", "max_sensitivity")  # metrics that take many more maps
 WARM_S = 1.0  # a process's first map by a method is made again if it took no longer, so that imports do not count
 RESULTS = ("method", "case", "metric", "value", "seconds", "peak_mib")
@@ -53,7 +54,7 @@ class Trial:
 
     @property
     def metrics_left_out(self) -> set[str]:
-        return {*(() if self.lesion else (LESION_CHANGE,)), *(() if self.checked else REPEATED)}
+        return {*(() if self.lesion else (LESION,)), *(() if self.checked else REPEATED)}
 
 
 def run(settings: Config, trained: Run) -> None:
@@ -85,7 +86,7 @@ def check(settings: Config) -> None:
     chosen = settings.benchmark
     for field, known in (
         ("methods", list(chosen.catalogue)),
-        ("metrics", [*METRICS, LESION_CHANGE]),
+        ("metrics", [*METRICS, LESION]),
         ("lesions", list(REGIONS)),
     ):
         given = getattr(chosen, field)
@@ -216,9 +217,7 @@ class Bench:
         if method.control == "uptake":
             return lambda model, x, target: x[:, 0]
         if method.control == "noise":
-            generator = torch.Generator()
-            seed = self.settings.seed
-            return lambda model, x, target: torch.randn(x[:, 0].shape, generator=generator.manual_seed(seed)).to(x)
+            return lambda model, x, target: torch.stack([_draw_noise(part, self.settings.seed) for part in x[:, 0]])
         settings = replace(self.settings, attribution=method.attribution, composite=method.composite)
         explainer = replace(self.explainer, settings=settings)
         at_once = explainer.batch_size(self.grid.shape)
@@ -229,6 +228,14 @@ class Bench:
             return torch.cat([part.relevance[:, 0] for part in parts])
 
         return explain
+
+
+def _draw_noise(x, seed: int):
+    """Random numbers of the shape of an input, others for every input."""
+    import torch
+
+    generator = torch.Generator().manual_seed(zlib.crc32(x.cpu().contiguous().numpy().tobytes(), seed))
+    return torch.randn(x.shape, generator=generator).to(x)
 
 
 def _choose_cases(bench: Bench) -> list[Trial]:
@@ -334,7 +341,7 @@ def _explain_and_measure(settings: Config, folder: Path, trial: Trial, method: s
     case = _make_case(bench, explain, model, x, relevance, trial)
     for name in bench.find_missing(trial, method):
         begin = time.perf_counter()
-        measure = _measure_lesion_change if name == LESION_CHANGE else _measure
+        measure = _measure_lesion if name == LESION else _measure
         record["measures"][name] = measure(bench, case, trial, name)
         record["seconds_of_measures"][name] = round(time.perf_counter() - begin, 3)
         write_json(sidecar_path(path), record)
@@ -400,16 +407,27 @@ def _measure(bench: Bench, case, trial: Trial, name: str) -> dict[str, float]:
     return METRICS[name](case)
 
 
-def _measure_lesion_change(bench: Bench, case, trial: Trial, name: str) -> dict[str, float | None]:
-    """How the map answers to the lesion, under a name that says whether the network had seen it."""
+def _measure_lesion(bench: Bench, case, trial: Trial, name: str) -> dict[str, float | None]:
+    """How the map answers to the lesion: where it changes, if the network has seen the lesion, or how much, if not.
+
+    The change counts towards the output that the lesion raises, so that it has to be positive where the lesion is.
+    """
     import torch
 
     from datxai.analysis.benchmark import measure_change
+    from datxai.metrics.localisation import point, rank
 
     healthy = torch.from_numpy(load(bench.pair(trial.name, "healthy")).data)[None, None].to(case.x)
-    before = case.explain(case.model, healthy)[0].cpu().numpy()
-    found = measure_change(case.map, before, bench.lesion(trial), bench.regions["brain"])
-    return {f"{key}_{'seen' if trial.seen else 'unseen'}": value for key, value in found.items()}
+    before, lesion = case.explain(case.model, healthy)[0].cpu().numpy().astype(float), bench.lesion(trial)
+    found = measure_change(case.map, before, lesion, bench.regions["brain"])
+    if not trial.seen:
+        return {"unseen_density": found["density"]}
+    change = np.sign(trial.effect) * (case.map - before)
+    return {
+        "seen_share": found["share"],
+        "seen_rank": rank(change, lesion),
+        "seen_point": point(change, lesion, bench.grid.spacing),
+    }
 
 
 _warm: set[str] = set()  # methods that this process has used
@@ -434,7 +452,7 @@ def _report(bench: Bench, trials: Sequence[Trial]) -> None:
 
     place, methods = bench.folder, bench.chosen.methods
     results = [row for trial in trials for method in methods for row in _read_results(bench, trial, method)]
-    measures = _name_measures(bench, results)
+    measures = _name_measures(bench)
     costs = [
         {**row, "metric": name, "value": row[name]}
         for row in {(row["method"], row["case"]): row for row in results}.values()
@@ -453,6 +471,7 @@ def _report(bench: Bench, trials: Sequence[Trial]) -> None:
         figure = analysis.plot_maps(frame, bench.scan(trial), maps, bench.lesion(trial))
         save_figure(figure, place / "figures" / f"maps_{trial.name}")
     lines = analysis.tabulate(summary, measures)
+    ways = {name: asdict(bench.chosen.catalogue[name]) for name in methods}
     write_text(place / "summary.md", analysis.write_markdown(lines, cases, bench.run.folder.name))
     write_benchmark_report(
         place / "report.html",
@@ -461,7 +480,7 @@ def _report(bench: Bench, trials: Sequence[Trial]) -> None:
             "lines": lines,
             "cases": [{**row, "figure": place / "figures" / f"maps_{row['case']}.png"} for row in cases],
             "figures": {"ranks": place / "figures" / "ranks.png"},
-            "methods": yaml.safe_dump({name: asdict(bench.chosen.catalogue[name]) for name in methods}, sort_keys=False),
+            "methods": yaml.safe_dump(ways, sort_keys=False),
         },
     )
     ranks = analysis.average_ranks(summary)
@@ -484,26 +503,26 @@ def _read_results(bench: Bench, trial: Trial, method: str) -> list[dict]:
     ]
 
 
-def _name_measures(bench: Bench, results: Sequence[Mapping]) -> dict:
-    """What methods are ranked by: of each metric its headline, or the number for lesions if there is one; the costs."""
+def _name_measures(bench: Bench) -> dict:
+    """What methods are ranked by: the headline of each metric, and how maps change with a lesion; what a map costs."""
     from datxai.analysis.benchmark import Measure
     from datxai.metrics import METRICS
 
-    known = {row["metric"] for row in results if row["value"] is not None}
     named = {}
     for name in bench.chosen.metrics:
-        if name == LESION_CHANGE:
-            named["lesion_change.share_seen"] = Measure("Change in a seen lesion", True)
-            named["lesion_change.density_unseen"] = Measure("Change in an unseen lesion", False)
-        elif f"{name}.truth" in known:
-            named[f"{name}.truth"] = Measure(f"{METRICS[name].title}, lesion", METRICS[name].higher_is_better)
+        if name == LESION:
+            named["lesion.seen_share"] = Measure("Seen lesion, share", True)
+            named["lesion.seen_rank"] = Measure("Seen lesion, rank", True)
+            named["lesion.seen_point"] = Measure("Seen lesion, pointing", True)
+            named["lesion.unseen_density"] = Measure("Unseen lesion, density", False)
         else:
-            named[f"{name}.{METRICS[name].headline}"] = Measure(METRICS[name].title, METRICS[name].higher_is_better)
+            metric = METRICS[name]
+            named[f"{name}.{metric.headline}"] = Measure(metric.title, metric.higher_is_better)
     return named | {"seconds": Measure("Seconds per map", None)}
 
 
 def _describe_trial(bench: Bench, trial: Trial) -> dict:
-    """A row of cases.tsv; ``input_share`` is the share of the scan's change that lies in the lesion, for a yardstick."""
+    """A row of cases.tsv; ``input_share``, a yardstick: the share of the scan's own change that lies in the lesion."""
     from datxai.analysis.benchmark import measure_change
 
     share = None

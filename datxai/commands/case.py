@@ -1,4 +1,3 @@
-# To E: see /tmp/brief/L_to_E.md before you change this file or write a reader of your own.
 """One new scan through a trained run: registration, classification, relevance map, report."""
 
 from __future__ import annotations

@@ -25,9 +25,8 @@ CELL_MM = 12.0  # about the resolution of a scan
 def run(settings: Config, folder: Run) -> None:
     """Group the relevance maps of the cases predicted normal, and of those predicted reduced.
 
-    RUN/spectral then holds ``clusters.tsv`` (a row per case), ``spectral.json`` (eigenvalues, gap and its p value; size,
-    prototype and relevance outside the brain of each group) and a figure per class. A class with too few cases is left
-    out.
+    RUN/spectral then holds ``clusters.tsv`` (a row per case), ``spectral.json`` (eigenvalues, gap and p value; and of
+    each group size, prototype and relevance outside the brain) and a figure per class. Too small a class is left out.
     """
     from datxai.analysis.figures import plot_strategies
     from datxai.analysis.slices import Frame

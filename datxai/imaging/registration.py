@@ -9,6 +9,7 @@ scan whose striatum is dark or whose glands outshine the brain is fitted as well
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations, product
@@ -92,6 +93,11 @@ def register(volume: Volume, bases: Mapping[str, Volume]) -> Registration:
     return Registration(np.linalg.inv(fits[-1].pose), weights, sum(fit.steps for fit in fits))
 
 
+def prepare(bases: Mapping[str, Volume]) -> None:
+    """Work out now what `register` and `compare` need of these bases, which the first scan would else wait for."""
+    _make_templates(tuple(bases.items()))
+
+
 def compare(volume: Volume, bases: Mapping[str, Volume], affine: np.ndarray) -> tuple[float, float, float]:
     """Likeness of a scan and the template fitted to it, both smoothed by 16 mm so that noise does not count.
 
@@ -164,8 +170,9 @@ class _Template:
 
 @lru_cache(maxsize=4)
 def _make_templates(bases: tuple[tuple[str, Volume], ...]) -> list[_Template]:
-    """One per level; kept, because a cohort is registered to the same bases."""
-    return [_Template(dict(bases), level) for level in LEVELS_MM]
+    """One per level, made side by side; kept, because a cohort is registered to the same bases."""
+    with ThreadPoolExecutor(len(LEVELS_MM)) as pool:
+        return list(pool.map(lambda level: _Template(dict(bases), level), LEVELS_MM))
 
 
 class _Problem:

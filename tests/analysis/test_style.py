@@ -21,6 +21,11 @@ def test_saved_in_print_resolution_twice_the_same(tmp_path):
         assert (tmp_path / "sub" / f"fig.a{suffix}").read_bytes() == (tmp_path / "sub" / f"fig.b{suffix}").read_bytes()
 
 
+def test_one_kind_alone(tmp_path):
+    save_figure(plot_sbr([0.5, 1.4], [3.0, 1.9], [1, 0]), tmp_path / "fig", ("png",))
+    assert [path.name for path in tmp_path.iterdir()] == ["fig.png"]
+
+
 def test_pyplot_and_its_global_state_stay_out():
     code = "import sys, datxai.analysis.figures, datxai.analysis.charts; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

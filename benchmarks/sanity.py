@@ -1,0 +1,111 @@
+"""Do the metrics tell the maps of a trained network from those of the same network with random weights?
+
+    python -m benchmarks.sanity RUN [--cases 6] [--markdown FILE]
+
+Per method, over test cases: the likeness of a map to that of ever more random networks, layer by layer (the cascade of
+`datxai.metrics.randomisation`), and every other metric of the map itself beside that of the map of the network with
+all weights random. Flipping asks the trained network in both. In brackets, in how many cases the trained network's
+map is the better one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from datxai.cohort.dataset import open_store
+from datxai.explain import attribute
+from datxai.files import write_text
+from datxai.imaging.atlas import load_atlas, make_parcellation, make_regions
+from datxai.metrics import METRICS, Case
+from datxai.metrics.randomisation import cascade, randomise
+from datxai.model import checkpoint
+from datxai.results import read_predictions
+from datxai.run import Run
+
+COMPOSITE = Path(__file__).parents[1] / "conf" / "composite" / "nazari2021.yaml"
+METHODS = {
+    "LRP (nazari2021)": {"composite": yaml.safe_load(COMPOSITE.read_text())["layers"]},
+    "gradient": {"method": "gradient"},
+    "input x gradient": {"method": "input_x_gradient"},
+}
+COMPARED = ("patch_flipping", "parcel_flipping", "relevance_mass", "relevance_rank", "pointing_game", "sparseness")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--cases", type=int, default=6, help="correctly classified test cases, half of each class")
+    parser.add_argument("--markdown", type=Path, help="write the tables here as well")
+    options = parser.parse_args()
+    run = Run(options.run)
+    model, _ = checkpoint.load(run.model)
+    *_, (_, untaught) = randomise(model, seed=0)
+    cases = list(read_cases(run, model, options.cases))
+    lines = [
+        "# Do the metrics tell a trained network from a random one?",
+        "",
+        f"Made by `python -m benchmarks.sanity` on {len(cases)} test cases of a default run; means over cases.",
+    ]
+    for method, how in METHODS.items():
+        steps, values = [], {name: [] for name in COMPARED}
+        for make in cases:
+            real, random = make(model, how), make(untaught, how)
+            steps.append(cascade(real))
+            for name in COMPARED:
+                values[name].append([METRICS[name](case)[METRICS[name].headline] for case in (real, random)])
+        lines += ["", f"**{method}**", "", "| random from the output down to | " + " | ".join(steps[0]) + " |"]
+        lines.append("|---" * (len(steps[0]) + 1) + "|")
+        for name in ("spearman", "spearman_abs", "ssim"):
+            means = (np.mean([found[layer][name] for found in steps]) for layer in steps[0])
+            lines.append(f"| {name} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+        lines += ["", "| metric | trained | random | better |", "|---|---|---|---|"]
+        for name, pairs in values.items():
+            trained, random = np.array(pairs).T
+            better = int((trained > random).sum())
+            row = f"| {METRICS[name].title} ({METRICS[name].headline}) | {trained.mean():.3f} | {random.mean():.3f} "
+            lines.append(row + f"| {better} of {len(cases)} |")
+    print("\n".join(lines))
+    if options.markdown:
+        write_text(options.markdown, "\n".join(lines).strip() + "\n")
+
+
+def read_cases(run: Run, model: torch.nn.Module, n: int):
+    """For each case a function of a network and a method to the `Case` of its map; the score is of the trained one."""
+    store, atlas, rows = open_store(run.store), load_atlas(), read_predictions(run)
+    regions, (parcels, _) = make_regions(store.grid, atlas), make_parcellation(store.grid, atlas)
+    regions = {"brain": regions["brain"], "striatum": regions["striatum_left"] | regions["striatum_right"]}
+    groups = [[row for row in rows if row["set"] == "train" and row["label"] == label] for label in (0, 1)]
+    means = [np.mean([store.volume(row["participant_id"]) for row in group], axis=0) for group in groups]
+    fill = torch.from_numpy(np.mean(means, axis=0)).float()
+    right = [[row for row in rows if row["set"] == "test" and row["group"] == group] for group in ("TN", "TP")]
+    for row in [row for pair in zip(*right) for row in pair][:n]:
+        x, k = torch.from_numpy(np.array(store.volume(row["participant_id"]))).float()[None, None], row["predicted"]
+        memo: dict = {}
+
+        def score(x: torch.Tensor, k: int = k) -> torch.Tensor:
+            logits = model(x)
+            return logits[:, k] - logits[:, 1 - k]
+
+        def make(network, how, x=x, k=k, memo=memo, score=score) -> Case:
+            explain = partial(explain_by, how=how, target=k)
+            other = partial(explain_by, how=how, target=1 - k)
+            relevance = explain(network, x)[0]
+            return Case(
+                network, x, relevance, score, explain, other, fill, parcels, regions, store.grid.spacing, memo=memo
+            )
+
+        yield make
+
+
+def explain_by(model: torch.nn.Module, x: torch.Tensor, how: dict, target: int) -> torch.Tensor:
+    return attribute(model, x, target=target, ledger=False, **how).relevance[:, 0]
+
+
+if __name__ == "__main__":
+    main()

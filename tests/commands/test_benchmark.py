@@ -1,0 +1,156 @@
+"""The benchmark of a tiny run: its numbers, that nothing is made twice, methods of one's own, names that are wrong."""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from datxai.commands.benchmark import check
+from datxai.config import Attribution, Benchmark, Config, Method
+from datxai.errors import InputError
+from datxai.files import read_json, read_table
+from datxai.imaging.atlas import load_atlas, make_regions
+from datxai.model import checkpoint
+from datxai.volume import load
+
+SMALL = [
+    "benchmark.methods=[lrp_epsilon,gradient,uptake,noise]", "benchmark.metrics=[relevance_mass,random_logit,lesion]",
+    "benchmark.n_cases=2", "benchmark.n_checks=1", "benchmark.lesions=[putamen_right]", "benchmark.n_heads=1",
+    "benchmark.min_effect=0", "n_jobs=1",
+]  # fmt: skip
+
+
+def datxai(*words, code=0):
+    answer = subprocess.run([sys.executable, "-m", "datxai", *words], capture_output=True, text=True, timeout=300)
+    assert answer.returncode == code, answer.stdout + answer.stderr
+    return answer
+
+
+@pytest.fixture(scope="module")
+def compared(finished, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark") / "run"
+    shutil.copytree(finished[0], folder, symlinks=True)
+    datxai("benchmark", f"run={folder}", *SMALL)
+    return folder
+
+
+def read_results(folder):
+    rows = read_table(folder / "benchmark" / "results.tsv")
+    return {(row["method"], row["case"], row["metric"]): row for row in rows}
+
+
+def test_every_map_is_measured_and_told_of(compared):
+    place = compared / "benchmark"
+    cases = read_table(place / "cases.tsv")
+    assert [row["lesion"] for row in cases] == ["n/a", "n/a", "putamen_right"]
+    assert [row["checked"] for row in cases].count("true") == 1
+    results = read_results(compared)
+    for method in ("lrp_epsilon", "gradient", "uptake", "noise"):
+        for row in cases:
+            cell = results[method, row["case"], "relevance_mass.striatum"]
+            assert float(cell["seconds"]) > 0
+            assert ((method, row["case"], "random_logit.spearman") in results) == (row["checked"] == "true")
+        assert (method, "putamen_right-1", "lesion.seen_share") in results
+    for name in ("summary.tsv", "summary.md", "report.html", "figures/ranks.png", "figures/maps_putamen_right-1.png"):
+        assert (place / name).stat().st_size > 0
+    assert "<img src=\"data:image/png;base64" in (place / "report.html").read_text()
+
+
+def test_numbers_follow_from_the_maps_on_disk(compared):
+    """Oracle: the mass of a map read back, and a gradient by autograd."""
+    case = read_table(compared / "benchmark" / "cases.tsv")[0]
+    found = load(compared / "benchmark" / "maps" / "gradient" / f"{case['case']}_relevance.nii.gz")
+    scan = load(compared / "preprocessed" / f"{case['case']}_space-MNI_spect.nii.gz")
+    regions = make_regions(found.grid, load_atlas())
+    positive = found.data.astype(float).clip(0)
+    mass = positive[regions["striatum_left"] | regions["striatum_right"]].sum() / positive.sum()
+    row = read_results(compared)["gradient", case["case"], "relevance_mass.striatum"]
+    assert float(row["value"]) == pytest.approx(mass, rel=1e-5)
+    model, _ = checkpoint.load(compared / "model")
+    x = torch.from_numpy(scan.data)[None, None].requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x)[0, int(case["target"])], x)
+    assert np.allclose(found.data, gradient[0, 0], atol=1e-4 * float(gradient.abs().max()))
+
+
+def test_controls_know_nothing_of_the_network(compared):
+    cases = read_table(compared / "benchmark" / "cases.tsv")
+    (checked,) = (row["case"] for row in cases if row["checked"] == "true")
+    results = read_results(compared)
+    for control in ("uptake", "noise"):
+        assert float(results[control, checked, "random_logit.spearman"]["value"]) == pytest.approx(1.0)
+
+
+def test_the_pair_is_mirrored_alike_and_the_lesion_lies_on_the_lower_side(compared):
+    place = compared / "benchmark" / "pairs"
+    healthy, lesioned, lesion = (
+        load(place / f"putamen_right-1_{kind}.nii.gz") for kind in ("healthy", "lesioned", "lesion")
+    )
+    record = read_json(place / "putamen_right-1_lesioned.json")["measures"]
+    assert record["mirrored"]
+    inside = lesion.data >= 0.5
+    x = lesion.grid.world_coordinates()[..., 0]
+    assert (x[inside] < 0).all()
+    lost = healthy.data - lesioned.data
+    assert lost[inside].mean() > 5 * np.abs(lost[~inside]).mean()
+
+
+def test_nothing_is_made_twice(compared):
+    maps = sorted((compared / "benchmark" / "maps").rglob("*.nii.gz"))
+    made = {path: path.stat().st_mtime_ns for path in maps}
+    gone = maps[0]
+    gone.with_name(gone.name.replace(".nii.gz", ".json")).unlink()  # as a kill between map and record leaves it
+    before = read_results(compared)
+    metrics = "benchmark.metrics=[relevance_mass,random_logit,lesion,sparseness]"
+    datxai("benchmark", f"run={compared}", *(word for word in SMALL if "metrics" not in word), metrics)
+    assert [path for path in maps if path.stat().st_mtime_ns != made[path]] == [gone]
+    after = read_results(compared)
+    assert {key[2] for key in after} - {key[2] for key in before} == {"sparseness.gini"}
+    assert all(after[key]["value"] == row["value"] for key, row in before.items())
+
+
+def test_a_method_of_ones_own_takes_one_file(compared, tmp_path):
+    (tmp_path / "benchmark").mkdir()
+    (tmp_path / "benchmark" / "mine.yaml").write_text(
+        "defaults:\n  - default\n  - /attribution@catalogue.mine.attribution: lrp\n"
+        "  - /composite@catalogue.mine.composite: gamma\n  - _self_\nmethods: [uptake, mine]\n"
+    )
+    rest = [word for word in SMALL if "methods" not in word]
+    datxai("benchmark", f"run={compared}", "--config-dir", str(tmp_path), "benchmark=mine", *rest)
+    summary = read_table(compared / "benchmark" / "summary.tsv")
+    assert {row["method"] for row in summary} == {"uptake", "mine"}
+    record = read_json(next((compared / "benchmark" / "maps" / "mine").glob("*.json")))
+    assert record["method"]["composite"]["name"] == "gamma"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"methods": ["lpr"]}, "benchmark.methods: there is no lpr, expected some of mine, bare, both"),
+        ({"metrics": ["beauty"]}, "benchmark.metrics: there is no beauty, expected some of patch_flipping"),
+        ({"lesions": ["heart"]}, "benchmark.lesions: there is no heart, expected some of caudate_left|putamen_left"),
+        ({"metrics": ["lesion", "lesion"]}, "comes twice"),
+        ({"methods": []}, "at least one method"),
+        ({"methods": ["bare"]}, "bare: lrp needs a composite"),
+        ({"methods": ["both"]}, "both: expected either an attribution or a control"),
+        ({"fill": "air"}, "benchmark.fill=air: expected one of mean, blur, brain_mean"),
+        ({"n_cases": 0, "lesions": []}, "nothing to explain"),
+    ],
+)
+def test_names_that_nothing_stands_behind_are_refused(changes, said):
+    lrp = Attribution(method="lrp")
+    catalogue = {
+        "mine": Method(Attribution(method="gradient")), "bare": Method(lrp), "both": Method(lrp, control="noise"),
+    }  # fmt: skip
+    chosen = Benchmark(catalogue, ["mine"], ["lesion"], lesions=["thalamus"])
+    check(Config(benchmark=chosen))
+    with pytest.raises(InputError, match=said):
+        check(Config(benchmark=replace(chosen, **changes)))
+
+
+def test_a_run_is_needed(tmp_path):
+    assert "run=RUN_DIR" in datxai("benchmark", code=2).stderr
+    assert "no run folder" in datxai("benchmark", f"run={tmp_path}", code=2).stderr

@@ -45,7 +45,8 @@ def measure_fit(scan: Volume, affine: np.ndarray, bases: Mapping[str, Volume]) -
 
     ``similarity``, ``overlap`` and ``drift_mm`` as in `datxai.imaging.registration.compare`; ``determinant`` of
     the map's linear part; ``zoom_min`` and ``zoom_max``, its singular values; ``rotation_deg``, the angle of its
-    rotation; ``shear``, the largest element off the diagonal of its stretch (the symmetric part of its polar decomposition).
+    rotation; ``shear``, the largest element off the diagonal of its stretch (the symmetric part of its polar
+    decomposition).
     """
     similarity, overlap, drift = compare(scan, bases, affine)
     left, zooms, right = np.linalg.svd(affine[:3, :3])

@@ -1,8 +1,8 @@
 """DICOM in and out: reconstructed volumes, the projections of a tomographic acquisition, and results.
 
 `identify` says which of the first two a scan is, `read_series` and `read_projections` read them, and
-`write_projections` makes a complete NM TOMO object. `read_source` and `read_subject` tell whose scan it is, `deidentify` takes that away
-again, and `write_dicom_results` files a relevance map beside the scan.
+`write_projections` makes a complete NM TOMO object. `read_source` and `read_subject` tell whose scan it is,
+`deidentify` takes that away again, and `write_dicom_results` files a relevance map beside the scan.
 """
 
 from datxai.imaging.dicom.dataset import identify

@@ -1,0 +1,381 @@
+"""A page on this machine where scans are dropped in: `datxai serve`.
+
+Scans are patients' data and every file may be hostile, so: bound to this machine alone; nothing is loaded from elsewhere;
+requests of other sites are refused; names of files are neither used nor logged; what is unpacked is counted, not believed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import mmap
+import re
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingTCPServer
+from typing import BinaryIO
+
+from datxai.analysis.report import render_upload_page
+from datxai.config import Config
+from datxai.errors import InputError
+from datxai.reader import Reader
+from datxai.run import Run
+
+log = logging.getLogger("datxai")
+
+HOST = "127.0.0.1"
+CHUNK = 1 << 20
+HEAD = 512  # bytes that tell what a file is
+MEDIA_DIRECTORY = b"1.2.840.10008.1.3.10\0"  # the class of a DICOMDIR, which lists files and holds no scan
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: "
+    "blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one upload, and all of them together, may take."""
+
+    upload: int = 256 << 20  # bytes
+    unpacked: int = 1 << 30  # bytes of all files of an upload
+    files: int = 2048  # of an upload, or in its archive
+    waiting: int = 4  # uploads at a time, the one being read among them
+    results: int = 20  # kept; the oldest is deleted
+    connections: int = 32
+    seconds: float = 60.0  # to send a request, and again to take its answer
+
+
+def run(settings: Config, trained: Run) -> None:
+    """Serve the page on 127.0.0.1 until Ctrl-C or SIGTERM; then everything that was made is deleted.
+
+    Raises `InputError` if the run is not finished or the port is taken.
+    """
+    trained.entry("evaluate", "serve")
+    with tempfile.TemporaryDirectory(prefix="datxai-") as folder:
+        try:
+            server = Server(Path(folder).resolve(), settings.port)
+        except (OSError, OverflowError) as error:
+            raise InputError(
+                f"port={settings.port}: cannot be used ({error}); give another, such as port={Config.port + 1}, or "
+                f"port=0 for any that is free."
+            ) from error
+        with server:
+            for ending in (signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ())):
+                signal.signal(ending, signal.default_int_handler)
+            try:
+                server.reader = Reader.of(settings, trained)
+                log.info("Drop scans on http://%s:%d/ (Ctrl-C ends it)", HOST, server.port)
+                server.serve_forever()
+            except KeyboardInterrupt:
+                server.finish()
+                log.info("Ended; uploads and results are deleted.")
+
+
+class Server(ThreadingTCPServer):
+    """Reads uploads one at a time, and hands out their results by addresses that cannot be guessed.
+
+    ``folder`` is an empty directory, the only one written to. ``port`` 0 takes any that is free.
+    """
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, folder: Path, port: int, reader: Reader | None = None, limits: Limits | None = None):
+        self.folder, self.reader, self.limits = folder, reader, limits or Limits()
+        self.places = threading.BoundedSemaphore(self.limits.waiting)
+        self.turn = threading.Lock()  # whoever holds it reads, and is the only one that writes to the folder
+        self.ended = False
+        self.results: list[str] = []
+        self.deadlines: dict[socket.socket, float] = {}  # of every open connection
+        super().__init__((HOST, port), _Handler)
+        self.port = self.server_address[1]
+        self.hosts = {f"{host}:{self.port}" for host in (HOST, "localhost")}
+
+    def finish(self) -> None:
+        """Wait for the reading under way, and begin no other."""
+        with self.turn:
+            self.ended = True
+
+    def read(self, body: BinaryIO, sizes: Sequence[int], age: float | None) -> str:
+        """Read the scan of an upload; the address of its result. Raises `InputError` if it cannot be used."""
+        with self.turn:
+            if self.ended:
+                raise InputError("the server has been ended.")
+            upload, name = self.folder / "upload", secrets.token_urlsafe(16)
+            upload.mkdir()
+            try:
+                reading = self.reader.read(unpack(body, sizes, upload, self.limits), age)
+                self.reader.write(reading, self.folder / name)
+            except InputError as error:
+                raise InputError(str(error).replace(f"{upload}/", "")) from error
+            finally:
+                shutil.rmtree(upload)
+            self.results.append(name)
+            for old in self.results[: -self.limits.results]:
+                shutil.rmtree(self.folder / old)
+                self.results.remove(old)
+            return f"/results/{name}/report.html"
+
+    def verify_request(self, request: socket.socket, client_address: object) -> bool:
+        """Whether there is room for one more connection; closes it otherwise."""
+        return len(self.deadlines) < self.limits.connections
+
+    def service_actions(self) -> None:
+        """Hang up on whoever is too slow."""
+        now = time.monotonic()
+        for connection, deadline in list(self.deadlines.items()):
+            if now > deadline:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: socket.socket, client_address: object) -> None:
+        """A client that has gone is no fault; of a fault of ours nothing is told that may be a patient's."""
+        _log_fault()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    server_version, sys_version = "datxai", ""
+
+    def setup(self) -> None:
+        super().setup()
+        self._give_time(self.server.limits.seconds)
+
+    def finish(self) -> None:
+        try:
+            super().finish()
+        finally:
+            self.server.deadlines.pop(self.connection, None)
+
+    def do_GET(self) -> None:
+        result = re.fullmatch(r"/results/([\w-]+)/([^/]+)", self.path)
+        if self.headers["Host"] not in self.server.hosts:
+            self._refuse(403, f"Open this page as http://{HOST}:{self.server.port}/.")
+        elif self.path == "/":
+            limits = {"upload": self.server.limits.upload, "files": self.server.limits.files}
+            self._answer(200, render_upload_page({"limits": limits}).encode(), "text/html; charset=utf-8")
+        elif self.path == "/favicon.ico":
+            self._answer(204, b"", "image/x-icon")
+        elif result and result[1] in self.server.results:
+            self._hand_out(self.server.folder / result[1], result[2])
+        else:
+            self._refuse(404, "There is no such page; results are deleted when many newer ones have been made.")
+
+    def do_POST(self) -> None:
+        limits, begin = self.server.limits, time.monotonic()
+        length, sizes = self.headers.get("Content-Length", ""), self.headers.get("Datxai-Sizes", "")
+        origin = self.headers.get("Origin")
+        if self.headers["Host"] not in self.server.hosts or origin not in {None, f"http://{self.headers['Host']}"}:
+            return self._refuse(403, f"Scans are taken from http://{HOST}:{self.server.port}/ alone.")
+        if self.path != "/read":
+            return self._refuse(404, "Scans go to /read.")
+        if not re.fullmatch(r"\d{1,18}", length, re.ASCII) or "Transfer-Encoding" in self.headers:
+            return self._refuse(411, "The length of the upload is missing (Content-Length).")
+        if int(length) > limits.upload:
+            return self._refuse(413, f"The upload is larger than {limits.upload >> 20} MiB; choose the files of one scan.")
+        if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", sizes, re.ASCII):
+            return self._refuse(400, "The size of each file is missing (header Datxai-Sizes: bytes, with commas between).")
+        sizes = [int(size) for size in sizes.split(",")]
+        if len(sizes) > limits.files:
+            return self._refuse(413, f"The upload has more than {limits.files} files; choose the files of one scan.")
+        if sum(sizes) != int(length):
+            return self._refuse(400, "The sizes of the files do not add up to the length of the upload.")
+        try:
+            age = _parse_age(self.headers.get("Datxai-Age"))
+        except InputError as error:
+            return self._refuse(422, str(error))
+        if not self.server.places.acquire(blocking=False):
+            return self._refuse(503, "Other scans are being read and wait to be read; try again in a minute.")
+        try:
+            with tempfile.TemporaryFile(dir=self.server.folder) as body:
+                if self._receive(body, int(length)) < int(length):
+                    return None  # nobody is there any more
+                self._give_time(math.inf)
+                status, answer = self._read(lambda: self.server.read(body, sizes, age))
+        finally:
+            self.server.places.release()
+        log.info("%d bytes, %d files: %d, %.1f s", int(length), len(sizes), status, time.monotonic() - begin)
+        return self._answer(status, json.dumps(answer).encode())
+
+    def _read(self, read: Callable[[], str]) -> tuple[int, dict]:
+        try:
+            return 200, {"page": read()}
+        except InputError as error:
+            return 422, {"error": str(error)}
+        except Exception:  # whatever a file brings about, the next one is read
+            _log_fault()
+            return 500, {"error": "Reading this scan failed through a fault of datxai; where it was, the log says."}
+
+    def _receive(self, target: BinaryIO, length: int) -> int:
+        """Take at most ``length`` bytes of the body; how many came."""
+        left = length
+        while left and (piece := self.rfile.read1(min(left, CHUNK))):
+            left -= target.write(piece)
+        target.flush()
+        return length - left
+
+    def _hand_out(self, folder: Path, name: str) -> None:
+        """A file of a result; the name is looked up, never used as a path."""
+        with suppress(FileNotFoundError):  # deleted just now
+            path = next((path for path in folder.iterdir() if path.name == name), None)
+            if path is not None:
+                kind = "text/html; charset=utf-8" if path.suffix == ".html" else "application/octet-stream"
+                return self._answer(200, path.read_bytes(), kind)
+        return self._refuse(404, "There is no such file.")
+
+    def _refuse(self, status: int, sentence: str) -> None:
+        """Answer without having taken the body, of which some is, since many clients send all of it before they read."""
+        self._answer(status, json.dumps({"error": sentence}).encode())
+        self._give_time(2.0)
+        taken = 0
+        while taken < self.server.limits.upload and (piece := self.rfile.read1(CHUNK)):
+            taken += len(piece)
+
+    def _answer(self, status: int, content: bytes, kind: str = "application/json") -> None:
+        self._give_time(self.server.limits.seconds)
+        self.connection.settimeout(self.server.limits.seconds)
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        if kind == "application/octet-stream":
+            self.send_header("Content-Disposition", "attachment")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def end_headers(self) -> None:
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def _give_time(self, seconds: float) -> None:
+        self.server.deadlines[self.connection] = time.monotonic() + seconds
+
+    def log_message(self, *_: object) -> None:
+        """Requests are not logged: their addresses lead to results."""
+
+
+def unpack(body: BinaryIO, sizes: Sequence[int], folder: Path, limits: Limits) -> Path:
+    """Store an upload under names of our own, told apart by content: the path that `Reader.read` takes.
+
+    ``body`` holds files of these ``sizes`` (bytes), one behind the other: one NIfTI file, the DICOM files of a series,
+    or a ZIP archive with those. What is neither, such as the viewer on a CD, is left out. Raises `InputError`.
+    """
+    nifti, series, unpacked = folder / "scan.nii", folder / "scan", 0
+    series.mkdir()
+    try:
+        for number, chunks in enumerate(_list_files(body, sizes, limits), start=1):
+            head = b""
+            while len(head) < HEAD and (chunk := next(chunks, b"")):
+                head += chunk
+            if head[:2] == b"\x1f\x8b":
+                chunks = _gunzip(head, chunks)
+                head = next(chunks, b"")
+            if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0":
+                if nifti.exists():
+                    raise InputError("there are several NIfTI files, expected one scan; give one after the other.")
+                path = nifti
+            elif head[128:132] == b"DICM" and MEDIA_DIRECTORY not in head[:HEAD]:
+                path = series / f"{number:04}.dcm"
+            else:
+                continue
+            with path.open("xb") as stream:
+                while head:
+                    unpacked += stream.write(head)
+                    if unpacked > limits.unpacked:
+                        raise InputError(
+                            f"the files unpack to more than {limits.unpacked >> 20} MiB, expected the size of one scan."
+                        )
+                    head = next(chunks, b"")
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError("the file is damaged: it cannot be unpacked; export the scan anew.") from error
+    if nifti.exists() == any(series.iterdir()):
+        found = "both NIfTI and DICOM files" if nifti.exists() else "neither a NIfTI nor a DICOM file"
+        raise InputError(f"found {found}, expected one NIfTI file or the DICOM files of one series; give those alone.")
+    return nifti if nifti.exists() else series
+
+
+def _list_files(body: BinaryIO, sizes: Sequence[int], limits: Limits) -> Iterator[Iterator[bytes]]:
+    """The content of each file in pieces; of an archive, that of the files in it."""
+    body.seek(0)
+    if len(sizes) > 1 or body.read(4) != b"PK\x03\x04":
+        body.seek(0)
+        for size in sizes:
+            end = body.tell() + size
+            yield iter(lambda end=end: body.read(min(CHUNK, end - body.tell())), b"")
+            body.seek(end)
+        return
+    _require_few_entries(body, limits)
+    with zipfile.ZipFile(body) as archive:
+        for entry in archive.infolist():
+            if entry.flag_bits & 1:
+                raise InputError("the archive is encrypted; give it without a password.")
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # these unpack piece by piece
+                raise InputError("the archive is packed in an unusual way; pack it as ordinary ZIP (deflate).")
+            with archive.open(entry) as stream:
+                yield iter(lambda stream=stream: stream.read(CHUNK), b"")
+
+
+def _require_few_entries(body: BinaryIO, limits: Limits) -> None:
+    """Count an archive's entries before all are loaded: each begins with these bytes, whatever it says at its end."""
+    with mmap.mmap(body.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        position, count = content.find(b"PK\x01\x02"), 0
+        while position >= 0:
+            count += 1
+            if count > limits.files:
+                raise InputError(f"the archive has more than {limits.files} files; pack the files of one scan.")
+            position = content.find(b"PK\x01\x02", position + 4)
+
+
+def _gunzip(head: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Unpack a gzip file, in pieces of bounded size, the first at least as long as a NIfTI header."""
+    unpack, made = zlib.decompressobj(zlib.MAX_WBITS | 16), b""
+    while not unpack.eof:
+        if not (piece := unpack.unconsumed_tail or head or next(chunks, b"")):
+            raise EOFError
+        head = b""
+        made += unpack.decompress(piece, CHUNK)
+        if len(made) >= HEAD:
+            yield made
+            made = b""
+    if made:
+        yield made
+
+
+def _parse_age(text: str | None) -> float | None:
+    try:
+        age = None if text is None else float(text)
+    except ValueError:
+        age = math.nan
+    if age is not None and not 0 <= age <= 120:
+        raise InputError("The age cannot be used; expected years, from 0 to 120.")
+    return age
+
+
+def _log_fault() -> None:
+    """Where in the code a fault came up; not its words, which may come from a header."""
+    error = sys.exc_info()[1]
+    if not isinstance(error, (ConnectionError, TimeoutError)):
+        log.error("fault: %s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))

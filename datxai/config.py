@@ -22,6 +22,7 @@ STAGES = {
 }
 COMMANDS = {
     "case": "one new scan through a trained run: scan=PATH run=RUN_DIR [age=YEARS]",
+    "serve": "a page on this machine where scans are dropped in: run=RUN_DIR [port=8765]",
     "template": "a template for registration from a run's own normal scans: run=RUN_DIR",
     "benchmark": "ways to explain side by side, by measures of their maps: run=RUN_DIR",
     "spectral": "groups among the relevance maps of a run, to find a Clever Hans: run=RUN_DIR",
@@ -248,7 +249,7 @@ class Config:
     attribution: Attribution = field(default_factory=Attribution)
     composite: Composite = field(default_factory=Composite)
     benchmark: Benchmark = field(default_factory=Benchmark)
-    target: str = "predicted"  # predicted | normal | reduced | label | difference
+    target: str = "predicted"  # predicted | normal | reduced | label | difference | decision
     run: str = MISSING
     base: str | None = None  # a run whose stages are taken over where settings and inputs are the same
     stage: str = ALL

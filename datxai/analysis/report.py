@@ -166,6 +166,11 @@ def write_case_pages(path: str | os.PathLike, cases: Sequence[str], report: str)
     _write(path, "cases.html.j2", {"cases": list(cases), "report": report, "colours": pack_colours()})
 
 
+def render_upload_page(content: Mapping) -> str:
+    """The page where scans are dropped in; ``limits`` are those of one upload: ``upload`` (bytes), ``files``."""
+    return _render("upload.html.j2", content)
+
+
 def describe_case(content: Mapping) -> dict:
     """The content of `write_case_report` in the words and numbers of page and PDF.
 

@@ -103,8 +103,10 @@ def check(settings: Config) -> None:
         raise InputError(
             f"benchmark: n_cases={chosen.n_cases} and n_heads={chosen.n_heads} leave nothing to explain, expected more."
         )
-    if settings.target == "label":
-        raise InputError("target=label: lesioned phantoms have none; choose predicted, normal, reduced or difference.")
+    if settings.target in ("label", "decision"):
+        raise InputError(
+            f"target={settings.target}: the benchmark explains predicted, normal, reduced or difference; choose one."
+        )
     for name in chosen.methods:
         method = chosen.catalogue[name]
         if (method.attribution is None) == (method.control is None):

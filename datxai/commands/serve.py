@@ -1,15 +1,18 @@
 """A page on this machine where scans are dropped in: `datxai serve`.
 
-Scans are patients' data and every file may be hostile, so: bound to this machine alone; nothing is loaded from elsewhere;
-requests of other sites are refused; names of files are neither used nor logged; what is unpacked is counted, not believed.
+Scans are patients' data and every file may be hostile, so: the page is for this machine alone; it loads nothing from
+elsewhere; requests of other sites are refused; names of files are neither used nor logged; bytes are counted while they
+are unpacked, whatever an archive says of itself.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import mmap
+import os
 import re
 import secrets
 import shutil
@@ -43,8 +46,8 @@ CHUNK = 1 << 20
 HEAD = 512  # bytes that tell what a file is
 MEDIA_DIRECTORY = b"1.2.840.10008.1.3.10\0"  # the class of a DICOMDIR, which lists files and holds no scan
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: "
-    "blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -121,14 +124,14 @@ class Server(ThreadingTCPServer):
         """Read the scan of an upload; the address of its result. Raises `InputError` if it cannot be used."""
         with self.turn:
             if self.ended:
-                raise InputError("the server has been ended.")
+                raise InputError("The server has been ended.")
             upload, name = self.folder / "upload", secrets.token_urlsafe(16)
             upload.mkdir()
             try:
                 reading = self.reader.read(unpack(body, sizes, upload, self.limits), age)
                 self.reader.write(reading, self.folder / name)
             except InputError as error:
-                raise InputError(str(error).replace(f"{upload}/", "")) from error
+                raise InputError(str(error).replace(f"{upload}{os.sep}", "")) from error
             finally:
                 shutil.rmtree(upload)
             self.results.append(name)
@@ -193,9 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not re.fullmatch(r"\d{1,18}", length, re.ASCII) or "Transfer-Encoding" in self.headers:
             return self._refuse(411, "The length of the upload is missing (Content-Length).")
         if int(length) > limits.upload:
-            return self._refuse(413, f"The upload is larger than {limits.upload >> 20} MiB; choose the files of one scan.")
+            return self._refuse(413, f"The upload exceeds {limits.upload >> 20} MiB; choose the files of one scan.")
         if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", sizes, re.ASCII):
-            return self._refuse(400, "The size of each file is missing (header Datxai-Sizes: bytes, with commas between).")
+            return self._refuse(400, "The sizes of the files are missing (header Datxai-Sizes: BYTES,BYTES,...).")
         sizes = [int(size) for size in sizes.split(",")]
         if len(sizes) > limits.files:
             return self._refuse(413, f"The upload has more than {limits.files} files; choose the files of one scan.")
@@ -245,8 +248,10 @@ class _Handler(BaseHTTPRequestHandler):
         return self._refuse(404, "There is no such file.")
 
     def _refuse(self, status: int, sentence: str) -> None:
-        """Answer without having taken the body, of which some is, since many clients send all of it before they read."""
+        """Answer before the body has come; then take it, unused, since many clients read only once they have sent."""
         self._answer(status, json.dumps({"error": sentence}).encode())
+        if self.command != "POST":
+            return
         self._give_time(2.0)
         taken = 0
         while taken < self.server.limits.upload and (piece := self.rfile.read1(CHUNK)):
@@ -254,7 +259,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, content: bytes, kind: str = "application/json") -> None:
         self._give_time(self.server.limits.seconds)
-        self.connection.settimeout(self.server.limits.seconds)
         self.send_response(status)
         self.send_header("Content-Type", kind)
         if kind == "application/octet-stream":
@@ -293,7 +297,7 @@ def unpack(body: BinaryIO, sizes: Sequence[int], folder: Path, limits: Limits) -
                 head = next(chunks, b"")
             if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0":
                 if nifti.exists():
-                    raise InputError("there are several NIfTI files, expected one scan; give one after the other.")
+                    raise InputError("There are several NIfTI files, expected one scan; give one after the other.")
                 path = nifti
             elif head[128:132] == b"DICM" and MEDIA_DIRECTORY not in head[:HEAD]:
                 path = series / f"{number:04}.dcm"
@@ -304,16 +308,16 @@ def unpack(body: BinaryIO, sizes: Sequence[int], folder: Path, limits: Limits) -
                     unpacked += stream.write(head)
                     if unpacked > limits.unpacked:
                         raise InputError(
-                            f"the files unpack to more than {limits.unpacked >> 20} MiB, expected the size of one scan."
+                            f"The files unpack to more than {limits.unpacked >> 20} MiB, expected the size of one scan."
                         )
                     head = next(chunks, b"")
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
-        if isinstance(error, InputError):
+        if isinstance(error, InputError) or getattr(error, "errno", None) == errno.ENOSPC:
             raise
-        raise InputError("the file is damaged: it cannot be unpacked; export the scan anew.") from error
+        raise InputError("The file is damaged: it cannot be unpacked; export the scan anew.") from error
     if nifti.exists() == any(series.iterdir()):
         found = "both NIfTI and DICOM files" if nifti.exists() else "neither a NIfTI nor a DICOM file"
-        raise InputError(f"found {found}, expected one NIfTI file or the DICOM files of one series; give those alone.")
+        raise InputError(f"Found {found}, expected one NIfTI file or the DICOM files of one series; give those alone.")
     return nifti if nifti.exists() else series
 
 
@@ -331,9 +335,9 @@ def _list_files(body: BinaryIO, sizes: Sequence[int], limits: Limits) -> Iterato
     with zipfile.ZipFile(body) as archive:
         for entry in archive.infolist():
             if entry.flag_bits & 1:
-                raise InputError("the archive is encrypted; give it without a password.")
+                raise InputError("The archive is encrypted; give it without a password.")
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # these unpack piece by piece
-                raise InputError("the archive is packed in an unusual way; pack it as ordinary ZIP (deflate).")
+                raise InputError("The archive is packed in an unusual way; pack it as ordinary ZIP (deflate).")
             with archive.open(entry) as stream:
                 yield iter(lambda stream=stream: stream.read(CHUNK), b"")
 
@@ -345,7 +349,7 @@ def _require_few_entries(body: BinaryIO, limits: Limits) -> None:
         while position >= 0:
             count += 1
             if count > limits.files:
-                raise InputError(f"the archive has more than {limits.files} files; pack the files of one scan.")
+                raise InputError(f"The archive has more than {limits.files} files; pack the files of one scan.")
             position = content.find(b"PK\x01\x02", position + 4)
 
 

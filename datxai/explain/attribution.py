@@ -25,7 +25,7 @@ _FIXED = {  # methods that are a composite of their own
     "guided_backprop": [{"match": ["type:ReLU"], "rule": "guided_backprop"}, _GRADIENT],
 }
 METHODS = ("lrp", *_FIXED, *BY_CASE)
-TARGETS = ("predicted", "normal", "reduced", "label", "difference")
+TARGETS = ("predicted", "normal", "reduced", "label", "difference", "decision")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,8 @@ def attribute(
         is given.
     target
         The output explained: ``predicted``, that of the largest logit; ``normal`` (0), ``reduced`` (1) or any
-        number of an output; ``label``, that of each case's label; ``difference``, logit 1 minus logit 0.
+        number of an output; ``label``, that of each case's label; ``difference``, logit 1 minus logit 0;
+        ``decision``, the difference in favour of what was decided: the larger of both logits minus the smaller.
     labels
         [batch], for the target ``label``.
     start
@@ -210,9 +211,12 @@ def _target_weights(logits: Tensor, target: str | int, labels: Sequence[int] | N
     """How much each output [batch, outputs] counts in the target: 1, -1 or 0."""
     batch, outputs = logits.shape
     classes = max(outputs, 2)
-    if target == "difference":
-        weights = _one_hot([REDUCED] * batch, classes) - _one_hot([NORMAL] * batch, classes)
-        return weights[:, -outputs:].to(logits)
+    if target in ("difference", "decision"):
+        weights = (_one_hot([REDUCED] * batch, classes) - _one_hot([NORMAL] * batch, classes))[:, -outputs:].to(logits)
+        if target == "decision":
+            log_odds = logits[:, REDUCED] - logits[:, NORMAL] if outputs > 1 else logits[:, 0]
+            weights = torch.where(log_odds > 0, 1, -1)[:, None] * weights
+        return weights
     if target == "label":
         chosen = [int(label) for label in labels]
     elif target == "predicted":

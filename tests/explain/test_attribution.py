@@ -100,7 +100,7 @@ def test_targets(paper, cnn, scans):
     predicted = logits.argmax(dim=1)
     seeds = {
         target: attribute(cnn, scans, composite=paper, target=target, labels=[1, 0], ledger=False).seed
-        for target in ("predicted", "normal", "reduced", 0, 1, "label", "difference")
+        for target in ("predicted", "normal", "reduced", 0, 1, "label", "difference", "decision")
     }
     eye = torch.eye(2, dtype=torch.float64)
     torch.testing.assert_close(seeds["predicted"], eye[predicted] * logits)
@@ -108,6 +108,9 @@ def test_targets(paper, cnn, scans):
     torch.testing.assert_close(seeds["reduced"], logits * eye[1])
     torch.testing.assert_close(seeds["label"], logits * eye[[1, 0]])
     torch.testing.assert_close(seeds["difference"], logits * torch.tensor([-1.0, 1.0]))
+    sign = torch.where(predicted == 1, 1.0, -1.0)[:, None]
+    torch.testing.assert_close(seeds["decision"], sign * seeds["difference"])
+    assert (seeds["decision"].sum(dim=1) > 0).all(), "what speaks for the decision"
     assert torch.equal(seeds["normal"], seeds[0])
     assert torch.equal(seeds["reduced"], seeds[1])
 
@@ -134,13 +137,14 @@ def test_seeds_are_what_the_record_needs(paper, cnn, scans):
 
 @pytest.mark.parametrize(
     ("target", "labels", "expected"),
-    [("reduced", None, [1, 1]), ("normal", None, [-1, -1]), ("difference", None, [1, 1]), ("label", [1, 0], [1, -1])],
-)
+    [("reduced", None, [1, 1]), ("normal", None, [-1, -1]), ("difference", None, [1, 1]), ("label", [1, 0], [1, -1]),
+     ("decision", None, None)],
+)  # fmt: skip
 def test_a_single_logit_is_the_log_odds_of_reduced(target, labels, expected):
     model = nn.Sequential(nn.Flatten(), nn.Linear(8, 1))
     x = torch.rand(2, 1, 2, 2, 2)
     found = attribute(model, x, method="gradient", target=target, labels=labels, start="one")
-    assert found.seed[:, 0].tolist() == expected
+    assert found.seed[:, 0].tolist() == (found.logits[:, 0].sign().tolist() if target == "decision" else expected)
     predicted = attribute(model, x, method="gradient", target="predicted", start="logit")
     assert (predicted.seed > 0).all()
 

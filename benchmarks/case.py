@@ -6,7 +6,7 @@ On the paper's grid and network (2 mm, 236 million parameters), with two threads
 random, since the time does not depend on them, and so are the tables of the run they belong to. Each round starts the
 command ``datxai case`` anew on projections of 60 views and 64 rows. ``work`` is everything after what the scan has no
 part in: imports, opening the network, template and atlas. Targets: work 3 s, all 8 s, and weights that are mapped, not
-copied: a peak of memory well below twice their size.
+copied: they count as memory of the process once, as pages of the file, and not a second time.
 """
 
 import argparse

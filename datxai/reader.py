@@ -34,6 +34,8 @@ from datxai.results import read_predictions, read_sbr
 from datxai.run import Run
 from datxai.volume import Volume, load, resample, save
 
+SCREEN_DPI = 150  # of the figure of a case, which the page shows only where its viewer cannot run
+
 
 @dataclass(frozen=True, eq=False)
 class Reading:
@@ -112,7 +114,11 @@ class Reader:
             with _timed(timings, "load figures"):  # matplotlib, for which the first scan would else wait
                 importlib.import_module("datxai.analysis.document")
             imaging = Imaging(settings, grid_of(settings), anatomy.working, anatomy.bases)
-            return cls(settings, run, imaging, explainer.result(), anatomy.regions, timings)
+            reader = cls(settings, run, imaging, None, anatomy.regions, timings)
+            for name in ("means", "calibration", "normals"):  # kept from here on
+                getattr(reader, name)
+            reader.explainer = explainer.result()
+            return reader
 
     @cached_property
     def means(self) -> list[np.ndarray] | None:
@@ -241,7 +247,7 @@ class Reader:
                 index = np.rint(grid.mm_to_index(centre)).astype(int)
                 frame = Frame(grid, outline_of(self.regions), self.regions["brain"])
                 figure = plot_case(frame, reading.spect.data, reading.relevance.data, index, ("L", "R"))
-                save_figure(figure, place / "case", ("png",))
+                save_figure(figure, place / "case", ("png",), SCREEN_DPI)
                 content = self._describe(reading) | {"figures": {"case": place / "case.png"}, "downloads": downloads}
                 write_case_pdf(place / "report.pdf", content)
             write_case_report(place / "report.html", content)

@@ -40,13 +40,15 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
     return draw
 
 
-def save_figure(figure: Figure, path: str | os.PathLike, kinds: Sequence[str] = ("png", "pdf")) -> None:
-    """Write ``path`` + .png (300 dpi) and ``path`` + .pdf, or only one of these ``kinds``, each atomically."""
+def save_figure(
+    figure: Figure, path: str | os.PathLike, kinds: Sequence[str] = ("png", "pdf"), dpi: int = 300
+) -> None:
+    """Write ``path`` + .png and ``path`` + .pdf, or only one of these ``kinds``, each atomically."""
     path = Path(path)
     for kind in kinds:
         options = {"metadata": {"CreationDate": None}} if kind == "pdf" else {}
         with replacing(path.with_name(f"{path.name}.{kind}")) as temporary, matplotlib.rc_context(STYLE):
-            figure.savefig(temporary, dpi=300, **options)
+            figure.savefig(temporary, dpi=dpi, **options)
 
 
 def add_note(figure: Figure, text: str) -> None:

@@ -381,7 +381,7 @@ def test_the_command_reads_a_scan_and_leaves_nothing(finished, tmp_path):
         process.send_signal(signal.SIGTERM)
         said += process.communicate(timeout=60)[0]
     assert process.returncode == 0, said
-    assert list(scratch.iterdir()) == []
+    assert list(scratch.glob("datxai-*")) == []
     assert SECRET not in said and "sub-0002" not in said
     assert not (folder / "cases").exists()
     assert "serve" not in read_json(folder / "manifest.json")

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -224,20 +225,13 @@ def resample(volume: Volume, grid: Grid, transform: np.ndarray | None = None, st
     if offset is not None:  # a crop: the values themselves
         data = volume.data[tuple(slice(o, o + n) for o, n in zip(offset, grid.shape))]
         return volume.after(step, np.ascontiguousarray(data), grid.affine, **record)
-    steps = np.linalg.norm(index_map[:3, :3], axis=0)  # source voxels per target voxel, along target axes
-    factors = np.maximum(1, np.ceil(steps - 1e-3).astype(int))
-    fine = np.diag([*(1.0 / factors), 1.0])
-    fine[:3, 3] = (1.0 / factors - 1.0) / 2.0  # centres of the sub-voxels of target voxel 0
-    fine_map = index_map @ fine
-    fine_shape = tuple(int(n) for n in np.asarray(grid.shape) * factors)
-    data = ndimage.affine_transform(
-        volume.data, fine_map[:3, :3], fine_map[:3, 3], fine_shape, order=1, mode="nearest", prefilter=False
-    )
-    for index, n in zip(_indices(fine_map, fine_shape), volume.shape):
-        data[(index < -0.5) | (index > n - 0.5)] = 0
-    if (factors > 1).any():
-        x, y, z = grid.shape
-        data = data.reshape(x, factors[0], y, factors[1], z, factors[2]).mean(axis=(1, 3, 5), dtype=np.float64)
+    box = _reach(index_map, grid.shape, volume.shape)
+    shape = tuple(s.stop - s.start for s in box)
+    data = np.zeros(grid.shape, np.float32)
+    if all(shape):
+        inner = index_map.copy()
+        inner[:3, 3] += index_map[:3, :3] @ [s.start for s in box]
+        data[box] = _sample(volume.data, inner, shape)
     return volume.after(step, data, grid.affine, **record)
 
 
@@ -269,6 +263,35 @@ def _integer_offset(index_map: np.ndarray, shape: Sequence[int], source: Sequenc
     if (offset < 0).any() or (offset + np.asarray(shape) > np.asarray(source)).any():
         return None
     return tuple(offset)
+
+
+def _reach(index_map: np.ndarray, shape: Sequence[int], source: Sequence[int]) -> tuple[slice, ...]:
+    """The box of a target lattice outside which no voxel touches the source; all that is there is zero."""
+    ends = np.array(list(product(*((-0.5, n - 0.5) for n in source))))
+    corners = (ends - index_map[:3, 3]) @ np.linalg.inv(index_map[:3, :3]).T  # in target voxels
+    low = np.clip(np.floor(corners.min(axis=0)) - 1, 0, shape).astype(int)
+    high = np.clip(np.ceil(corners.max(axis=0)) + 2, low, shape).astype(int)
+    return tuple(map(slice, low.tolist(), high.tolist()))
+
+
+def _sample(source: np.ndarray, index_map: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Trilinear samples, or means over sub-voxels, on a lattice of ``shape`` whose indices ``index_map`` takes to those
+    of ``source``."""
+    steps = np.linalg.norm(index_map[:3, :3], axis=0)  # source voxels per target voxel, along target axes
+    factors = np.maximum(1, np.ceil(steps - 1e-3).astype(int))
+    fine = np.diag([*(1.0 / factors), 1.0])
+    fine[:3, 3] = (1.0 / factors - 1.0) / 2.0  # centres of the sub-voxels of target voxel 0
+    fine_map = index_map @ fine
+    fine_shape = tuple(int(n) for n in np.asarray(shape) * factors)
+    data = ndimage.affine_transform(
+        source, fine_map[:3, :3], fine_map[:3, 3], fine_shape, order=1, mode="nearest", prefilter=False
+    )
+    for index, n in zip(_indices(fine_map, fine_shape), source.shape):
+        data[(index < -0.5) | (index > n - 0.5)] = 0
+    if (factors > 1).any():
+        x, y, z = shape
+        data = data.reshape(x, factors[0], y, factors[1], z, factors[2]).mean(axis=(1, 3, 5), dtype=np.float64)
+    return data
 
 
 def _resample_record(grid: Grid, transform: np.ndarray) -> dict:

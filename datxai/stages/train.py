@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
 import signal
 import sys
 import time
@@ -105,7 +106,9 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
         )
     distributed.leave()
     if not is_first:
-        sys.exit()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # done; at an ordinary exit, threads of the process group that still end can abort the process
     grid = grid_of(settings)
     description = {
         "network": arguments,

@@ -17,7 +17,9 @@ _CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the number of dimensio
 _TRANSPOSE = {3: nn.grad.conv1d_input, 4: nn.grad.conv2d_input, 5: nn.grad.conv3d_input}
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _SUM = 1 << 12  # the longest float32 sum of a linear layer; the sums of these are float64
-_ROWS = 1 << 16  # voxels that element-wise work is done on at a time
+_COLUMNS = 1 << 17  # of a large linear layer at a time: what is summed up for them stays in the cache
+_LARGE = 1 << 24  # weights that do not
+_ROWS = 1 << 13  # voxels that element-wise work is done on at a time
 
 
 def channels_of(module: nn.Module) -> int:
@@ -36,17 +38,18 @@ def channels_last(x: Tensor) -> Tensor:
     return x if layout is None else x.to(memory_format=layout)
 
 
-def in_pieces(axis: int, result: Tensor, *tensors: Tensor) -> Iterator[Sequence[Tensor]]:
-    """A tensor to be filled in and some to be read, of one shape but for ``axis``, that axis last.
+def in_pieces(axis: int, *tensors: Tensor) -> Iterator[Sequence[Tensor]]:
+    """Tensors of one shape but for ``axis``, that axis last, to be read or filled in.
 
-    On a CPU they come in pieces [voxels, channels] that stay in its cache, those to be read in the order of ``result``.
+    On a CPU they come in pieces [voxels, channels] that stay in its cache, in the order in which the first lies in
+    memory. Those to be filled in are of the first's memory layout; of one in another layout, the pieces are copies.
     """
-    last = [tensor.movedim(axis, -1) for tensor in (result, *tensors)]
-    if result.device.type != "cpu" or not last[0].is_contiguous():
+    last = [tensor.movedim(axis, -1) for tensor in tensors]
+    if last[0].device.type != "cpu" or not last[0].is_contiguous():
         yield last
         return
-    for piece, *pieces in zip(*(tensor.flatten(0, -2).split(_ROWS) for tensor in last)):
-        yield piece, *(piece.contiguous() for piece in pieces)
+    for pieces in zip(*(tensor.flatten(0, -2).split(_ROWS) for tensor in last)):
+        yield [piece.contiguous() for piece in pieces]
 
 
 def product(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -66,7 +69,7 @@ def product(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -
 def transposed_product(module: nn.Module, shape: Sequence[int], weight: Tensor, s: Tensor) -> Tensor:
     """sum_j w_ij s_j for an input of this shape, in the precision of ``s``; a new tensor."""
     if isinstance(module, nn.Linear):
-        return s @ weight
+        return _transposed_linear(s, weight)
     s, weight = channels_last(s), channels_last(weight.to(s.dtype))
     geometry = module.stride, module.padding, module.dilation, module.groups
     return _TRANSPOSE[weight.ndim](shape, weight, s, *geometry)
@@ -85,3 +88,21 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             total += torch.bmm(rows, blocks).sum(dim=0, dtype=torch.float64).view(total.shape)
         into.copy_(total)
     return result
+
+
+def _transposed_linear(s: Tensor, weight: Tensor) -> Tensor:
+    """s @ weight. Rows of the weight whose s is zero, those of silent units among them, are not read from memory."""
+    if s.device.type != "cpu" or weight.numel() < _LARGE:
+        return s @ weight
+    flat = s.reshape(-1, s.shape[-1])
+    result, runs = s.new_zeros(len(flat), weight.shape[1]), _runs(flat.any(dim=0).tolist())
+    for block, into in zip(weight.split(_COLUMNS, dim=1), result.split(_COLUMNS, dim=1)):
+        for rows in runs:
+            torch.addmm(into, flat[:, rows], block[rows], out=into)
+    return result.view(*s.shape[:-1], -1)
+
+
+def _runs(wanted: Sequence[bool]) -> list[slice]:
+    """The stretches of what is wanted."""
+    edges = [i for i, (before, after) in enumerate(zip([False, *wanted], [*wanted, False])) if before != after]
+    return [slice(*pair) for pair in zip(edges[::2], edges[1::2])]

@@ -169,9 +169,8 @@ class _Signed(Rule):
     """Rules that treat positive and negative contributions x_i w_ij apart.
 
     With p_j = sum_i (x_i w_ij)+ + b_j+ and n_j = sum_i (x_i w_ij)- + b_j-, sums of magnitudes in which nothing
-    cancels, the output is z_j = p_j - n_j. One product, weights stacked to [w; w-], gives z and n (or z and p), each
-    with all its digits, and z is the layer's output as well. Signed input is stacked too: x+ meets [w; w-], x- meets
-    [-w; w+].
+    cancels, the output is z_j = p_j - n_j. Two products give z, which is the layer's output as well, and n (or p), each
+    with all its digits. Signed input is stacked: x+ meets [w; w-], x- meets [-w; w+].
     """
 
     lift = 0.0  # added to the sum of magnitudes, which arrives stabilised then
@@ -182,59 +181,56 @@ class _Signed(Rule):
         return super().fits(module) and getattr(module, "groups", 1) == 1
 
     def run(self, module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-        axis, dtype = channels_of(module), x.dtype
+        dtype = x.dtype
         if x.amin() < 0:
-            x = torch.cat(_parts(x), dim=axis)
+            x = torch.cat(_parts(x), dim=channels_of(module))
         x = channels_last(self.lower(module, x))
         weights, biases = _weight_parts(module, x), self.bias_parts(module)
-        weight = torch.cat([weights[0] - weights[1], weights[self.beside]])
-        bias = torch.cat([biases[0] - biases[1], biases[self.beside] + self.lift])
-        sums = product(module, x, weight, bias)
-        z = sums.chunk(2, dim=axis)[0]
-        output = torch.empty_like(z, dtype=dtype).copy_(z)  # the next layer may write into it
+        z = product(module, x, weights[0] - weights[1], biases[0] - biases[1])
+        magnitudes = product(module, x, weights[self.beside], biases[self.beside] + self.lift)
+        output = z.to(dtype, copy=True)  # the next layer may write into it
         if self.bias_is_apart(module):
             output += _bias_like(module, output)
-        return output, x, sums
+        return output, x, z, magnitudes
 
-    def hand_on(self, module: nn.Module, relevance: Tensor, x: Tensor, sums: Tensor) -> Tensor:
+    def hand_on(self, module: nn.Module, relevance: Tensor, x: Tensor, z: Tensor, magnitudes: Tensor) -> Tensor:
         axis, at_once = channels_of(module), cases_at_once(x)
-        weights, biases = _weight_parts(module, x), self.bias_parts(module)
-        weight = torch.cat([weight * factor for weight, factor in zip(weights, self.factors)])
-        bias = torch.cat([bias * factor for bias, factor in zip(biases, self.factors)])
-        signs = weight.shape[1] // module.weight.shape[1]  # 2 where signed input is stacked
-        result = None
+        weights = [weight * factor for weight, factor in zip(_weight_parts(module, x), self.factors)]
+        biases = [bias * factor for bias, factor in zip(self.bias_parts(module), self.factors)]
+        signs = weights[0].shape[1] // module.weight.shape[1]  # 2 where signed input is stacked
+        result = torch.empty_like(x.chunk(signs, dim=axis)[0], dtype=relevance.dtype)
         for start in range(0, len(x), at_once):
             cases = slice(start, start + at_once)
-            s = self.shares(module, relevance[cases], x[cases], sums[cases])
-            self.charge_bias(module, s, bias, cases)
-            handed = transposed_product(module, x[cases].shape, weight, s)
-            del s
-            if at_once >= len(x) and signs == 1 and handed.dtype == relevance.dtype:
-                return handed.mul_(x)
-            if result is None:
-                result = torch.empty_like(x.chunk(signs, dim=axis)[0], dtype=relevance.dtype)
-            for some_result, some_x, some_handed in in_pieces(axis, result[cases], x[cases], handed):
-                contributions = some_x.to(result.dtype) * some_handed
-                some_result.copy_(sum(contributions.chunk(signs, dim=-1)))
+            handed = []
+            for s, weight, bias in zip(
+                self.shares(module, relevance[cases], x[cases], z[cases], magnitudes[cases]), weights, biases
+            ):
+                self.charge_bias(module, s, bias, cases)
+                handed.append(transposed_product(module, x[cases].shape, weight, s))
+            for some_result, some_x, first, *others in in_pieces(axis, result[cases], x[cases], *handed):
+                for other in others:
+                    first += other
+                if signs == 1:
+                    torch.mul(first, some_x, out=some_result)
+                else:
+                    torch.add(*(first.to(result.dtype) * some_x).chunk(2, dim=-1), out=some_result)
         return result
 
-    def shares(self, module: nn.Module, relevance: Tensor, x: Tensor, sums: Tensor) -> Tensor:
-        """s_j / factor for the positive and, below them, for the magnitudes of the negative contributions."""
-        axis, parts, lossy = channels_of(module), len(self.factors), False
-        s = torch.empty_like(sums) if _graph_is_kept() else sums  # which nobody asks for again
-        s = s if parts == 2 else s.chunk(2, dim=axis)[0]
-        for some_s, some_sums, some_relevance in in_pieces(axis, s, sums, relevance):
-            wide = torch.empty_like(some_s, dtype=relevance.dtype) if s.dtype != relevance.dtype else some_s
-            z_and_magnitudes = some_sums.to(relevance.dtype).chunk(2, dim=-1)
-            lossy |= bool(self.share(module, some_relevance, *z_and_magnitudes, *wide.chunk(parts, dim=-1)))
-            if wide is not some_s:
-                some_s.copy_(wide)
+    def shares(
+        self, module: nn.Module, relevance: Tensor, x: Tensor, z: Tensor, magnitudes: Tensor
+    ) -> tuple[Tensor, ...]:
+        """s_j / factor for the positive and, where they count, for the magnitudes of the negative contributions."""
+        axis, lossy = channels_of(module), False
+        kept = _graph_is_kept()  # if not, nobody asks again for what lies in z and the magnitudes
+        s = tuple(torch.empty_like(each) if kept else each for each in (z, magnitudes)[: len(self.factors)])
+        for some_z, some_magnitudes, some_relevance, *some_s in in_pieces(axis, z, magnitudes, relevance, *s):
+            lossy |= self.share(module, some_relevance, some_z.to(relevance.dtype), some_magnitudes, *some_s)
         if lossy:
             positive = product(module, x, _weight_parts(module, x)[0], self.bias_parts(module)[0] + self.lift)
-            torch.div(relevance, positive, out=s.chunk(parts, dim=axis)[0])
+            torch.div(relevance, positive, out=s[0])
         return s
 
-    def share(self, module: nn.Module, relevance: Tensor, z: Tensor, magnitudes: Tensor, *s: Tensor) -> Tensor | bool:
+    def share(self, module: nn.Module, relevance: Tensor, z: Tensor, magnitudes: Tensor, *s: Tensor) -> bool:
         """Fill in s_j / factor for the positive and for the magnitudes of the negative contributions; a rule's own.
 
         Axes are [..., channels]; s may lie where z and the magnitudes lie. Returns whether the first is R / p with a
@@ -257,15 +253,15 @@ class AlphaBeta(_Signed):
         super().__init__(alpha=alpha, beta=beta, stabilizer=stabilizer, zero_params=zero_params)
         self.lift, self.factors, self.beside = stabilizer, (alpha, -beta) if beta else (alpha,), 1 if beta else 0
 
-    def share(self, module: nn.Module, relevance: Tensor, z: Tensor, magnitudes: Tensor, *s: Tensor) -> Tensor | bool:
+    def share(self, module: nn.Module, relevance: Tensor, z: Tensor, magnitudes: Tensor, *s: Tensor) -> bool:
         if self.beside == 0:
             torch.div(relevance, magnitudes, out=s[0])
             return False
         # p = z + n, which would cancel where z < 0. There a ReLU, mostly the next layer, leaves no relevance.
-        low, high = (z.clamp(max=0) * relevance).aminmax()
-        torch.div(relevance, torch.clamp(z, min=0, out=s[0]).add_(magnitudes), out=s[0])
+        cancelling = torch.dot(z.clamp(max=0).flatten(), relevance.abs().flatten()) != 0
+        torch.div(relevance, z.clamp(min=0).add_(magnitudes), out=s[0])
         torch.div(relevance, magnitudes, out=s[1])
-        return (low < 0) | (high > 0)
+        return bool(cancelling)
 
 
 class ZPlus(AlphaBeta):
@@ -289,7 +285,7 @@ class Gamma(_Signed):
     def __init__(self, gamma: float = 0.25, stabilizer: float = 1e-6, zero_params=None):
         super().__init__(gamma=gamma, stabilizer=stabilizer, zero_params=zero_params)
 
-    def share(self, module: nn.Module, relevance: Tensor, z: Tensor, magnitudes: Tensor, *s: Tensor) -> Tensor | bool:
+    def share(self, module: nn.Module, relevance: Tensor, z: Tensor, magnitudes: Tensor, *s: Tensor) -> bool:
         gamma, epsilon = self.parameters["gamma"], self.parameters["stabilizer"]
         output = z + module.bias if self.bias_is_apart(module) else z
         raised = z + gamma * (z + magnitudes)  # (1 + gamma) p - n

@@ -41,6 +41,8 @@ LRP = {
     "LRP, bf16": {"precision": "bf16"},
     "LRP, stock Zennit": {"rules": "zennit"},
 }
+if not (torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    del LRP["LRP, bf16"]  # minutes a map on a processor without instructions for it
 
 
 def main() -> None:

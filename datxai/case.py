@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -13,6 +14,8 @@ from datxai.config import Composite, Config
 from datxai.errors import InputError
 from datxai.run import Run
 from datxai.volume import Grid, Volume, covered_fraction, load, resample
+
+log = logging.getLogger("datxai")
 
 SBR = [f"{region}_{side}" for region in ("putamen", "caudate", "striatum") for side in ("left", "right")]
 SIDES = {"ipsilateral": "left", "contralateral": "right"}  # after mirroring
@@ -269,17 +272,21 @@ def measure_map(
 
 
 def choose_device(settings: Config) -> str:
-    """The device asked for; ``auto`` is a GPU where there is one."""
+    """The device asked for; ``auto`` is a GPU where there is one. Warns of bf16 where it has no instructions for it."""
     import torch
 
     from datxai.memory import keep_freed_memory
 
     keep_freed_memory()
-    if settings.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=settings.device)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device={settings.device} cannot be used here ({reason}); try device=auto.") from error
-    return settings.device
+    lowered = "bf16" in (settings.training.precision, settings.attribution.precision)
+    if lowered and device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        log.warning("  precision=bf16: this processor has no instructions for it, float32 takes far less time")
+    return device

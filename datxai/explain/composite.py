@@ -56,6 +56,8 @@ FAST_RULES: dict[str, type[Hook]] = {
     "zplus": fast.ZPlus,
     "gamma": fast.Gamma,
     "flat": fast.Flat,
+    "wsquare": fast.WSquare,
+    "zbox": fast.ZBox,
     "pass": fast.Pass,
 }
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16}  # of convolutions; None: that of the input

@@ -101,10 +101,13 @@ class Rule(Hook):
     def fits(self, module: nn.Module) -> bool:
         """Whether the short form holds for this layer."""
         numbers = [value for key, value in self.parameters.items() if key != "zero_params"]
+        return all(isinstance(number, (int, float)) for number in numbers) and self.short_form_holds(module)
+
+    def short_form_holds(self, module: nn.Module) -> bool:
+        """The same, as far as it depends on the layer."""
         convolution = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         return (
             (isinstance(module, nn.Linear) or convolution)
-            and all(isinstance(number, (int, float)) for number in numbers)
             and set(self.zeroed) <= {"bias"}
             and not (convolution and (isinstance(module.padding, str) or module.padding_mode != "zeros"))
         )
@@ -115,6 +118,10 @@ class Rule(Hook):
 
     def hand_on(self, module: nn.Module, relevance: Tensor, *kept: Tensor) -> Tensor:
         """The relevance of the layer's input, from that of its output. Every rule has its own."""
+
+    def plain_product(self, module: nn.Module, x: Tensor) -> Tensor:
+        """The layer's output."""
+        return product(module, self.lower(module, x), module.weight, module.bias).to(x.dtype)
 
     def bias_is_apart(self, module: nn.Module) -> bool:
         """Whether the rule knows nothing of a bias that the layer has."""
@@ -309,8 +316,7 @@ class Flat(Rule):
         super().__init__(stabilizer=stabilizer, zero_params=zero_params)
 
     def run(self, module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-        output = product(module, self.lower(module, x), module.weight, module.bias).to(x.dtype)
-        return output, torch.empty(x.shape, device="meta")  # of the input, only the shape is needed
+        return self.plain_product(module, x), torch.empty(x.shape, device="meta")  # only the shape is needed
 
     def hand_on(self, module: nn.Module, relevance: Tensor, x: Tensor) -> Tensor:
         epsilon = self.parameters["stabilizer"]
@@ -321,6 +327,56 @@ class Flat(Rule):
         inputs = per_group * _taps_inside(module, x.shape[2:]).to(s) + epsilon
         s = _spread_over_taps(module, s / inputs, x.shape[2:])
         return s.unsqueeze(2).expand(-1, -1, per_group, *x.shape[2:]).flatten(1, 2)
+
+
+class WSquare(Rule):
+    """R_i = sum_j w_ij^2 R_j / (sum_i w_ij^2 + b_j^2 + eps): whatever the input (doi 10.1016/j.patcog.2016.11.008)."""
+
+    stock = rules.WSquare
+
+    def __init__(self, stabilizer: float = 1e-6, zero_params=None):
+        super().__init__(stabilizer=stabilizer, zero_params=zero_params)
+
+    def run(self, module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+        return self.plain_product(module, x), torch.empty(x.shape, device="meta")  # only the shape is needed
+
+    def hand_on(self, module: nn.Module, relevance: Tensor, x: Tensor) -> Tensor:
+        weight = module.weight.square()
+        bias = None if module.bias is None or self.bias_is_apart(module) else module.bias.square()
+        total = product(module, relevance.new_ones(1, *x.shape[1:]), weight, bias)
+        s = relevance / (total + self.parameters["stabilizer"])
+        self.charge_bias(module, s, bias)
+        return transposed_product(module, x.shape, weight, s)
+
+
+class ZBox(Rule):
+    """R_i = sum_j (x_i w_ij - l_i w_ij+ - h_i w_ij-) R_j / (the same summed + eps), inputs lying between l and h.
+
+    The bias cancels (doi 10.1016/j.patcog.2016.11.008). ``low`` and ``high`` are numbers or tensors that broadcast
+    against the input.
+    """
+
+    stock = rules.ZBox
+
+    def __init__(self, low, high, stabilizer: float = 1e-6, zero_params=None):
+        super().__init__(low=low, high=high, stabilizer=stabilizer, zero_params=zero_params)
+
+    def fits(self, module: nn.Module) -> bool:
+        return not callable(self.parameters["stabilizer"]) and self.short_form_holds(module)
+
+    def run(self, module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+        z = sum(product(module, part, weight, None) for part, weight in self.parts(module, x))
+        return self.plain_product(module, x), x, z
+
+    def hand_on(self, module: nn.Module, relevance: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        s = relevance / _stabilised(z, self.parameters["stabilizer"])
+        return sum(part * transposed_product(module, x.shape, weight, s) for part, weight in self.parts(module, x))
+
+    def parts(self, module: nn.Module, x: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """What is summed up: inputs and the weights that they meet."""
+        low, high = (torch.as_tensor(self.parameters[bound]).to(x).expand_as(x) for bound in ("low", "high"))
+        positive, negative = _parts(module.weight)
+        return (x, module.weight), (low, -positive), (high, negative)
 
 
 def _stabilised(z: Tensor, epsilon: float) -> Tensor:

@@ -22,8 +22,18 @@ RULES = {
     "zplus": {},
     "gamma": {"gamma": 0.5},
     "flat": {},
+    "wsquare": {},
+    "zbox": {"low": -1.5, "high": 2.5},
 }
-CLASSES = {"epsilon": "Epsilon", "alpha_beta": "AlphaBeta", "zplus": "ZPlus", "gamma": "Gamma", "flat": "Flat"}
+CLASSES = {
+    "epsilon": "Epsilon",
+    "alpha_beta": "AlphaBeta",
+    "zplus": "ZPlus",
+    "gamma": "Gamma",
+    "flat": "Flat",
+    "wsquare": "WSquare",
+    "zbox": "ZBox",
+}
 LAYERS = {
     "linear": (lambda: nn.Linear(30, 7), (30,)),
     "linear without bias": (lambda: nn.Linear(30, 7, bias=False), (30,)),
@@ -96,7 +106,7 @@ def test_share_of_the_bias(oracle, rule, layer):
 @pytest.mark.parametrize("rule", RULES)
 def test_relevance_is_conserved_with_the_bias_zeroed(rule, layer):
     module, x, upper = case(layer, signed=True)
-    parameters = {"epsilon": 0.0} if rule == "epsilon" else {"stabilizer": 0.0}
+    parameters = RULES[rule] | ({"epsilon": 0.0} if rule == "epsilon" else {"stabilizer": 0.0})
     ours, zennits = (
         relevance_by(getattr(kind, CLASSES[rule])(zero_params="bias", **parameters), module, x, upper)
         for kind in (fast, stock)
@@ -109,7 +119,7 @@ def test_relevance_is_conserved_with_the_bias_zeroed(rule, layer):
 def test_zeroed_bias_leaves_the_output_alone(rule):
     module, x, _ = case("conv3d", signed=False)
     expected = module(x).detach()
-    with hook_of(module, getattr(fast, CLASSES[rule])(zero_params=["bias"])).context(module):
+    with hook_of(module, getattr(fast, CLASSES[rule])(zero_params=["bias"], **RULES[rule])).context(module):
         torch.testing.assert_close(module(x.requires_grad_()).detach(), expected)
 
 
@@ -189,7 +199,7 @@ def test_relevance_may_be_asked_for_again(rule):
     """The graph is kept: then the rule must not write into what it has kept."""
     module, x, upper = case("conv3d", signed=True)
     x = x.requires_grad_()
-    with hook_of(module, getattr(fast, CLASSES[rule])()).context(module):
+    with hook_of(module, getattr(fast, CLASSES[rule])(**RULES[rule])).context(module):
         output = module(x)
         first, second = (torch.autograd.grad(output, x, upper, retain_graph=True)[0] for _ in range(2))
         (last,) = torch.autograd.grad(output, x, upper)
@@ -199,8 +209,10 @@ def test_relevance_may_be_asked_for_again(rule):
     assert torch.equal(first, last)
 
 
-def test_epsilon_on_a_long_layer(oracle):
+def test_epsilon_on_a_long_layer(oracle, monkeypatch):
     """Blocks, a remainder, and outputs without relevance in any case."""
+    monkeypatch.setattr(products, "_LARGE", 1)
+    monkeypatch.setattr(products, "_COLUMNS", 1 << 14)
     torch.manual_seed(2)
     module = nn.Linear(20 * products._SUM + 77, 5)
     module.weight.data.abs_()  # no cancellation: what is measured is the rounding of long sums
@@ -229,7 +241,9 @@ def test_other_geometries_get_zennits_hook(rule, module, shape):
     torch.manual_seed(3)
     module, x = module.double(), torch.randn(shape, dtype=torch.float64)
     upper = torch.randn_like(module(x).detach())
-    ours, zennits = (relevance_by(getattr(kind, CLASSES[rule])(), module, x, upper) for kind in (fast, stock))
+    ours, zennits = (
+        relevance_by(getattr(kind, CLASSES[rule])(**RULES[rule]), module, x, upper) for kind in (fast, stock)
+    )
     torch.testing.assert_close(ours, zennits, rtol=0, atol=0)
 
 
@@ -254,9 +268,10 @@ def test_layers_that_write_in_place():
     torch.manual_seed(4)
     conv, upper = nn.Conv1d(2, 3, 3), torch.randn(1, 3, 5)
     x = torch.randn(1, 2, 7)
-    for name in CLASSES.values():
+    for rule, parameters in RULES.items():
+        hook = getattr(fast, CLASSES[rule])(**parameters)
         ours, plain = (
-            relevance_by_network(nn.Sequential(conv, nn.ReLU(inplace=inplace)), conv, getattr(fast, name)(), x, upper)
+            relevance_by_network(nn.Sequential(conv, nn.ReLU(inplace=inplace)), conv, hook, x, upper)
             for inplace in (True, False)
         )
         assert torch.equal(ours, plain)

@@ -415,14 +415,13 @@ def _taps_inside(module: nn.Module, shape: Sequence[int]) -> Tensor:
 
 def _spread_over_taps(module: nn.Module, s: Tensor, shape: Sequence[int]) -> Tensor:
     """The transposed convolution of s [batch, groups, ...] with a kernel of ones, axis by axis."""
-    for axis, size in enumerate(shape):
+    for axis, size in enumerate(shape, start=2):
         step, pad, dilation, kernel = (
-            geometry[axis] for geometry in (module.stride, module.padding, module.dilation, module.kernel_size)
+            geometry[axis - 2] for geometry in (module.stride, module.padding, module.dilation, module.kernel_size)
         )
-        s = s.movedim(axis + 2, -1)
-        wide = s.new_zeros(*s.shape[:-1], size + 2 * pad)
-        reach = step * (s.shape[-1] - 1) + 1
-        for tap in range(0, kernel * dilation, dilation):
-            wide[..., tap : tap + reach : step] += s
-        s = wide[..., pad : pad + size].movedim(-1, axis + 2)
+        extent = dilation * (kernel - 1)
+        wide = s.new_zeros(*s.shape[:axis], size + 2 * pad + extent, *s.shape[axis + 1 :])
+        wide.movedim(axis, -1)[..., extent : extent + step * (s.shape[axis] - 1) + 1 : step] = s.movedim(axis, -1)
+        taps = [wide.narrow(axis, pad + extent - tap * dilation, size) for tap in range(kernel)]
+        s = sum(taps[1:], start=taps[0])
     return s

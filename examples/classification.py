@@ -30,10 +30,12 @@ def make(runs, out):
     classifiers = runs[0].metrics["classifiers"]
     shown = {"CNN of the paper": CNN, **{title: classifiers[name] for name, title in SHORT.items()}}
     save_figure(plot_classification(shown), out / "classification")
-    margins = [format_percent(found["accuracy_margin"]) for found in (CNN, classifiers["cnn"])]
+    both = CNN, classifiers["cnn"]
+    margins = [format_percent(found["accuracy_margin"]) for found in both]
+    sizes = " and ".join(f"{found['n']}" for found in both)
     return [
         *compare("CNN", CNN, classifiers["cnn"]),
-        Row("CNN: margin of the accuracy, 1.96 sqrt(acc (1 − acc) / n)", *margins, "a smaller test set"),
+        Row("CNN: margin of the accuracy, 1.96 sqrt(acc (1 − acc) / n)", *margins, f"n = {sizes}"),
     ]
 
 

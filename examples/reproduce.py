@@ -10,6 +10,7 @@ training.seed=1,2,3,4`). The sign of the relevance is part of it once `sign_of_r
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import classification
 import comparison
@@ -45,7 +46,7 @@ ITEMS = {
 HEAD = """\
 # The paper, reproduced
 
-Made by `python examples/reproduce.py RUN_DIR {repeats}--markdown docs/reproduction.md`; do not edit.
+Made by `python examples/reproduce.py RUN_DIR {repeats}--markdown docs/{page}`; do not edit.
 
 Beside the values of Nazari et al. 2022 ([doi:10.1007/s00259-021-05569-9](https://doi.org/10.1007/s00259-021-05569-9))
 stands what was found here: {n} scans ({kind}), grid of {grid} voxels, {tested} test cases. Explained
@@ -53,8 +54,8 @@ output: `{target}`; start: `{start}`. Percentages with 95 % intervals.
 {caution}"""
 PHANTOM = """
 **Everything on this page rests on the digital phantom ([phantom.md](phantom.md)), not on patients.** It shows that the
-methods run and how they behave, not what they are worth in the clinic. Beside the paper's, the cohort is smaller, the
-readers are simulated, and the difficulty is that of the phantom.
+methods run and how they behave, not what they are worth in the clinic. The readers are simulated, and the difficulty is
+that of the phantom.
 """
 
 
@@ -75,6 +76,7 @@ def write_markdown(path, runs, made) -> None:
     kind = next(iter(found.run.entries())) == next(iter(STAGES))
     text = HEAD.format(
         repeats="REPEAT_DIR ... " if len(runs) > 1 else "",
+        page=Path(path).name,
         n=len(read_table(found.run.participants)),
         kind="phantom" if kind else "own data",
         grid=" x ".join(map(str, found.store.shape)),

@@ -29,8 +29,8 @@ from datxai.anatomy import load_anatomy
 from datxai.case import SBR, Explainer, Imaging, grid_of, measure_map, outline_of, predict_label, read_path
 from datxai.config import Config, restore
 from datxai.errors import InputError
-from datxai.files import read_json, read_table, write_json
-from datxai.results import read_predictions, read_sbr
+from datxai.files import read_json, write_json
+from datxai.results import read_normals, read_predictions
 from datxai.run import Run
 from datxai.volume import Volume, load, resample, save
 
@@ -139,14 +139,9 @@ class Reader:
         return {**found, "half_width": half_width}
 
     @cached_property
-    def normals(self) -> list[tuple[float, dict]]:
-        """Age (NaN: not known) and binding ratios of the run's normal cases."""
-        ratios = read_sbr(self.run)
-        return [
-            (float("nan" if row.get("age", "n/a") == "n/a" else row["age"]), ratios[row["participant_id"]])
-            for row in read_table(self.run.participants)
-            if row["label"] == "0"
-        ]
+    def normals(self) -> list[dict]:
+        """Age and binding ratios of the run's normal cases."""
+        return read_normals(self.run)
 
     def read(self, path: str | os.PathLike, age: float | None = None) -> Reading:
         """Read one scan: a NIfTI file, a DICOM file, or a folder with one DICOM series; projections are reconstructed.
@@ -157,7 +152,7 @@ class Reader:
         import torch
 
         from datxai.analysis.calibration import probability
-        from datxai.analysis.normal_range import fit_normal_range
+        from datxai.analysis.normal_range import expect_ratios
         from datxai.analysis.relevance import check_consistency, find_peak
         from datxai.imaging.mirror import unmirror
 
@@ -184,8 +179,7 @@ class Reader:
             likeness = {"consistent": None}
             if self.means is not None:
                 likeness = check_consistency(relevance, found["predicted"], *self.means, self.regions["brain"])
-            ages, ratios = zip(*self.normals) if self.normals else ((), ())
-            expected = {key: fit_normal_range([sbr[key] for sbr in ratios], ages, age) for key in SBR}
+            expected = expect_ratios(self.normals, SBR, age)
         name = path.resolve().name
         result = {
             "scan": name,
@@ -261,14 +255,14 @@ class Reader:
 
     def _describe(self, reading: Reading) -> dict:
         """The content of `datxai.analysis.report.write_case_report`."""
+        from datxai.analysis.normal_range import describe_range
+
         result, judged = reading.result, reading.result["quality"]
         warnings = [judged["reason"]] if judged["verdict"] != "green" else []
         if result["uncertain"]:
             warnings.append("The probability is close to one half: the network is uncertain.")
         if result["consistent"] is False:
             warnings.append("The map is more like those of the other class: the decision may be wrong.")
-        source = f"95 % prediction interval of {len(self.normals)} normal cases of the run"
-        source += " regardless of age, which is not known" if result["age"] is None else f" at {result['age']:g} years"
         evaluated = self.run.entry("evaluate", "case")
         return {
             "case_id": reading.name,
@@ -281,7 +275,7 @@ class Reader:
             "outline": outline_of(self.regions),
             "sbr": {key: result[key] for key in SBR},
             "normal_range": result["normal_range"],
-            "normal_range_source": f"{source}.",
+            "normal_range_source": describe_range(result["normal_range"], result["age"]),
             "subject": {"age": result["age"], "sex": result["sex"]},
             "relevance": {
                 **result["roi_relevance"],

@@ -37,6 +37,20 @@ def read_sbr(run: Run) -> dict[str, dict]:
     }
 
 
+def read_normals(run: Run) -> list[dict]:
+    """The cases labelled normal: ``subject``, ``age`` in years (None: not known), and their binding ratios."""
+    ratios = read_sbr(run)
+    return [
+        {
+            "subject": row.get("subject", row["participant_id"]),
+            "age": None if row.get("age", "n/a") == "n/a" else float(row["age"]),
+            **ratios[row["participant_id"]],
+        }
+        for row in read_table(run.participants)
+        if row["label"] == "0"
+    ]
+
+
 def read_ledger(run: Run, cases: list[str]) -> list[dict]:
     """Where relevance went, layer by layer from the output down: means over the relevance maps of ``cases``.
 

@@ -1,7 +1,7 @@
 import pytest
 
 from datxai.files import write_json, write_table
-from datxai.results import read_cases, read_ledger, read_predictions, read_roi_relevance
+from datxai.results import read_cases, read_ledger, read_normals, read_predictions, read_roi_relevance
 from datxai.run import Run
 from datxai.volume import sidecar_path
 
@@ -19,6 +19,20 @@ def test_cases_bring_label_and_set_together(run):
     assert read_cases(run) == [
         {"participant_id": "a", "set": "train", "label": 1},
         {"participant_id": "b", "set": "test", "label": 0},
+    ]
+
+
+@pytest.mark.parametrize("subject", [None, "x"])
+def test_normal_cases_have_age_and_ratios(run, subject):
+    people = [{"participant_id": name, "age": age, "label": label} for name, age, label in
+              (("a", 61.5, 0), ("b", 70, 1), ("c", None, 0))]  # fmt: skip
+    people = [person | ({"subject": subject} if subject else {}) for person in people]
+    write_table(run.participants, people, list(people[0]))
+    ratios = [{"participant_id": name, "putamen_left": ratio, "mirrored": 0} for name, ratio in zip("cba", [3, 2, 1])]
+    write_table(run.sbr, ratios, list(ratios[0]))
+    assert read_normals(run) == [
+        {"subject": subject or "a", "age": 61.5, "putamen_left": 1.0},
+        {"subject": subject or "c", "age": None, "putamen_left": 3.0},
     ]
 
 

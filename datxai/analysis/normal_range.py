@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 COVERAGE = 0.95  # of the prediction interval
 MIN_CASES = 10  # with fewer, no range is told
+
+
+def expect_ratios(normals: Sequence[Mapping], names: Sequence[str], age: float | None) -> dict[str, dict | None]:
+    """The range of each of ``names`` at an age in years, see `fit_normal_range`.
+
+    ``normals`` hold ``age`` (years or None) and a value of each name.
+    """
+    ages = [case["age"] for case in normals]
+    return {name: fit_normal_range([case[name] for case in normals], ages, age) for name in names}
+
+
+def describe_range(expected: Mapping[str, Mapping | None], age: float | None) -> str:
+    """The sentence that says where the ranges of `expect_ratios` come from; empty where there is none."""
+    cases = {found["n"] for found in expected.values() if found}
+    place = "regardless of age, which is not known" if age is None else f"at {age:g} years"
+    return f"95 % prediction interval of {max(cases)} normal cases of the run {place}." if cases else ""
 
 
 def fit_normal_range(

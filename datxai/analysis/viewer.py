@@ -47,7 +47,7 @@ def pack(data: np.ndarray) -> dict:
     """
     data = np.asarray(data, np.float32)
     step = float(np.abs(data).max()) / LEVELS or 1.0
-    levels = np.rint(data / step).astype("<i2")
+    levels = np.rint(data / np.float64(step)).astype("<i2")  # a step may be too small for float32
     halves = levels.reshape(-1).view(np.uint8).reshape(-1, 2).T
     return {"step": step, "data": base64.b64encode(zlib.compress(halves.tobytes(), 5)).decode()}
 

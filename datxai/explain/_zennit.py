@@ -1,33 +1,41 @@
 """The room's door to Zennit: every module here imports Zennit's names from this file.
 
-Zennit imports torchvision, of which datxai needs nothing. Where torch is a CPU build and torchvision is not, that
-import fails because the compiled operators of torchvision are missing; declaring the one that it asks for is enough.
+Zennit imports torchvision, which takes as long as torch itself and which only canonizers for torchvision's networks
+need: it is put off until one is asked for. Where torch is a CPU build and torchvision is not, torchvision cannot be
+imported at all, because its compiled operators are missing; declaring the one that it asks for is enough.
 """
 
+import importlib.util
 import sys
+from importlib.machinery import PathFinder
 
 import torch
 
-_DETECTION_OPERATORS = ("nms", "qnms")
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_MISSING = "operator torchvision::nms does not exist"
+_library = torch.library.Library("torchvision", "FRAGMENT")  # undone when collected, so kept by its name
 
-try:
-    import zennit.torchvision
-except RuntimeError as error:
-    if _MISSING not in str(error):
-        raise
-    for name in [name for name in sys.modules if name.partition(".")[0] in {"torchvision", "zennit"}]:
-        del sys.modules[name]
-    _library = torch.library.Library("torchvision", "FRAGMENT")  # undone when collected, so kept by its name
-    for name in _DETECTION_OPERATORS:
-        _library.define(name + _SCHEMA)
-    import zennit.torchvision
 
+class _Door:
+    """Asked by Python's import for every module, before it looks for it itself."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "torchvision._meta_registrations":  # the compiled operators are loaded by now, if there are any
+            for operator in ("nms", "qnms"):
+                if not hasattr(torch.ops.torchvision, operator):
+                    _library.define(operator + _SCHEMA)
+        if name != "zennit.torchvision":
+            return None
+        spec = PathFinder.find_spec(name, path)
+        spec.loader = importlib.util.LazyLoader(spec.loader)
+        return spec
+
+
+sys.meta_path.insert(0, _Door)
+
+import zennit
 from zennit import canonizers, layer, rules, types
 from zennit.core import BasicHook, Composite, Hook, RemovableHandle, RemovableHandleList, zero_wrap
-
-ResNetCanonizer = zennit.torchvision.ResNetCanonizer
 
 __all__ = [
     "BasicHook",
@@ -35,10 +43,10 @@ __all__ = [
     "Hook",
     "RemovableHandle",
     "RemovableHandleList",
-    "ResNetCanonizer",
     "canonizers",
     "layer",
     "rules",
     "types",
+    "zennit",
     "zero_wrap",
 ]

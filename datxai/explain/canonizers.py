@@ -2,9 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.video import resnet as video_resnet
 
-from datxai.explain._zennit import ResNetCanonizer, canonizers, layer
+from datxai.explain._zennit import canonizers, layer, zennit
 
 
 class VideoResNetBlockCanonizer(canonizers.AttributeCanonizer):
@@ -15,14 +14,16 @@ class VideoResNetBlockCanonizer(canonizers.AttributeCanonizer):
 
     @staticmethod
     def _attributes(name: str, module: nn.Module) -> dict | None:
-        if not isinstance(module, (video_resnet.BasicBlock, video_resnet.Bottleneck)):
+        from torchvision.models.video import resnet
+
+        if not isinstance(module, (resnet.BasicBlock, resnet.Bottleneck)):
             return None
         return {"forward": _with_sum.__get__(module), "canonizer_sum": layer.Sum()}
 
 
 def _with_sum(block: nn.Module, x: Tensor) -> Tensor:
     branch = block.conv2(block.conv1(x))
-    if isinstance(block, video_resnet.Bottleneck):
+    if hasattr(block, "conv3"):  # a bottleneck
         branch = block.conv3(branch)
     shortcut = x if block.downsample is None else block.downsample(x)
     return block.relu(block.canonizer_sum(torch.stack([shortcut, branch], dim=-1)))
@@ -37,6 +38,6 @@ class VideoResNetCanonizer(canonizers.CompositeCanonizer):
 
 CANONIZERS = {
     "sequential_merge_batch_norm": canonizers.SequentialMergeBatchNorm,
-    "resnet": ResNetCanonizer,
+    "resnet": lambda: zennit.torchvision.ResNetCanonizer(),
     "resnet3d": VideoResNetCanonizer,
 }

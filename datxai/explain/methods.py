@@ -16,7 +16,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, takewhile
 
 import numpy as np
 import torch
@@ -143,9 +143,7 @@ def occlude(
     doi 10.1007/978-3-319-10590-1_53. Without parcels: blocks of ``block`` voxels along each axis.
     """
     index, sizes = _index(make_blocks(x.shape[2:], block) if parcels is None else parcels, x)
-    n = len(sizes) - 1
-    kept = torch.cat([torch.ones(1, n), 1 - torch.eye(n)]).bool()
-    scores = _score_coalitions(decision, x, index, kept, baseline, at_once)
+    scores = _score_without_each(decision, x, index, baseline, at_once)
     return _spread(scores[0] - scores[1:], index, sizes, x)
 
 
@@ -171,7 +169,7 @@ def fit_surrogate(
     """
     from sklearn.linear_model import Ridge
 
-    index, sizes = _index(_supervoxels(x, n_supervoxels) if parcels is None else parcels, x)
+    index, sizes = _choose_parts(parcels, x, n_supervoxels)
     n = len(sizes) - 1
     kept = torch.rand(n_samples, n, generator=torch.Generator().manual_seed(seed)) < 0.5
     kept[0] = True
@@ -199,7 +197,7 @@ def estimate_shapley_values(
     each with its complement (Covert and Lee 2021, arXiv 2012.01536). That the values sum up to the decision's
     difference between input and baseline holds by construction. Without parcels: supervoxels of the case.
     """
-    index, sizes = _index(_supervoxels(x, n_supervoxels) if parcels is None else parcels, x)
+    index, sizes = _choose_parts(parcels, x, n_supervoxels)
     n = len(sizes) - 1
     if n < 2 or n_samples < 2 * n:
         raise InputError(
@@ -274,8 +272,11 @@ def _counts(total: int, most: int) -> list[int]:
     return [min(most, total - start) for start in range(0, total, most)]
 
 
-def _supervoxels(x: Tensor, n: int) -> np.ndarray:
-    return make_supervoxels(x[0].mean(dim=0).cpu().numpy(), n)
+def _choose_parts(parcels: object, x: Tensor, n_supervoxels: int) -> tuple[Tensor, Tensor]:
+    """What LIME and Kernel SHAP take away, as `_index` has it: the parcels, or without any the case's supervoxels."""
+    if parcels is None:
+        parcels = make_supervoxels(x[0].mean(dim=0).cpu().numpy(), n_supervoxels)
+    return _index(parcels, x)
 
 
 def _index(parcels: object, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -299,6 +300,51 @@ def _score_coalitions(
     with torch.no_grad():
         scores = [decision(torch.where(some[:, index].unsqueeze(1), x, absent)) for some in kept.split(at_once)]
     return torch.cat(scores).double().cpu()
+
+
+def _score_without_each(decision: Decision, x: Tensor, index: Tensor, baseline: float, at_once: int) -> Tensor:
+    """The decision [1 + parcels], float64, of the case as it is, and with each parcel in turn at the baseline.
+
+    What first layers make of a parcel reaches no farther than their kernels: they are run around the parcel alone.
+    """
+    from scipy.ndimage import find_objects
+
+    first, rest, reach = _split_local(decision.model, x.ndim - 2)
+
+    def without(number: int, box: tuple[slice, ...]) -> Tensor:
+        around = tuple(slice(max(side.start - far, 0), side.stop + far) for side, far in zip(box, reach))
+        changed = first(torch.where(index[around] == number, baseline, x[(..., *around)]))
+        place = (slice(side.start, side.start + n) for side, n in zip(around, changed.shape[2:]))
+        features = whole.clone()
+        features[(..., *place)] = changed
+        return features
+
+    boxes = list(enumerate(find_objects(index.cpu().numpy()), start=1))
+    with torch.no_grad():
+        whole, last = first(x), Decision(rest, decision.seed)
+        scores = [last(whole)]
+        for start in range(0, len(boxes), at_once):
+            scores.append(last(torch.cat([without(*box) for box in boxes[start : start + at_once]])))
+    return torch.cat(scores).double().cpu()
+
+
+def _split_local(model: nn.Module, axes: int) -> tuple[nn.Module, nn.Module, list[int]]:
+    """Layers whose units see a few voxels, from their own place on; what comes after these; and how far they see.
+
+    Unpadded convolutions of stride one and activations, as far as a `torch.nn.Sequential` begins with them.
+    """
+    layers = model if type(model) is nn.Sequential else nn.Sequential(model)
+    n = len(list(takewhile(_is_local, layers)))
+    kernels = [layer for layer in layers[:n] if isinstance(layer, types.Convolution)]
+    reach = [sum(layer.dilation[axis] * (layer.kernel_size[axis] - 1) for layer in kernels) for axis in range(axes)]
+    return layers[:n], layers[n:], reach
+
+
+def _is_local(layer: nn.Module) -> bool:
+    if isinstance(layer, types.Convolution):
+        padded = layer.padding != "valid" and any(layer.padding)
+        return not (padded or layer.transposed) and set(layer.stride) == {1}
+    return isinstance(layer, types.Activation)
 
 
 def _spread(values: Tensor, index: Tensor, sizes: Tensor, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from datxai.analysis import charts, figures
 from datxai.analysis.calibration import choose_uncertain, probability
 from datxai.analysis.classification import FEATURES, tabulate_features
 from datxai.analysis.detection import DOUBTS, trace_all
+from datxai.analysis.normal_range import describe_range, expect_ratios
 from datxai.analysis.report import write_case_data, write_case_pages, write_report
 from datxai.analysis.slices import Frame
 from datxai.analysis.style import GROUP_NAMES, save_figure
@@ -32,6 +33,7 @@ from datxai.results import (
     GROUPS,
     read_doubt,
     read_ledger,
+    read_normals,
     read_predictions,
     read_quality,
     read_regions,
@@ -99,6 +101,11 @@ class Findings:
         """Semi-quantitative features of the test cases, see `tabulate_features`."""
         sbr = read_sbr(self.run)
         return tabulate_features([sbr[case["participant_id"]] for case in self.cases])
+
+    @cached_property
+    def normals(self) -> list[dict]:
+        """Age and binding ratios of the normal cases."""
+        return read_normals(self.run)
 
     @cached_property
     def store(self) -> VolumeStore:
@@ -308,8 +315,14 @@ def write_pages(found: Findings) -> dict[str, str]:
 
 
 def describe_case(found: Findings, case: Mapping, roi_relevance: Mapping[str, Mapping]) -> dict:
-    """What the page of a case of the cohort shows; left and right are the patient's own."""
+    """What the page of a case of the cohort shows; left and right are the patient's own.
+
+    The normal cases that its binding ratios are held against are those of other people.
+    """
     run, name = found.run, case["participant_id"]
+    person = found.people[name]
+    age, subject = _known(person["age"], float), person.get("subject", name)
+    expected = expect_ratios([normal for normal in found.normals if normal["subject"] != subject], SBR, age)
     measures = read_json(sidecar_path(run.scan_of(name)))["measures"]
     record = read_json(sidecar_path(run.relevance_of(name)))
     files = {"spect": run.scan_of(name), "relevance": run.relevance_of(name)}
@@ -322,10 +335,12 @@ def describe_case(found: Findings, case: Mapping, roi_relevance: Mapping[str, Ma
         "probability": found.probabilities[name] if calibrated else None,
         "volumes": {kind: unmirror(load(file, blank=True), measures["mirrored"]) for kind, file in files.items()},
         "sbr": {key: measures[key] for key in SBR},
+        "normal_range": expected,
+        "normal_range_source": describe_range(expected, age),
         "relevance": roi_relevance.get(name),
         "explanation": {**record["method"], "sum": record["sum"]},
         "quality": measures["quality"] | {"mirrored for the network": measures["mirrored"]},
-        "subject": {"set": case["set"]} | {key: found.people[name][key] for key in ("age", "sex")},
+        "subject": {"set": case["set"]} | {key: person[key] for key in ("age", "sex")},
         "provenance": {key: found.run.entries()["explain"][key] for key in ("finished", "git_revision", "fingerprint")},
         "ledger": record["ledger"],
     }

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from datxai.analysis.normal_range import MIN_CASES, fit_normal_range
+from datxai.analysis.normal_range import MIN_CASES, describe_range, expect_ratios, fit_normal_range
 
 RNG = np.random.default_rng(3)
 AGES = RNG.uniform(40, 85, 30)
@@ -57,6 +57,19 @@ def test_too_few_cases_have_no_range():
     assert fit_normal_range(VALUES[: MIN_CASES - 1], AGES[: MIN_CASES - 1], 60.0) is None
     assert fit_normal_range([], []) is None
     assert fit_normal_range(VALUES[:MIN_CASES], AGES[:MIN_CASES], 60.0) is not None
+
+
+@pytest.mark.parametrize(
+    ("age", "said"),
+    [(67.0, "30 normal cases of the run at 67 years."), (None, "31 normal cases of the run regardless")],
+)
+def test_several_ratios_and_the_sentence_about_them(age, said):
+    normals = [{"age": a, "putamen": v, "caudate": 2 * v} for a, v in zip([*AGES, None], [*VALUES, 2.0])]
+    found = expect_ratios(normals, ["putamen", "caudate"], age)
+    assert found["putamen"] == fit_normal_range([*VALUES, 2.0], [*AGES, None], age)
+    assert found["caudate"]["high"] == pytest.approx(2 * found["putamen"]["high"])
+    assert said in describe_range(found, age)
+    assert describe_range(expect_ratios([], ["putamen"], age), age) == ""
 
 
 @given(st.floats(0.1, 10), st.floats(-5, 5), st.floats(20, 100))

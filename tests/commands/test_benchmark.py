@@ -57,7 +57,7 @@ def test_every_map_is_measured_and_told_of(compared):
         assert (method, "putamen_right-1", "lesion.seen_share") in results
     for name in ("summary.tsv", "summary.md", "report.html", "figures/ranks.png", "figures/maps_putamen_right-1.png"):
         assert (place / name).stat().st_size > 0
-    assert "<img src=\"data:image/png;base64" in (place / "report.html").read_text()
+    assert "<img src=\"data:image/webp;base64" in (place / "report.html").read_text()
 
 
 def test_numbers_follow_from_the_maps_on_disk(compared):

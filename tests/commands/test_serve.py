@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -24,7 +23,7 @@ import numpy as np
 import pytest
 
 from datxai.commands import serve
-from datxai.commands.serve import HEADERS, Limits, Server, unpack
+from datxai.commands.serve import HEADERS, Limits, Server
 from datxai.config import Config
 from datxai.errors import InputError
 from datxai.files import read_json
@@ -40,9 +39,9 @@ def make_dicom(text: bytes = b"") -> bytes:
     return bytes(128) + b"DICM" + text
 
 
-def make_zip(entries: dict[str, bytes], kind: int = zipfile.ZIP_DEFLATED) -> bytes:
+def make_zip(entries: dict[str, bytes]) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", kind) as archive:
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
             archive.writestr(name, content)
     return stream.getvalue()
@@ -136,82 +135,22 @@ def test_a_scan_is_read_and_its_result_handed_out(server):
     assert not (server.folder / "upload").exists()
 
 
-@pytest.mark.parametrize("form", ["plain", "gzip", "archive"])
-def test_files_are_told_apart_by_content(server, form):
-    scan = make_nifti()
-    packed = {"plain": scan, "gzip": gzip.compress(scan), "archive": make_zip({"x.bin": gzip.compress(scan)})}[form]
-    assert post(server, packed)[0] == 200
-    assert server.reader.seen == [("scan.nii", {"scan.nii": scan}, None)]
-
-
-def test_names_in_an_archive_are_never_paths(server, tmp_path):
-    link = zipfile.ZipInfo("link")
-    link.external_attr = 0o120777 << 16
-    entries = {"../../evil.dcm": make_dicom(b"a"), "/etc/evil": make_dicom(b"b"), "C:\\evil.dcm": make_dicom(b"c")}
-    stream = io.BytesIO(make_zip({**entries, "autorun.inf": b"[autorun]" * 99}))
-    with zipfile.ZipFile(stream, "a") as archive:
-        archive.writestr(link, "/etc/passwd")
-        archive.writestr("DICOMDIR", make_dicom(b"\2\0\2\0UI\x16\0" + serve.MEDIA_DIRECTORY))
-    before = {path for path in tmp_path.rglob("*") if path != server.folder}
-    assert post(server, stream.getvalue())[0] == 200
-    ((name, files, _),) = server.reader.seen
-    assert name == "scan"
-    assert files == {f"{number:04}.dcm": make_dicom(text) for number, text in ((1, b"a"), (2, b"b"), (3, b"c"))}
-    made = {path for path in tmp_path.rglob("*") if path != server.folder} - before
-    assert {path.parent for path in made if path.is_file()} == {server.folder / server.results[0]}
-
-
-def test_several_files_are_one_series(server):
-    assert post(server, make_dicom(b"one"), b"", make_dicom(b"three"))[0] == 200
-    assert server.reader.seen[0][1] == {"0001.dcm": make_dicom(b"one"), "0003.dcm": make_dicom(b"three")}
-
-
-def lie_about_sizes(archive: bytes) -> bytes:
-    """The archive with all sizes of unpacked content said to be one byte."""
-    archive = bytearray(archive)
-    for mark, offset in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
-        position = archive.find(mark)
-        struct.pack_into("<I", archive, position + offset, 1)
-    return bytes(archive)
-
-
-BOMB = make_nifti() + bytes(1 << 22)
-BAD = {
-    "refused by the reader": ([make_nifti() + b"BAD"], r"^scan\.nii: holds no voxel"),
-    "text": ([b"hello"], "neither a NIfTI nor a DICOM"),
-    "empty": ([b""], "neither"),
-    "both": ([make_nifti(), make_dicom()], "both NIfTI and DICOM"),
-    "two scans": ([make_nifti(), make_nifti()], "several NIfTI"),
-    "gzip bomb": ([gzip.compress(BOMB)], "unpack to more"),
-    "archive bomb": ([make_zip({"a": BOMB})], "unpack to more"),
-    "bomb of small files": ([make_zip({str(i): make_dicom(bytes(60_000)) for i in range(6)})], "unpack to more"),
-    "gzip in archive": ([make_zip({"a": gzip.compress(BOMB)})], "unpack to more"),
-    "lying archive": ([lie_about_sizes(make_zip({"a": BOMB}))], "damaged|neither|unpack"),
-    "many entries": ([make_zip({str(i): b"" for i in range(9)})], "more than 8 files"),
-    "cut archive": ([make_zip({"a": make_nifti()})[:-30]], "damaged"),
-    "cut gzip": ([gzip.compress(make_nifti() + np.random.default_rng(0).bytes(5000))[:-900]], "damaged"),
-    "no gzip": ([b"\x1f\x8b" + bytes(600)], "damaged"),
-    "bzip2": ([make_zip({"a": make_nifti()}, zipfile.ZIP_BZIP2)], "unusual way"),
-    "archive in archive": ([make_zip({"a": make_zip({"b": make_nifti()})})], "neither"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_a_bad_file_gets_one_sentence_and_the_next_is_read(server, case):
-    files, sentence = BAD[case]
-    status, found = post(server, *files)
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (make_nifti() + b"BAD", r"^scan\.nii: holds no voxel"),
+        (b"hello", "neither a NIfTI nor a DICOM"),
+        (make_zip({str(number): make_dicom(bytes(60_000)) for number in range(6)}), "unpack to more"),
+        (make_zip({str(number): b"" for number in range(9)}), "more than 8 files"),
+    ],
+)
+def test_a_bad_file_gets_one_sentence_and_the_next_is_read(server, content, sentence):
+    status, found = post(server, content)
     assert status == 422, found
     assert re.search(sentence, found["error"]), found
     assert str(server.folder) not in found["error"]
     assert list(server.folder.iterdir()) == []
     assert post(server, make_nifti())[0] == 200
-
-
-def test_an_encrypted_archive_is_refused(server):
-    archive = bytearray(make_zip({"a": make_nifti()}))
-    archive[6] |= 1
-    archive[archive.find(b"PK\1\2") + 8] |= 1
-    assert "encrypted" in post(server, bytes(archive))[1]["error"]
 
 
 def test_a_fault_does_not_end_the_server_and_tells_no_identity(server, caplog):
@@ -331,16 +270,6 @@ def test_nothing_is_read_after_the_end(server):
     assert server.reader.seen == []
 
 
-def test_unpacking_leaves_one_path(tmp_path):
-    with (tmp_path / "body").open("w+b") as body:
-        body.write(make_dicom() + gzip.compress(b"notes") + make_dicom(b"2"))
-        body.flush()
-        sizes = [132, len(gzip.compress(b"notes")), 133]
-        (tmp_path / "upload").mkdir()
-        assert unpack(body, sizes, tmp_path / "upload", Limits()) == tmp_path / "upload" / "scan"
-    assert {path.name for path in (tmp_path / "upload" / "scan").iterdir()} == {"0001.dcm", "0003.dcm"}
-
-
 def test_a_port_that_is_taken():
     trained = SimpleNamespace(entry=lambda *_: None)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -408,6 +337,96 @@ def test_dropped_on_the_page_in_a_browser(server, open_page, tmp_path):
     page.set_input_files("#files", tmp_path / "large.nii")
     page.get_by_text("more than 0.0625 MiB").wait_for()
     assert len(server.reader.seen) == 1
+
+
+def drop(page, *paths):
+    """Drop files and folders of this machine on the page, as a hand would."""
+    session = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 600, "y": 300, "data": data})
+
+
+def make_folder(folder, files):
+    """A folder with these files, by their paths in it."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+SERIES = {"DICOM/1/one.dcm": make_dicom(b"one"), "DICOM/1/2/two": make_dicom(b"two"), "notes.txt": b"notes"}
+
+
+@pytest.mark.parametrize("way", ["dropped", "chosen"])
+def test_a_folder_gives_all_files_in_it(server, open_page, tmp_path, way):
+    folder = make_folder(tmp_path / "patient", SERIES)
+    (folder / "empty").mkdir()
+    page = open_page(f"http://127.0.0.1:{server.port}/")
+    if way == "dropped":
+        drop(page, folder)
+    else:
+        page.get_by_label("Choose a folder").set_input_files(folder)
+    page.wait_for_url("**/report.html")
+    ((_, files, _),) = server.reader.seen
+    assert sorted(files.values()) == [make_dicom(b"one"), make_dicom(b"two")]
+
+
+def test_files_and_folders_are_dropped_together(server, open_page, tmp_path):
+    page = open_page(f"http://127.0.0.1:{server.port}/")
+    (tmp_path / "three.dcm").write_bytes(make_dicom(b"three"))
+    drop(page, tmp_path / "three.dcm", make_folder(tmp_path / "patient", SERIES))
+    page.wait_for_url("**/report.html")
+    assert len(server.reader.seen[0][1]) == 3
+    page.go_back()
+    drop(page, tmp_path / "three.dcm")
+    page.wait_for_url("**/report.html")
+    assert list(server.reader.seen[1][1].values()) == [make_dicom(b"three")]
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({f"{number // 3}/{number}": make_dicom() for number in range(9)}, "more than 8 files"),
+        ({"1/large": bytes(1 << 16), "2/3/more": b"1"}, "more than 0.0625 MiB"),
+        ({}, "no file in it"),
+    ],
+)
+def test_a_folder_that_is_no_upload_is_told_so(server, open_page, tmp_path, files, sentence):
+    (tmp_path / "patient").mkdir()
+    page = open_page(f"http://127.0.0.1:{server.port}/")
+    drop(page, make_folder(tmp_path / "patient", files))
+    page.get_by_text(sentence).wait_for()
+    assert not page.is_disabled("#folder")
+    assert server.reader.seen == []
+
+
+WALK = """async (sizes) => {
+    // A folder as a browser hands it out: some entries at a time, here one, and an empty list at the end.
+    const counts = { asked: 0, taken: 0 };
+    const file = (size) => ({ isFile: true, file: (take) => take({ size, number: counts.taken++ }) });
+    const folder = (entries) => ({ createReader: () => ({
+        readEntries: (take) => take(entries.slice(counts.asked, ++counts.asked)),
+    }) });
+    const files = await walk([folder(sizes.map(file))]);
+    return { ...counts, files: files.length };
+}"""
+
+
+@pytest.mark.parametrize(
+    ("sizes", "taken", "asked"),
+    [([1] * 7, 7, 8), ([1] * 8, 8, 9), ([1] * 500, 9, 9), ([1 << 15] * 6, 3, 3)],
+)
+def test_walking_a_folder_ends_with_its_last_file_or_at_the_limits(server, open_page, sizes, taken, asked):
+    page = open_page(f"http://127.0.0.1:{server.port}/")
+    assert page.evaluate(WALK, sizes) == {"files": taken, "taken": taken, "asked": asked}
+
+
+def test_a_folder_that_cannot_be_read_is_told(server, open_page):
+    page = open_page(f"http://127.0.0.1:{server.port}/")
+    broken = "{ createReader: () => ({ readEntries: (take, fail) => fail(new Error('gone')) }) }"
+    page.evaluate(f"read(walk([{broken}]))")
+    page.get_by_text("a file cannot be read").wait_for()
 
 
 def test_a_bad_file_is_told_on_the_page(server, browser, tmp_path):

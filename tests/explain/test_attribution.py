@@ -311,7 +311,16 @@ def test_zennit_imports_also_after_a_failed_import():
     assert found.returncode == 0, found.stderr
 
 
+def test_torchvision_is_imported_only_for_its_networks():
+    """It takes as long to import as torch."""
+    code = "import sys, datxai.explain.attribution; print('torchvision' in sys.modules)"
+    assert run_python(code).stdout.strip() == "False"
+    code = "from datxai.explain.canonizers import CANONIZERS; print(type(CANONIZERS['resnet']()).__name__)"
+    assert run_python(code).stdout.strip() == "ResNetCanonizer"
+
+
 def test_another_failure_of_torchvision_is_not_hidden(tmp_path):
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('something else')")
-    found = run_python("import datxai.explain", PYTHONPATH=str(tmp_path))
+    code = "from datxai.explain.canonizers import CANONIZERS; CANONIZERS['resnet']()"
+    found = run_python(code, PYTHONPATH=str(tmp_path))
     assert "RuntimeError: something else" in found.stderr

@@ -22,6 +22,7 @@ from datxai.imaging.dicom import (
     deidentify,
     read_series,
     read_source,
+    read_subject,
     result,
     source,
     write_dicom_results,
@@ -393,6 +394,44 @@ def test_files_of_two_people_or_studies(tmp_path, frames, other):
     with pytest.raises(InputError, match="more than one patient or study") as caught:
         read_source(tmp_path)
     assert "471" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("told", "age"),
+    [
+        ({}, 71),  # Patient's Age goes before the dates
+        ({"PatientAge": "018M"}, 1.5),
+        ({"PatientAge": None}, 71),
+        ({"PatientAge": "", "StudyDate": "20220202"}, 70),  # the day before the birthday
+        ({"PatientAge": "", "StudyDate": "20220203"}, 71),
+        ({"PatientAge": "unknown"}, 71),
+        ({"PatientAge": "", "PatientBirthDate": "1951.02.03"}, 71),
+        ({"PatientAge": "", "AcquisitionDate": "20200101", "SeriesDate": "20240101"}, 68),
+        ({"PatientAge": "", "StudyDate": None, "SeriesDate": "20240101"}, 72),
+        ({"PatientAge": "", "StudyDate": "00000000", "SeriesDate": "20240101"}, 72),
+        ({"PatientAge": "", "PatientBirthDate": "20200229", "StudyDate": "20210228"}, 0),
+        ({"PatientAge": "", "PatientBirthDate": ""}, None),
+        ({"PatientAge": "", "PatientBirthDate": None}, None),
+        ({"PatientAge": "", "StudyDate": ""}, None),
+        ({"PatientAge": "", "PatientBirthDate": "19510231"}, None),
+        ({"PatientAge": "", "PatientBirthDate": "1951"}, None),
+        ({"PatientAge": "", "PatientBirthDate": "3. 2. 1951"}, None),
+        ({"PatientAge": "", "PatientBirthDate": ["19510203", "19510204"]}, None),
+        ({"PatientAge": "", "PatientBirthDate": "20220305"}, None),  # the day after the scan
+        ({"PatientAge": "", "PatientBirthDate": "19000101"}, None),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")  # of pydicom, that these are no dates
+def test_the_age_is_told_or_follows_from_two_dates(tmp_path, frames, told, age):
+    path = make_scan(tmp_path / "scan.dcm", frames)
+    dataset = pydicom.dcmread(path)
+    for keyword, value in told.items():
+        if value is None:
+            del dataset[keyword]
+        else:
+            setattr(dataset, keyword, value)
+    dataset.save_as(path)
+    assert read_subject(path) == {"age": age, "sex": "M"}
 
 
 def test_nifti_has_no_study(tmp_path):

@@ -8,11 +8,12 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
+from datxai.analysis.normal_range import fit_normal_range
 from datxai.case import SBR
 from datxai.cohort.dataset import write_store
 from datxai.files import read_table, write_json, write_table
 from datxai.run import Run
-from datxai.stages.report import Findings, tabulate_cases, write_pages
+from datxai.stages.report import Findings, describe_case, tabulate_cases, write_pages
 from datxai.volume import Grid, Volume, save
 
 GRID = Grid.axis_aligned((91, 109, 1), (2, 2, 12), (-90, -126, 2))
@@ -104,6 +105,45 @@ def test_pages_show_the_patients_own_sides_and_means_those_of_the_network(found)
     assert "labelled reduced: wrong" in case["html"]
     assert "sub 3&amp;" in case["html"]
     assert read_case(found.run.pages / "mean_TN.js")["spaces"][0]["sides"] == ["I", "C"]
+
+
+def test_binding_ratios_are_held_against_the_normal_cases_of_other_people(found):
+    rng, run = np.random.default_rng(1), found.run
+    people, ratios = read_table(run.participants), read_table(run.sbr)
+    for number in range(15):
+        name = f"normal-{number}"
+        subject = "sub-1" if number == 14 else name  # another scan of that person
+        people.append({"participant_id": name, "age": 50 + number, "sex": "F", "label": 0, "subject": subject})
+        ratios.append({"participant_id": name, **dict.fromkeys(SBR, 3.0 + rng.normal()), "mirrored": False})
+    people = [{"subject": row["participant_id"]} | row for row in people]
+    write_table(run.participants, people, list(people[0]))
+    write_table(run.sbr, ratios, list(ratios[0]))
+    values = [float(row["putamen_left"]) for row in ratios if row["participant_id"].startswith("normal")]
+    ages, sub_1, sub_4 = [50 + number for number in range(15)], (60, 0.5), (63, 3.5)
+    expected = {
+        "sub-1": fit_normal_range([*values[:14], sub_4[1]], [*ages[:14], sub_4[0]], 60),
+        "sub-2": fit_normal_range([*values, sub_1[1], sub_4[1]], [None] * 17),  # whose age is not known
+        "sub 3&": fit_normal_range([*values, sub_1[1], sub_4[1]], [*ages, sub_1[0], sub_4[0]], 62),
+    }
+    said = {
+        "sub-1": "15 normal cases of the run at 60 years.",
+        "sub-2": "17 normal cases of the run regardless of age, which is not known.",
+        "sub 3&": "17 normal cases of the run at 62 years.",
+    }
+    for case in found.predictions:
+        if (name := case["participant_id"]) in EXPLAINED:
+            content = describe_case(found, case, {})
+            assert content["normal_range"]["putamen_left"] == pytest.approx(expected[name])
+            assert content["normal_range_source"].endswith(said[name])
+    write_pages(found)
+    low, high = (expected["sub 3&"][name] for name in ("low", "high"))
+    assert f"({low:.2f} to {high:.2f})" in read_case(run.pages / "sub 3&.js")["html"]
+
+
+def test_too_few_normal_cases_give_no_range(found):
+    content = describe_case(found, found.predictions[0], {})
+    assert not any(content["normal_range"].values())
+    assert content["normal_range_source"] == ""
 
 
 def test_pages_of_an_earlier_cohort_go(found):

@@ -10,6 +10,7 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import cache
 
 from datxai import __version__
@@ -22,6 +23,8 @@ REQUIRED = (  # type 2 of the modules Patient and General Study (DICOM PS3.3 C.7
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
 OPTIONAL = ("IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight", "StudyDescription")
+SCAN_DATES = ("AcquisitionDate", "StudyDate", "SeriesDate")  # the last may be that of a later reconstruction
+OLDEST = 110  # years; who is older was born on a date made up, such as 1900-01-01
 BASIC_PROFILE = ("113100", "DCM", "Basic Application Confidentiality Profile")
 
 
@@ -84,15 +87,13 @@ def read_source(files: str | os.PathLike | Iterable[str | os.PathLike]) -> Sourc
 
 
 def read_subject(files: str | os.PathLike | Iterable[str | os.PathLike]) -> dict:
-    """``age`` in years and ``sex`` (M, F or O) of the person, from the header of the first file; None if not told."""
+    """``age`` in years and ``sex`` (M, F or O) of the person, from the header of the first file; None if not told.
+
+    The age is Patient's Age, or else the full years from birth to the scan, as far as both dates make sense.
+    """
     with reading(list_files(files)[0], stop_before_pixels=True) as dataset:
-        age, sex = str(dataset.get("PatientAge") or ""), str(dataset.get("PatientSex") or "")
-    number, unit = age[:-1], age[-1:]
-    years = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}.get(unit)
-    return {
-        "age": float(number) * years if years and number.isdecimal() else None,
-        "sex": sex if sex in ("M", "F", "O") else None,
-    }
+        age, sex = _parse_age(dataset), str(dataset.get("PatientSex") or "")
+    return {"age": age, "sex": sex if sex in ("M", "F", "O") else None}
 
 
 def deidentify(source: Source) -> Source:
@@ -124,6 +125,27 @@ def deidentify(source: Source) -> Source:
         frame_of_reference=renew(source.frame_of_reference),
         deidentified=True,
     )
+
+
+def _parse_age(dataset) -> float | None:
+    told = str(dataset.get("PatientAge") or "")
+    years = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}.get(told[-1:])
+    if years and told[:-1].isdecimal():
+        return float(told[:-1]) * years
+    birth = _parse_date(dataset, "PatientBirthDate")
+    scan = next(filter(None, (_parse_date(dataset, keyword) for keyword in SCAN_DATES)), None)
+    if birth is None or scan is None:
+        return None
+    age = scan.year - birth.year - ((scan.month, scan.day) < (birth.month, birth.day))
+    return float(age) if 0 <= age <= OLDEST else None
+
+
+def _parse_date(dataset, keyword: str) -> date | None:
+    """An element that holds a date, as the standard writes it or with dots as it did before 1993."""
+    try:
+        return date.fromisoformat(str(dataset.get(keyword) or "").replace(".", ""))
+    except ValueError:
+        return None
 
 
 def _plain(value: object) -> str:

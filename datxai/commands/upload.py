@@ -1,0 +1,120 @@
+"""What is dropped on the page of `datxai serve`, unpacked so that a reader can take it.
+
+Every file may be hostile: content tells what it is, names are not used, and bytes are counted while they are unpacked,
+whatever an archive says of itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from datxai.errors import InputError
+
+CHUNK = 1 << 20
+HEAD = 512  # bytes that tell what a file is
+MEDIA_DIRECTORY = b"1.2.840.10008.1.3.10\0"  # the class of a DICOMDIR, which lists files and holds no scan
+
+
+@dataclass(frozen=True)
+class UploadLimits:
+    """How much one upload may take."""
+
+    upload: int = 256 << 20  # bytes, as they are sent
+    unpacked: int = 1 << 30  # bytes of all files
+    files: int = 2048  # of an upload, or in its archive
+
+
+def unpack(body: BinaryIO, sizes: Sequence[int], folder: Path, limits: UploadLimits) -> Path:
+    """Store an upload under names of our own, told apart by content: the path that `Reader.read` takes.
+
+    ``body`` holds files of these ``sizes`` (bytes), one behind the other: one NIfTI file, the DICOM files of a series,
+    or a ZIP archive with those. What is neither, such as the viewer on a CD, is left out. Raises `InputError`.
+    """
+    nifti, series, unpacked = folder / "scan.nii", folder / "scan", 0
+    series.mkdir()
+    try:
+        for number, chunks in enumerate(_list_files(body, sizes, limits), start=1):
+            head = b""
+            while len(head) < HEAD and (chunk := next(chunks, b"")):
+                head += chunk
+            if head[:2] == b"\x1f\x8b":
+                chunks = _gunzip(head, chunks)
+                head = next(chunks, b"")
+            if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0":
+                if nifti.exists():
+                    raise InputError("There are several NIfTI files, expected one scan; give one after the other.")
+                path = nifti
+            elif head[128:132] == b"DICM" and MEDIA_DIRECTORY not in head[:HEAD]:
+                path = series / f"{number:04}.dcm"
+            else:
+                continue
+            with path.open("xb") as stream:
+                while head:
+                    unpacked += stream.write(head)
+                    if unpacked > limits.unpacked:
+                        raise InputError(
+                            f"The files unpack to more than {limits.unpacked >> 20} MiB, expected the size of one scan."
+                        )
+                    head = next(chunks, b"")
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, InputError) or getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        raise InputError("The file is damaged: it cannot be unpacked; export the scan anew.") from error
+    if nifti.exists() == any(series.iterdir()):
+        found = "both NIfTI and DICOM files" if nifti.exists() else "neither a NIfTI nor a DICOM file"
+        raise InputError(f"Found {found}, expected one NIfTI file or the DICOM files of one series; give those alone.")
+    return nifti if nifti.exists() else series
+
+
+def _list_files(body: BinaryIO, sizes: Sequence[int], limits: UploadLimits) -> Iterator[Iterator[bytes]]:
+    """The content of each file in pieces; of an archive, that of the files in it."""
+    body.seek(0)
+    if len(sizes) > 1 or body.read(4) != b"PK\x03\x04":
+        body.seek(0)
+        for size in sizes:
+            end = body.tell() + size
+            yield iter(lambda end=end: body.read(min(CHUNK, end - body.tell())), b"")
+            body.seek(end)
+        return
+    _require_few_entries(body, limits)
+    with zipfile.ZipFile(body) as archive:
+        for entry in archive.infolist():
+            if entry.flag_bits & 1:
+                raise InputError("The archive is encrypted; give it without a password.")
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # these unpack piece by piece
+                raise InputError("The archive is packed in an unusual way; pack it as ordinary ZIP (deflate).")
+            with archive.open(entry) as stream:
+                yield iter(lambda stream=stream: stream.read(CHUNK), b"")
+
+
+def _require_few_entries(body: BinaryIO, limits: UploadLimits) -> None:
+    """Count an archive's entries before all are loaded: each begins with these bytes, whatever it says at its end."""
+    with mmap.mmap(body.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        position, count = content.find(b"PK\x01\x02"), 0
+        while position >= 0:
+            count += 1
+            if count > limits.files:
+                raise InputError(f"The archive has more than {limits.files} files; pack the files of one scan.")
+            position = content.find(b"PK\x01\x02", position + 4)
+
+
+def _gunzip(head: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Unpack a gzip file, in pieces of bounded size, the first at least as long as a NIfTI header."""
+    unpack, made = zlib.decompressobj(zlib.MAX_WBITS | 16), b""
+    while not unpack.eof:
+        if not (piece := unpack.unconsumed_tail or head or next(chunks, b"")):
+            raise EOFError
+        head = b""
+        made += unpack.decompress(piece, CHUNK)
+        if len(made) >= HEAD:
+            yield made
+            made = b""
+    if made:
+        yield made

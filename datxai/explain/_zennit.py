@@ -1,8 +1,9 @@
 """The room's door to Zennit: every module here imports Zennit's names from this file.
 
 Zennit imports torchvision, which takes as long as torch itself and which only canonizers for torchvision's networks
-need: it is put off until one is asked for. Where torch is a CPU build and torchvision is not, torchvision cannot be
-imported at all, because its compiled operators are missing; declaring the one that it asks for is enough.
+need: with Zennit 0.5 it is put off until one is asked for (1.0 imports it for its types as well). Where torch is a CPU
+build and torchvision is not, torchvision cannot be imported at all, because its compiled operators are missing;
+declaring the one that it asks for is enough.
 """
 
 import importlib.util

@@ -32,6 +32,7 @@ from datxai.memory import keep_freed_memory
 from datxai.model import checkpoint, network
 
 CONF = Path(__file__).parents[1] / "conf"
+NAZARI = yaml.safe_load((CONF / "composite" / "nazari2021.yaml").read_text())["layers"]
 REDUCED = 1
 SLOW_ROUNDS = 2
 SLOW = {"integrated gradients, 50 steps (captum)", "occlusion, windows of 16 (captum)"}
@@ -96,8 +97,7 @@ def scans(batch: int, shape: Sequence[int]) -> Tensor:
 
 
 def lrp(model: nn.Module, x: Tensor, **choice) -> Tensor:
-    lines = yaml.safe_load((CONF / "composite" / "nazari2021.yaml").read_text())["layers"]
-    return attribute(model, x, composite=lines, target=REDUCED, **{"ledger": False} | choice).relevance
+    return attribute(model, x, composite=NAZARI, target=REDUCED, **{"ledger": False} | choice).relevance
 
 
 def variants_of(model: nn.Module, x: Tensor, no_slow: bool = False) -> dict[str, Callable[[], object]]:

@@ -95,9 +95,11 @@ def _transposed_linear(s: Tensor, weight: Tensor) -> Tensor:
     if s.device.type != "cpu" or weight.numel() < _LARGE:
         return s @ weight
     flat = s.reshape(-1, s.shape[-1])
-    result, runs = s.new_zeros(len(flat), weight.shape[1]), _runs(flat.any(dim=0).tolist())
+    first, *others = _runs(flat.any(dim=0).tolist()) or [slice(0)]
+    result = s.new_empty(len(flat), weight.shape[1])
     for block, into in zip(weight.split(_COLUMNS, dim=1), result.split(_COLUMNS, dim=1)):
-        for rows in runs:
+        torch.mm(flat[:, first], block[first], out=into)
+        for rows in others:
             torch.addmm(into, flat[:, rows], block[rows], out=into)
     return result.view(*s.shape[:-1], -1)
 

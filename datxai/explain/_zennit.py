@@ -6,14 +6,30 @@ build and torchvision is not, torchvision cannot be imported at all, because its
 declaring the one that it asks for is enough.
 """
 
-import importlib.util
 import sys
-from importlib.machinery import PathFinder
+from importlib.machinery import PathFinder, SourceFileLoader
 
 import torch
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _library = torch.library.Library("torchvision", "FRAGMENT")  # undone when collected, so kept by its name
+
+
+class _OnDemand(SourceFileLoader):
+    """Runs a module's code when a name is first taken from it; what tools ask of every module does not count.
+
+    Python's own LazyLoader runs it for those as well, in the middle of whatever import the tool was called from.
+    """
+
+    def exec_module(self, module):
+        def take(name):
+            if name.startswith("__"):
+                raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+            vars(module).pop("__getattr__", None)
+            super(_OnDemand, self).exec_module(module)
+            return getattr(module, name)
+
+        module.__getattr__ = take
 
 
 class _Door:
@@ -28,7 +44,7 @@ class _Door:
         if name != "zennit.torchvision":
             return None
         spec = PathFinder.find_spec(name, path)
-        spec.loader = importlib.util.LazyLoader(spec.loader)
+        spec.loader = _OnDemand(name, spec.origin)
         return spec
 
 

@@ -111,8 +111,8 @@ class Reader:
                 anatomy = load_anatomy(settings, run.anatomy)
                 if settings.registration.kind == "affine":
                     prepare(anatomy.bases)
-            with _timed(timings, "load figures"):  # matplotlib, for which the first scan would else wait
-                importlib.import_module("datxai.analysis.document")
+            with _timed(timings, "load figures"):  # for which the first scan would else wait
+                importlib.import_module("datxai.analysis.document").prepare()
             imaging = Imaging(settings, grid_of(settings), anatomy.working, anatomy.bases)
             reader = cls(settings, run, imaging, None, anatomy.regions, timings)
             for name in ("means", "calibration", "normals"):  # kept from here on
@@ -220,22 +220,20 @@ class Reader:
         folder.parent.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
         try:
-            with _timed(result["timings"], "write"):
-                save(reading.spect, place / f"{name}_space-MNI_spect.nii.gz")
-                save(reading.relevance, place / f"{name}_space-MNI_relevance.nii.gz")
-                save(reading.own_relevance, place / f"{name}_relevance.nii.gz", mni=False)
-                downloads = {
-                    "PDF": "report.pdf",
-                    "numbers (JSON)": "prediction.json",
-                    "relevance in the scan's own space (NIfTI)": f"{name}_relevance.nii.gz",
-                    "relevance in MNI space (NIfTI)": f"{name}_space-MNI_relevance.nii.gz",
-                    "scan in MNI space (NIfTI)": f"{name}_space-MNI_spect.nii.gz",
-                }
-                if reading.source is not None:
+            volumes = {
+                "relevance in the scan's own space": (f"{name}_relevance.nii.gz", reading.own_relevance, False),
+                "relevance in MNI space": (f"{name}_space-MNI_relevance.nii.gz", reading.relevance, True),
+                "scan in MNI space": (f"{name}_space-MNI_spect.nii.gz", reading.spect, True),
+            }
+            downloads = {"PDF": "report.pdf", "numbers (JSON)": "prediction.json"}
+            downloads |= {f"{what} (NIfTI)": file for what, (file, *_) in volumes.items()}
+            if reading.source is not None:
+                with _timed(result["timings"], "dicom"):
                     for made in self._write_dicom(reading, place):
                         kind = "map" if made.name.startswith("relevance-map") else "colour pictures"
                         downloads[f"relevance {kind} (DICOM)"] = made.name
-            with _timed(result["timings"], "report"):
+            with _timed(result["timings"], "write"), ThreadPoolExecutor(1) as beside:
+                saved = [beside.submit(save, volume, place / file, mni=mni) for file, volume, mni in volumes.values()]
                 grid, peak = reading.relevance.grid, result["peak"]
                 centre = [0.0, 0.0, 0.0] if peak["x"] is None else [peak["x"], peak["y"], peak["z"]]
                 index = np.rint(grid.mm_to_index(centre)).astype(int)
@@ -244,7 +242,10 @@ class Reader:
                 save_figure(figure, place / "case", ("png",), SCREEN_DPI)
                 content = self._describe(reading) | {"figures": {"case": place / "case.png"}, "downloads": downloads}
                 write_case_pdf(place / "report.pdf", content)
-            write_case_report(place / "report.html", content)
+                for each in saved:
+                    each.result()
+            with _timed(result["timings"], "page"):
+                write_case_report(place / "report.html", content)
             write_json(place / "prediction.json", result)
             folder.mkdir(exist_ok=True)
             for made in place.iterdir():

@@ -78,6 +78,25 @@ def test_a_transform_maps_the_target_world_to_the_source_world():
     np.testing.assert_array_equal(moved.recorded("resample")["transform"], transform)
 
 
+@settings(deadline=None)
+@given(
+    spacing=st.tuples(*[st.integers(10, 90).map(lambda tenths: tenths / 10)] * 3),
+    origin=st.tuples(*[st.integers(-60, 60).map(lambda tenths: tenths / 10 + 0.0371)] * 3),  # no point on an edge
+    flips=st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3),
+    shape=st.tuples(*[st.integers(1, 7)] * 3),
+)
+def test_sampling_axis_by_axis_is_sampling_at_once(spacing, origin, flips, shape):
+    data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    source = Volume(data, np.diag([2.0, 3.0, 4.0, 1.0]))
+    target = Grid.axis_aligned((4, 5, 6), spacing, origin, "target")
+    transform = np.diag([*flips, 1.0])
+    turned = transform.copy()
+    turned[0, 1] = 1e-9  # no longer along the axes, and next to nothing
+    np.testing.assert_allclose(
+        volume.resample(source, target, transform).data, volume.resample(source, target, turned).data, atol=2e-5
+    )
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.tuples(*[st.integers(0, 4)] * 3), st.tuples(*[st.integers(1, 4)] * 3))
 def test_a_crop_is_exact(offset, shape):

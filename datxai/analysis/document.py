@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from datxai.analysis import report
 from datxai.analysis.report import describe_case
 from datxai.analysis.style import NEUTRAL, STYLE
 from datxai.analysis.tables import format_cell
@@ -19,6 +21,17 @@ A4 = 210 / 25.4, 297 / 25.4  # inches
 MARGIN = 0.7  # inches
 LETTER = 0.62  # mean width of a letter over its size, on the safe side
 LEADING = 1.5  # distance of lines over the size of letters
+
+
+def prepare() -> None:
+    """Load now what the first report would else wait for: templates of pages, writers of pictures, letters."""
+    report.prepare()
+    with matplotlib.rc_context(STYLE):
+        figure = Figure()
+        figure.text(0, 0, "\u2212", weight="bold")
+        figure.text(0, 0, "\u2212")
+        for kind in ("png", "pdf"):
+            figure.savefig(io.BytesIO(), format=kind)
 
 
 def write_case_pdf(path: str | os.PathLike, content: Mapping) -> None:

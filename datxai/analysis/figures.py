@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 from matplotlib.figure import Figure
 
-from datxai.analysis.slices import Frame, Shade, add_bar, draw_slice, largest_slice, outline, show, tile
+from datxai.analysis.slices import Frame, Shade, add_bar, draw_slice, largest_slice, name_power, outline, show, tile
 from datxai.analysis.spectral import Strategies
 from datxai.analysis.style import (
     COLOURS,
@@ -202,8 +202,7 @@ def plot_roi_histogram(
     right.yaxis.get_major_locator().set_params(integer=True)
     power = int(np.floor(np.log10(np.abs(values).max()))) if np.any(values) else 0
     right.xaxis.set_major_formatter(lambda value, _: f"{value / 10.0**power:g}".replace("-", "\u2212"))
-    unit = f" / $10^{{{power}}}$" if power else ""
-    right.set(xlabel="relevance in the putamen (I)" + unit, ylabel="cases")
+    right.set(xlabel="relevance in the putamen (I)" + name_power(power), ylabel="cases")
     return figure
 
 

@@ -110,6 +110,12 @@ def write_benchmark_report(path: str | os.PathLike, content: Mapping) -> None:
     _write(path, "benchmark.html.j2", content, label_names=LABEL_NAMES)
 
 
+def prepare() -> None:
+    """Compile now the templates of a case's page, which the first one would else wait for."""
+    for name in ("case.html.j2", "page.html.j2", "macros.html.j2", "case_body.html.j2", "viewer.html.j2"):
+        _templates().get_template(name)
+
+
 def write_case_report(path: str | os.PathLike, content: Mapping) -> None:
     """Write the report of one scan as one HTML page; `datxai.analysis.document.write_case_pdf` takes the same.
 

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from datxai.volume import Grid
 
 AXIAL = 2
+SUPERSCRIPT = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +153,13 @@ def add_bar(figure: Figure, axes: Sequence[Axes] | None, shade: Shade, location:
     power = 0 if -2 < power < 3 else power
     norm = Normalize(shade.low / 10.0**power, shade.high / 10.0**power)
     bar = figure.colorbar(ScalarMappable(norm, shade.colours), ax=axes, location=location, **options)
-    bar.set_label(shade.label + (f" / $10^{{{power}}}$" if power else ""))
+    bar.set_label(shade.label + name_power(power))
     bar.outline.set_visible(False)
+
+
+def name_power(power: int) -> str:
+    """What a label ends with whose numbers are divided by a power of ten."""
+    return " / 10" + str(power).translate(SUPERSCRIPT) if power else ""
 
 
 def _largest(parts: Iterable[np.ndarray | None]) -> float:

@@ -165,7 +165,7 @@ def _propagate(
             book.open(hooks.layer_rules.values())
         logits = model(x).reshape(len(x), -1)
         seed = seed_of(logits.detach())
-        (relevance,) = torch.autograd.grad(logits, x, seed)
+        (relevance,) = torch.autograd.grad((logits * seed).sum(), x)  # given a seed, PyTorch would import SymPy first
     finally:
         book.close()
         hooks.remove()

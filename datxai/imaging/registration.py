@@ -8,8 +8,8 @@ scan whose striatum is dark or whose glands outshine the brain is fitted as well
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations, product
@@ -131,6 +131,7 @@ _RIGID_AND_ZOOM = np.stack([*_AFFINE[[3, 7, 11]], *_ROTATIONS, _ZOOM])
 _RADIUS_MM = 70.0  # of a head: brings linear parameters and translations to one scale
 # The ways to lay a head along the axes, as it is first. Mirrored ones look the same, for a head is symmetric.
 _CORNERS = np.array(list(product((0, 1), repeat=3)))
+_TRUNCATE = 4.0  # standard deviations at which smoothing ends
 _MARGIN = 2  # empty voxels around a template, so that points outside need no care
 
 
@@ -141,7 +142,7 @@ class _Template:
     blurred. Without, a blurred head would be taken for one of another size.
     """
 
-    def __init__(self, bases: Mapping[str, Volume], level: float):
+    def __init__(self, bases: Mapping[str, Volume], level: float, near_striatum: Future[Volume]):
         self.level = level
         grid = _coarsen(bases["brain"].grid, max(level / 4, 2.0))
         smooth = {name: _blur(resample(basis, grid), level).data for name, basis in bases.items()}
@@ -153,26 +154,37 @@ class _Template:
         ]
         self.support = ndimage.distance_transform_edt(~_find_bright(smooth["brain"]), grid.spacing) <= level
         self.centre = grid.index_to_mm(ndimage.center_of_mass(self.support))
-        self.emphasis = np.ones(grid.shape, np.float32)
-        striatum = sum(bases[name].data for name in STRIATUM)
-        bright = striatum >= EDGE * striatum.max()
-        self.striatum = bases["brain"].grid.index_to_mm(np.argwhere(bright))
-        if level < LEVELS_MM[0]:
-            outside = ndimage.distance_transform_edt(~bright, bases["brain"].grid.spacing)
-            near = Volume(np.exp(-((outside / REACH_MM) ** 2)), bases["brain"].affine)
-            self.emphasis += EMPHASIS * resample(near, grid).data
-        stack = np.stack([np.pad(column, _MARGIN) for column in columns], axis=-1).astype(np.float32)
-        self.shape = np.array(stack.shape[:3])
+        self.striatum = bases["brain"].grid.index_to_mm(np.argwhere(_find_striatum(bases)))
+        self.shape = np.array(grid.shape) + 2 * _MARGIN
         self.strides = np.array([self.shape[1] * self.shape[2], self.shape[2], 1], np.int32)
-        self.stack = stack.reshape(-1, stack.shape[-1])
+        stack = np.zeros((*self.shape, len(columns)), np.float32)
+        for column, place in zip(columns, np.moveaxis(stack[(slice(_MARGIN, -_MARGIN),) * 3], -1, 0)):
+            box = _bound(column)  # most columns are small things in much that is empty
+            place[box] = column[box]
+        self.stack = stack.reshape(-1, len(columns))
+        self.emphasis = np.ones(grid.shape, np.float32)
+        if level < LEVELS_MM[0]:
+            self.emphasis += EMPHASIS * resample(near_striatum.result(), grid).data
         self.to_index = np.linalg.inv(grid.affine)
 
 
 @lru_cache(maxsize=4)
 def _make_templates(bases: tuple[tuple[str, Volume], ...]) -> list[_Template]:
     """One per level, made side by side; kept, because a cohort is registered to the same bases."""
-    with ThreadPoolExecutor(len(LEVELS_MM)) as pool:
-        return list(pool.map(lambda level: _Template(dict(bases), level), LEVELS_MM))
+    with ThreadPoolExecutor(1 + len(LEVELS_MM)) as pool:
+        near_striatum = pool.submit(_measure_nearness, dict(bases))
+        return list(pool.map(lambda level: _Template(dict(bases), level, near_striatum), LEVELS_MM))
+
+
+def _find_striatum(bases: Mapping[str, Volume]) -> np.ndarray:
+    striatum = sum(bases[name].data for name in STRIATUM)
+    return striatum >= EDGE * striatum.max()
+
+
+def _measure_nearness(bases: Mapping[str, Volume]) -> Volume:
+    """Nearness to the striatum, 1 within it: a Gaussian of the distance."""
+    outside = ndimage.distance_transform_edt(~_find_striatum(bases), bases["brain"].grid.spacing)
+    return Volume(np.exp(-((outside / REACH_MM) ** 2)), bases["brain"].affine)
 
 
 class _Problem:
@@ -274,10 +286,13 @@ class _Problem:
     def _slope(self, pose: np.ndarray, cells: sparse.csr_array, weights: np.ndarray) -> np.ndarray:
         """Gradient of the fitted template in the scan's space, per mm, shape (points, 3)."""
         template = self.template
-        fitted = template.stack @ weights[:-1].astype(np.float32)
         voxels, shares = cells.indices.reshape(-1, 8), cells.data.reshape(-1, 8)
-        slope = [((fitted[voxels + s] - fitted[voxels - s]) * shares).sum(axis=1) for s in template.strides]
-        return np.stack(slope, axis=1) / 2 @ (template.to_index @ pose)[:3, :3]
+        beside = np.concatenate([np.hstack([voxels + stride, voxels - stride]) for stride in template.strides])
+        shares = np.tile(np.hstack([shares, -shares]), (3, 1))  # ahead less behind, of the few voxels asked for
+        starts = np.arange(0, beside.size + 1, 16, dtype=np.int32)
+        step = sparse.csr_array((shares.ravel(), beside.ravel(), starts), shape=(len(beside), len(template.stack)))
+        slope = (step @ template.stack @ weights[:-1]).reshape(3, -1).T
+        return slope / 2 @ (template.to_index @ pose)[:3, :3]
 
     def _indices(self, pose: np.ndarray, positions: np.ndarray) -> np.ndarray:
         to_index = self.template.to_index @ pose
@@ -338,7 +353,20 @@ def _coarsen(grid: Grid, spacing: float, inset_mm: float = 0.0) -> Grid:
 
 def _blur(volume: Volume, fwhm_mm: float) -> Volume:
     sigma = fwhm_mm / np.sqrt(8 * np.log(2)) / volume.grid.spacing
-    return Volume(ndimage.gaussian_filter(volume.data, sigma, mode="nearest"), volume.affine)
+    data, reach = np.zeros_like(volume.data), np.rint(_TRUNCATE * sigma).astype(int) + 1
+    box = _bound(volume.data, reach)  # nothing gets beyond it
+    data[box] = ndimage.gaussian_filter(volume.data[box], sigma, mode="nearest", truncate=_TRUNCATE)
+    return Volume(data, volume.affine)
+
+
+def _bound(data: np.ndarray, margin: Sequence[int] = (0, 0, 0)) -> tuple[slice, ...]:
+    """The box of what is not zero, and a margin in voxels."""
+    filled, box = data != 0, []
+    for axis, extra in enumerate(margin):
+        (where,) = filled.any(axis=tuple({0, 1, 2} - {axis})).nonzero()
+        low, high = (where[0], where[-1] + 1) if where.size else (0, 0)
+        box.append(slice(max(low - extra, 0), high + extra))
+    return tuple(box)
 
 
 def _start(

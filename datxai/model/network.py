@@ -98,7 +98,10 @@ def build(
                 modules["dropout"] = nn.Dropout(dropout)
             width = units
         modules["output"] = nn.Linear(width, n_classes)
-    model = nn.Sequential(modules).to_empty(device=device)
+    model = nn.Sequential(modules)
+    if device.type == "meta":  # no weights are wanted
+        return model
+    model.to_empty(device=device)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for name, parameter in model.named_parameters():

@@ -14,6 +14,7 @@ from torch import nn
 from datxai.errors import InputError
 from datxai.explain import attribute
 from datxai.explain._zennit import zennit
+from datxai.model import checkpoint, network
 
 DOUBLE, SINGLE = 1e-8, 1e-3  # relative L2 of the whole CNN's relevance to the oracle's
 NEIGHBOURS = {torch.float64: 1e-12, torch.float32: 1e-6}  # relevance of the linear layers sums in another order
@@ -321,6 +322,23 @@ def test_torchvision_is_imported_only_for_its_networks():
         assert run_python(code.format(asked_of_every_module)).stdout.strip() == str(needed)
     code = "from datxai.explain.canonizers import CANONIZERS; print(type(CANONIZERS['resnet']()).__name__)"
     assert run_python(code).stdout.strip() == "ResNetCanonizer"
+
+
+def test_sympy_is_not_imported_for_a_map(tmp_path):
+    """PyTorch imports it, which takes a second, for a gradient with a seed and for weights on the meta device."""
+    chosen = {"shape": [9, 9, 9], "channels": [2], "hidden": [3]}
+    checkpoint.save_weights(network.build(**chosen).state_dict(), tmp_path / checkpoint.WEIGHTS)
+    checkpoint.save_network({"network": chosen}, tmp_path / checkpoint.CONFIG)
+    found = run_python(
+        "import sys, torch\n"
+        "from datxai.explain import attribute\n"
+        "from datxai.model.checkpoint import load\n"
+        f"model, _ = load({str(tmp_path)!r})\n"
+        "lines = [{'match': ['conv*', 'fc*', 'output'], 'rule': 'epsilon'}, {'match': ['relu*'], 'rule': 'pass'}]\n"
+        "attribute(model, torch.rand(1, 1, 9, 9, 9), composite=lines)\n"
+        "print('sympy' in sys.modules)"
+    )
+    assert found.stdout.strip() == "False", found.stderr
 
 
 def test_another_failure_of_torchvision_is_not_hidden(tmp_path):

@@ -3,6 +3,7 @@ import pytest
 from scipy import ndimage
 
 from datxai.errors import InputError
+from datxai.imaging import registration
 from datxai.imaging.atlas import BASES, HEAD, load_atlas, make_template, make_template_bases
 from datxai.imaging.registration import TURNS, compare, register
 from datxai.volume import Grid, Volume, resample
@@ -196,3 +197,11 @@ def test_a_template_that_is_none_is_refused(bases):
     noise = Volume(np.random.default_rng(0).normal(1, 1, HEAD.shape), HEAD.affine)
     with pytest.raises(InputError, match=r"registration\.template: correlates .* by -?0\.\d\d"):
         make_template_bases(load_atlas(), noise)
+
+
+def test_smoothing_within_a_box_is_smoothing_of_the_whole():
+    data = np.zeros((40, 30, 20), np.float32)
+    data[20:24, 0:3, 9:12] = np.random.default_rng(0).normal(size=(4, 3, 3))
+    blurred = registration._blur(Volume(data, np.diag([2.0, 2.0, 3.0, 1.0])), 8.0).data
+    sigma = 8.0 / np.sqrt(8 * np.log(2)) / np.array([2.0, 2.0, 3.0])
+    np.testing.assert_array_equal(blurred, ndimage.gaussian_filter(data, sigma, mode="nearest"))

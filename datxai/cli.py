@@ -5,12 +5,15 @@ This is the only file that imports Hydra, and it imports nothing heavy, so that 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
 
 from datxai.config import ALL, COMMANDS, STAGES
 from datxai.errors import InputError
+
+log = logging.getLogger("datxai")
 
 HELP = """\
 datxai: DAT-SPECT scans to classified scans with relevance maps that can be checked.
@@ -43,6 +46,7 @@ Hydra's own
 
 
 NEED_NO_RUN = {"compare", "reads"}
+FROM_TRAINING_ON = list(STAGES)[list(STAGES).index("train") :]
 UNNAMED = ("stage", "run", "base", "shard", "device", "n_jobs")  # settings that do not name the folder of a job
 
 
@@ -66,10 +70,18 @@ def main() -> None:
         words.remove(stage)
     if stage == "compare":
         words = _gather_runs(words)
+    if stage in FROM_TRAINING_ON and not any(_key(word) == "training.seed" for word in words):
+        # Cohort and split are those of the run, whatever the seed; what the seed is left to choose is the training.
+        words = [f"training.{word}" if _key(word) == "seed" else word for word in words]
     overrides = [_quote(word) for word in words]
     given = {_key(word): word.partition("=")[2].strip("'") for word in overrides}
     sweep = bool({"-m", "--multirun"} & set(flags))
     run, base = _choose_folders(given, sweep)
+    if sweep and stage in ["split", *FROM_TRAINING_ON] and base is None:
+        _fail(
+            f"run={run}: no run there whose cohort the jobs of `{stage} -m` could share; make one first, `datxai "
+            f"run={run}` with its settings, or leave out '{stage}', so that each job makes all that it needs."
+        )
     if sweep:
         folders = {"run": str(run)} | ({"base": str(base)} if base else {})
         overrides = [word for word in overrides if _key(word) not in folders]
@@ -237,16 +249,18 @@ def _launch(given: dict[str, str], record_before: dict[Path, bytes]) -> None:
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import CompactHydraException
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     register_schemas()
-    started = False
+    refused = True  # by Hydra, which then says why, until a job starts
 
     @hydra.main(version_base="1.3", config_path="pkg://datxai.conf", config_name="config")
     def job(cfg) -> None:
-        nonlocal started
-        started = True
+        nonlocal refused
+        refused = False
         from datxai import pipeline
 
         hydra_config = HydraConfig.get()
@@ -255,6 +269,8 @@ def _launch(given: dict[str, str], record_before: dict[Path, bytes]) -> None:
             settings = _settings(cfg)
             _require_given(OmegaConf.to_container(cfg, resolve=True), given)
             settings.run = str(folder)
+            if hydra_config.mode == RunMode.MULTIRUN:
+                log.info("\n%s", folder)
             if hydra_config.output_subdir is not None:
                 OmegaConf.save(cfg, folder / hydra_config.output_subdir / "config.yaml", resolve=True)
             pipeline.run(settings)
@@ -265,7 +281,11 @@ def _launch(given: dict[str, str], record_before: dict[Path, bytes]) -> None:
             for path, content in record_before.items():
                 if path.parent.parent.resolve() == folder.resolve():
                     path.write_bytes(content)
-            _fail(str(error))
+            if hydra_config.mode != RunMode.MULTIRUN:
+                _fail(str(error))
+            refused = True  # launchers know of exceptions; where a worker exits, they see a crash and may try again
+            log.error("datxai: %s", error)
+            raise CompactHydraException(f"datxai: {folder}: {error}") from error
         except KeyboardInterrupt:
             print("datxai: interrupted; the same command goes on from here.", file=sys.stderr)
             sys.exit(130)
@@ -281,7 +301,7 @@ def _launch(given: dict[str, str], record_before: dict[Path, bytes]) -> None:
     try:
         job()
     except SystemExit as end:
-        if end.code == 1 and not started:  # Hydra refused the configuration and has said why
+        if end.code == 1 and refused:
             sys.exit(2)
         raise
 

@@ -1,7 +1,6 @@
 """Sweeps: runs that share what a base run has made."""
 
 import gzip
-import importlib.util
 import math
 import os
 import shutil
@@ -189,7 +188,7 @@ def test_compare_takes_the_folder_of_the_sweep(swept, tmp_path):
         (["train", "run=new", "base={base}", "grid=mni_4mm"], "other settings"),
         (["train", "run=new", "base=nowhere"], "base=nowhere"),
         (["base={base}", "training.seed=5"], "run=RUN_DIR"),
-        (["train", "-m", "run=new", "training.seed=1,2"], "datxai split"),
+        (["train", "-m", "run=new", "seed=1,2"], "`datxai run=new`"),
     ],
 )
 def test_a_base_that_does_not_fit_gets_one_sentence(swept, tmp_path, arguments, words):
@@ -199,15 +198,35 @@ def test_a_base_that_does_not_fit_gets_one_sentence(swept, tmp_path, arguments, 
     assert "Traceback" not in answer.stderr
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("hydra_plugins") is None
-    or importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None,
-    reason="hydra-joblib-launcher is not installed",
-)
-def test_jobs_in_parallel_make_what_they_make_in_turn(swept, tmp_path):
+def test_the_seed_of_a_sweep_from_training_on_leaves_the_cohort_alone(swept, tmp_path):
     base = shutil.copytree(swept[0], tmp_path / "base", ignore=shutil.ignore_patterns("training.seed=*"))
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    datxai("train", "-m", f"run={base}", "training.seed=1,2", *launcher, cwd=tmp_path)
+    said = datxai("train", "-m", f"run={base}", "seed=0,1", cwd=tmp_path).stdout
+    assert [line for line in said.splitlines() if line.startswith(str(base))] == [
+        f"{base}/training.seed=0", f"{base}/training.seed=1",
+    ]  # fmt: skip
+    weights = [folder / "training.seed=1" / "model" / "weights.safetensors" for folder in (swept[0], base)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert (base / "training.seed=0" / "model").is_symlink()
+
+
+def test_a_job_that_cannot_go_on_leaves_the_others_to_be_made(swept, tmp_path):
+    base = shutil.copytree(swept[0], tmp_path / "base", ignore=shutil.ignore_patterns("training.seed=*"))
+    answer = datxai("train", "-m", f"run={base}", "training.precision=half,bf16", cwd=tmp_path, check=False)
+    assert answer.returncode == 2
+    assert f"datxai: {base}/training.precision=half: training.precision is 'half'" in answer.stderr
+    assert "Traceback" not in answer.stdout + answer.stderr
+    assert (base / "training.precision=bf16" / "predictions.tsv").is_file()
+
+
+LAUNCHERS = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": [], "ray": []}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_jobs_in_parallel_make_what_they_make_in_turn(swept, tmp_path, launcher):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    base = shutil.copytree(swept[0], tmp_path / "base", ignore=shutil.ignore_patterns("training.seed=*"))
+    choice = [f"hydra/launcher={launcher}", *LAUNCHERS[launcher]]
+    datxai("train", "-m", f"run={base}", "training.seed=1,2", *choice, cwd=tmp_path)
     weights = [folder / "training.seed=1" / "model" / "weights.safetensors" for folder in (swept[0], base)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert (base / "training.seed=2" / "predictions.tsv").is_file()

@@ -108,7 +108,7 @@ def _find_members(given: Sequence[Path]) -> list[Member]:
         within = [path.parent for path in sorted(place.glob("*/manifest.json"))]
         evaluated = [folder for folder in [place, *within] if Run(folder).holds("evaluate")]
         for folder in sorted({*within} - {*evaluated}):
-            print(f"{folder}: left out, it has not been evaluated")
+            print(f"{folder}: left out, it has not been evaluated; `datxai run='{folder}'` goes on with it")
         if not evaluated:
             raise InputError(f"{place}: no evaluated run, and none within it; run `datxai run={place}` first.")
         folders |= dict.fromkeys(evaluated)

@@ -228,7 +228,7 @@ class Explainer:
             ledger=ledger,
             rules=chosen.rules,
             precision=chosen.precision,
-            at_once=len(x),
+            at_once=self.batch_size(x.shape[2:]),
             parcels=self.parcels,
             options=chosen.options,
             **how,

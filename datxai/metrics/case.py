@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-AT_ONCE = 8  # inputs in one forward pass: on a CPU more bring nothing but take memory
+AT_ONCE = 16  # inputs in one forward pass: on a CPU more bring nothing but take memory
 
 
 @dataclass(frozen=True, eq=False)

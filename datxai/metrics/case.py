@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,7 +67,7 @@ class Case:
 
 
 @torch.no_grad()
-def score_all(score: Callable[[Tensor], Tensor], inputs: Iterator[Tensor]) -> np.ndarray:
+def score_all(score: Callable[[Tensor], Tensor], inputs: Iterable[Tensor]) -> np.ndarray:
     """The score of every input [1, 1, X, Y, Z], `AT_ONCE` in one forward pass; float64 [n]."""
     found, batch = [], []
     for x in inputs:

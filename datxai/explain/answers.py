@@ -18,6 +18,10 @@ class Answers:
     """
 
     def __init__(self):
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
         self._kept: dict[tuple, dict[bytes, Tensor]] = {}
         self._weights: dict[int, Tensor] = {}  # held, so that no other tensor gets the identity of one of them
 

@@ -2,7 +2,8 @@
 
 Each explains one case: a `Decision` and its input ``x`` [1, channels, X, Y, Z] (any number of axes) to a map of that
 shape. Keyword arguments are the options that a user may choose. Volumes go through the network ``at_once`` at a time,
-`LIGHTER` times as many where no gradient is taken, which changes nothing but speed. What draws random numbers does so from its own ``seed``, the same for every case.
+`LIGHTER` times as many where no gradient is taken, which changes nothing but speed. What draws random numbers does so
+from its own ``seed``, the same for every case.
 
 A *baseline* is the intensity that stands for absence: 0 is no counts at all; in a volume scaled by its reference
 region, 1 is non-specific uptake. Methods that take parcels away share a parcel's attribution evenly among its voxels,
@@ -304,8 +305,9 @@ def _score_coalitions(
     """The decision [n], float64, for each set of parcels ``kept`` [n, parcels]; the others are at the baseline."""
     kept = torch.cat([torch.ones(len(kept), 1, dtype=torch.bool), kept], dim=1).to(x.device)
     absent = torch.full_like(x, baseline)
+    parts = kept.split(LIGHTER * at_once)
     with torch.no_grad():
-        scores = [decision(torch.where(some[:, index].unsqueeze(1), x, absent)) for some in kept.split(LIGHTER * at_once)]
+        scores = [decision(torch.where(some[:, index].unsqueeze(1), x, absent)) for some in parts]
     return torch.cat(scores).double().cpu()
 
 

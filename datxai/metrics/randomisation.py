@@ -48,8 +48,8 @@ def randomise(model: nn.Module, seed: int) -> Iterator[tuple[str, nn.Module]]:
     Layers are modules with parameters of their own, in the reverse order of `Module.named_modules`. Each of a layer's
     tensors is drawn anew from a normal distribution with mean zero and the tensor's own root mean square, so that
     activations stay of the size that they had. Buffers, such as the running means of batch norm, are kept. The copy
-    yielded is the same each time, and has what is not random yet in common with ``model``, tensor by tensor; that and the
-    global random state stay as they are.
+    yielded is the same each time. What is not random yet it has in common with ``model``, tensor by tensor; that and
+    the global random state stay as they are.
     """
     learned = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     model = copy.deepcopy(model, learned)

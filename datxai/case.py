@@ -211,8 +211,11 @@ class Explainer:
         parcels, _ = make_parcellation(grid, atlas)
         return np.where((parcels == 0) & make_regions(grid, atlas)["brain"], parcels.max() + 1, parcels)
 
-    def attribute(self, x, target: str | int | None = None, labels=None, model=None, ledger: bool = True):
-        """The `Explanation` of a batch, a float32 tensor (n, 1, X, Y, Z); another target or model goes first."""
+    def attribute(self, x, target: str | int | None = None, labels=None, model=None, ledger=True, answers=None):
+        """The `Explanation` of a batch, a float32 tensor (n, 1, X, Y, Z); another target or model goes first.
+
+        ``answers``: what networks have answered so far (`datxai.explain.answers`), to be used and added to.
+        """
         from datxai.explain.attribution import attribute
 
         chosen, composite = self.settings.attribution, self.settings.composite
@@ -228,9 +231,10 @@ class Explainer:
             ledger=ledger,
             rules=chosen.rules,
             precision=chosen.precision,
-            at_once=len(x),
+            at_once=self.batch_size(x.shape[2:]),
             parcels=self.parcels,
             options=chosen.options,
+            answers=answers,
             **how,
         )
 

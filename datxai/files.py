@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import csv
+import functools
 import hashlib
 import json
 import math
@@ -104,6 +106,35 @@ def hash_content(content: object) -> str:
     """SHA-256 of a JSON-like value, independent of the order of keys."""
     text = json.dumps(_plain(content), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.cache
+def hash_code(*modules: str) -> str:
+    """SHA-256 of the source of modules of this package and of all in it that they import, directly or not."""
+    found: dict[str, bytes] = {}
+    wanted = [*modules]
+    while wanted:
+        name = wanted.pop()
+        path = _source_of(name)
+        if path is None or name in found:  # what is imported may be a name within a module
+            continue
+        found[name] = path.read_bytes()
+        for node in ast.walk(ast.parse(found[name])):
+            if isinstance(node, ast.Import):
+                wanted += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                wanted += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    assert {*modules} <= found.keys(), modules
+    return hash_content({name: hashlib.sha256(source).hexdigest() for name, source in found.items()})
+
+
+def _source_of(module: str) -> Path | None:
+    """The file of a module of this package; nothing is imported to find it."""
+    package, *parts = module.split(".")
+    if package != __name__.partition(".")[0]:
+        return None
+    path = Path(__file__).parent.joinpath(*parts)
+    return next((each for each in (path.with_suffix(".py"), path / "__init__.py") if parts and each.is_file()), None)
 
 
 def _plain(value: object) -> object:

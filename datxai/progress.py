@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 log = logging.getLogger("datxai")
 
@@ -40,16 +40,18 @@ class Bar:
         log.info(line)
 
 
-def parallel(function: Callable, tasks: Iterable[tuple], n: int, n_jobs: int, what: str) -> Iterator:
+def parallel(
+    function: Callable, tasks: Iterable[tuple], n: int, n_jobs: int, what: str, sizes: Sequence[int] | None = None
+) -> Iterator:
     """Results of ``function(*task)`` in the order of the ``n`` tasks, over processes, with progress.
 
     Tasks are taken as they are needed, so memory does not grow with their number. ``n_jobs`` -1 is one process per
-    core, 1 stays in this process.
+    core, 1 stays in this process. ``sizes`` says how many of ``what`` each task makes; one, if it is not given.
     """
     import joblib
 
-    with Bar(n, what) as bar:
+    with Bar(n if sizes is None else sum(sizes), what) as bar:
         pool = joblib.Parallel(n_jobs=max(1, min(joblib.effective_n_jobs(n_jobs), n)), return_as="generator")
-        for result in pool(joblib.delayed(function)(*task) for task in tasks):
-            bar.update()
+        for number, result in enumerate(pool(joblib.delayed(function)(*task) for task in tasks)):
+            bar.update(1 if sizes is None else sizes[number])
             yield result

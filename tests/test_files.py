@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datxai.errors import InputError
-from datxai.files import hash_content, hash_file, read_json, read_table, replacing, write_json, write_table
+from datxai.files import hash_code, hash_content, hash_file, read_json, read_table, replacing, write_json, write_table
 
 
 def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):
@@ -77,3 +77,24 @@ def test_hash_ignores_the_order_of_keys(content):
 
 def test_hash_sees_every_change():
     assert hash_content({"a": 1}) != hash_content({"a": 2})
+
+
+def test_code_is_that_of_the_modules_and_of_what_they_import(tmp_path, monkeypatch):
+    (tmp_path / "room").mkdir()
+    texts = {
+        "files.py": "", "room/__init__.py": "", "room/a.py": "from datxai.room.b import name\nimport numpy\n",
+        "room/b.py": "def f():\n    from datxai.room import c\n", "room/c.py": "name = 1\n", "room/d.py": "name = 1\n",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr("datxai.files.__file__", str(tmp_path / "files.py"))
+    marks = []
+    for changed in (None, "room/d.py", "room/c.py", "room/b.py", "room/a.py"):
+        if changed:
+            (tmp_path / changed).write_text(texts[changed] + "# other\n")
+        hash_code.cache_clear()
+        marks.append(hash_code("datxai.room.a"))
+    hash_code.cache_clear()
+    assert marks[0] == marks[1] and len(set(marks)) == 4
+    with pytest.raises(AssertionError):
+        hash_code("datxai.room.missing")

@@ -17,6 +17,13 @@ def test_one_job_stays_in_this_process():
     assert {process for _, process in parallel(square, [(2,)], 1, 1, "squares")} == {os.getpid()}
 
 
+def test_tasks_count_as_much_as_they_make(capsys, monkeypatch):
+    counted = []
+    monkeypatch.setattr(Bar, "update", lambda bar, n=1: counted.append(n))
+    assert len(list(parallel(square, [(1,), (2,)], 2, 1, "squares", sizes=[3, 4]))) == 2
+    assert counted == [3, 4] and "0/7 squares" in capsys.readouterr().err
+
+
 def test_nothing_to_do():
     assert list(parallel(square, [], 0, -1, "squares")) == []
 

@@ -31,25 +31,6 @@ class Measure(NamedTuple):
         return self.title + {True: " ↑", False: " ↓", None: ""}[self.more_is_better]
 
 
-def measure_change(
-    lesioned: np.ndarray, healthy: np.ndarray, lesion: np.ndarray, brain: np.ndarray
-) -> dict[str, float | None]:
-    """How a map answers to a lesion, from the maps of the same head with and without it.
-
-    ``share``: of the brain's absolute change of the map, what lies in the lesion. ``density``: the mean absolute change
-    in the lesion over the mean absolute value of the lesioned brain's map, 0 for a lesion that the map does not
-    show. Absolute values; arrays (X, Y, Z), the last two bool. None for maps that are zero or do not change.
-    """
-    lesion = lesion & brain
-    assert lesion.any(), "the lesion is empty"
-    change = np.abs(lesioned.astype(float) - healthy)
-    level, total = float(np.abs(lesioned[brain]).mean(dtype=float)), float(change[brain].sum())
-    return {
-        "share": float(change[lesion].sum()) / total if total else None,
-        "density": float(change[lesion].mean()) / level if level else None,
-    }
-
-
 def summarise(
     results: Sequence[Mapping], measures: Mapping[str, Measure], seed: int = 0, resamples: int = RESAMPLES
 ) -> list[dict]:

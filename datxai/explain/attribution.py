@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datxai.errors import InputError
+from datxai.explain.answers import Answers
 from datxai.explain.batches import WORTHWHILE
 from datxai.explain.composite import RuleComposite, build_composite
 from datxai.explain.ledger import Ledger
@@ -71,6 +72,7 @@ def attribute(
     options: Mapping[str, object] | None = None,
     bias: bool = True,
     own_rules: Mapping[str, type] | None = None,
+    answers: Answers | None = None,
 ) -> Explanation:
     """Attribute an output of ``model`` to the voxels of ``x``.
 
@@ -112,6 +114,10 @@ def attribute(
         Other methods do not look at them.
     options
         Of the methods in `datxai.explain.methods`: its keyword arguments, such as ``{"n_steps": 50}``.
+    answers
+        What networks have answered so far; where a method asks a network without a gradient for an input that is among
+        it, the answer is taken from there. For maps of the same inputs, of other outputs or of networks that share
+        layers.
 
     Raises
     ------
@@ -143,7 +149,7 @@ def attribute(
 
             if lines is None:
                 chosen = _choose_parcels(parcels, x, cases) if takes_parcels(method) else None
-                found.append(_explain_each(model, some, method, seed_of, at_once, chosen, options))
+                found.append(_explain_each(model, some, method, seed_of, at_once, chosen, options, answers))
             else:
                 bounds = tuple(_per_case(some, extreme) for extreme in (torch.amin, torch.amax))
                 chosen = (canonizers, bounds, rules, precision, bias, own_rules) if method == "lrp" else ()
@@ -180,6 +186,7 @@ def _explain_each(
     at_once: int,
     parcels: Sequence | None,
     options: Mapping[str, object],
+    answers: Answers | None,
 ) -> tuple[Tensor, Tensor, Tensor, list[list[dict]]]:
     """Attribution, logits, seed and empty ledgers of some cases, each explained by itself."""
     for module in model.modules():
@@ -191,7 +198,8 @@ def _explain_each(
     maps = []
     for case in range(len(x)):
         chosen = {"parcels": None if parcels is None else parcels[case]} if takes_parcels(method) else {}
-        maps.append(BY_CASE[method](Decision(model, seed[case]), x[case : case + 1], at_once, **chosen, **options))
+        decision = Decision(model, seed[case], answers)
+        maps.append(BY_CASE[method](decision, x[case : case + 1], at_once, **chosen, **options))
     return torch.cat(maps).detach(), logits, seed, [[] for _ in range(len(x))]
 
 

@@ -12,7 +12,7 @@ them (``fill``) decides what "information" means, and is the caller's choice:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,8 +63,9 @@ def flip(case: Case, labels: np.ndarray, steps: int = STEPS, orders: int = ORDER
     """Flipping curves of a case over regions ``labels``, int [X, Y, Z], 0 for what is never flipped.
 
     A region ranks by its mean relevance, sign included: what speaks against the explained output ranks last. Step i
-    of n flips as few regions as make up (i/n)^2 of the volume. Random orders are drawn from the case's seed; their
-    curves are kept in its memo.
+    of n flips as few regions as make up (i/n)^2 of the volume. Random orders are drawn from the case's seed. The score
+    of every set of regions is kept in the case's memo: ends of curves, random orders, and orders on which maps agree,
+    are computed once.
     """
     assert labels.shape == case.parcels.shape and labels.any(), labels.shape
     _, place = np.unique(labels[labels > 0], return_inverse=True)
@@ -75,27 +76,30 @@ def flip(case: Case, labels: np.ndarray, steps: int = STEPS, orders: int = ORDER
     shares = (np.arange(steps + 1) / steps) ** 2
     where = torch.from_numpy(number).to(case.x.device)
 
-    def flipped(order: np.ndarray) -> Iterator[Tensor]:
-        """The input after every step."""
-        rank = np.empty(len(order) + 1, int)
-        rank[order], rank[-1] = np.arange(len(order)), len(order)  # what is in no region has number -1: the last
-        rank_of = torch.from_numpy(rank).to(where.device)[where]
+    def flipped(order: np.ndarray) -> Iterator[np.ndarray]:
+        """Which regions are flipped after every step, bool [regions]."""
         filled = np.cumsum(sizes[order]) / sizes.sum()
         for share in shares:
             n = int(np.searchsorted(filled, share - 1e-9)) + 1 if share else 0
-            yield torch.where(rank_of < min(n, len(order)), case.fill.to(case.x), case.x)
+            chosen = np.zeros(len(order) + 1, bool)  # what is in no region has number -1: the last, never flipped
+            chosen[order[:n]] = True
+            yield chosen
 
-    def trace(orders: Iterable[np.ndarray]) -> np.ndarray:
-        """Curves [orders, steps + 1]."""
-        return score_all(case.score, (x for order in orders for x in flipped(order))).reshape(-1, steps + 1)
+    def without(chosen: np.ndarray) -> Tensor:
+        return torch.where(torch.from_numpy(chosen).to(where.device)[where], case.fill.to(case.x), case.x)
 
-    key = ("flipping", labels.tobytes(), steps, orders, case.seed)
-    if key not in case.memo:
-        rng = np.random.default_rng(case.seed)
-        case.memo[key] = trace(rng.permutation(len(sizes)) for _ in range(orders))
-    best = np.argsort(-means, kind="stable")
-    most, least = trace((best, best[::-1]))
-    return Curves(shares, most, least, case.memo[key])
+    rng, best = np.random.default_rng(case.seed), np.argsort(-means, kind="stable")
+    sets = [
+        chosen
+        for order in (best, best[::-1], *(rng.permutation(len(sizes)) for _ in range(orders)))
+        for chosen in flipped(order)
+    ]
+    scores = case.memo.setdefault(("flipping", labels.tobytes()), {})
+    unknown = {key: chosen for chosen in sets if (key := chosen.tobytes()) not in scores}
+    if unknown:
+        scores.update(zip(unknown, score_all(case.score, map(without, unknown.values()))))
+    curves = np.array([scores[chosen.tobytes()] for chosen in sets]).reshape(2 + orders, steps + 1)
+    return Curves(shares, curves[0], curves[1], curves[2:])
 
 
 def cut_patches(shape: Sequence[int], spacing: Sequence[float], size_mm: float = PATCH_MM) -> np.ndarray:

@@ -48,18 +48,20 @@ def randomise(model: nn.Module, seed: int) -> Iterator[tuple[str, nn.Module]]:
     Layers are modules with parameters of their own, in the reverse order of `Module.named_modules`. Each of a layer's
     tensors is drawn anew from a normal distribution with mean zero and the tensor's own root mean square, so that
     activations stay of the size that they had. Buffers, such as the running means of batch norm, are kept. The copy
-    yielded is the same each time; ``model`` and the global random state stay as they are.
+    yielded is the same each time. What is not random yet it has in common with ``model``, tensor by tensor; that and
+    the global random state stay as they are.
     """
-    model = copy.deepcopy(model)
+    learned = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    model = copy.deepcopy(model, learned)
     generator = torch.Generator().manual_seed(seed)
-    for name, module in reversed(list(model.named_modules())):
-        own = list(module.parameters(recurse=False))
-        with torch.no_grad():
-            for tensor in own:
-                fresh = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
-                tensor.copy_(fresh * tensor.square().mean().sqrt())
+    for layer, module in reversed(list(model.named_modules())):
+        own = list(module.named_parameters(recurse=False))
+        for name, tensor in own:
+            fresh = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
+            fresh *= tensor.detach().square().mean().sqrt()
+            setattr(module, name, nn.Parameter(fresh, tensor.requires_grad))
         if own:
-            yield name, model
+            yield layer, model
 
 
 def _explain(case: Case, explain, model: nn.Module) -> np.ndarray:

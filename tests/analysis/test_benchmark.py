@@ -8,7 +8,6 @@ from datxai.analysis.benchmark import (
     Measure,
     average_ranks,
     format_short,
-    measure_change,
     plot_maps,
     plot_ranks,
     summarise,
@@ -54,18 +53,6 @@ def test_the_interval_is_that_of_the_mean_for_many_cases():
     assert summarise(rows, MEASURES, seed=1, resamples=4000) == [row]
     (single,) = summarise(rows[:1], MEASURES)
     assert (single["low"], single["high"]) == (None, None)
-
-
-def test_the_change_of_a_map_is_shared_out():
-    brain, lesion = np.zeros((4, 4, 4), bool), np.zeros((4, 4, 4), bool)
-    brain[:3], lesion[0, 0, :2] = True, True
-    healthy = np.where(brain, 1.0, 50.0)
-    lesioned = healthy.copy()
-    lesioned[0, 0, 0], lesioned[2, 2, 2], lesioned[3, 3, 3] = -2.0, 0.0, 9.0  # outside the brain nothing counts
-    found = measure_change(lesioned, healthy, lesion, brain)
-    assert found["share"] == pytest.approx(3 / 4)
-    assert found["density"] == pytest.approx((3 / 2) / ((46 + 2) / 48))
-    assert measure_change(healthy, healthy, lesion, brain) == {"share": None, "density": 0.0}
 
 
 def test_tables_say_what_the_summary_says(results):

@@ -1,18 +1,22 @@
 """The benchmark of a tiny run: its numbers, that nothing is made twice, methods of one's own, names that are wrong."""
 
+import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from datxai.commands.benchmark import check
+import datxai as package
+from datxai.commands.benchmark import _share_out, check
+from datxai.commands.benchmark.bench import Trial
 from datxai.config import Attribution, Benchmark, Config, Method
 from datxai.errors import InputError
-from datxai.files import read_json, read_table
+from datxai.files import read_json, read_table, write_json
 from datxai.imaging.atlas import load_atlas, make_regions
 from datxai.model import checkpoint
 from datxai.volume import load
@@ -24,8 +28,10 @@ SMALL = [
 ]  # fmt: skip
 
 
-def datxai(*words, code=0):
-    answer = subprocess.run([sys.executable, "-m", "datxai", *words], capture_output=True, text=True, timeout=300)
+def datxai(*words, code=0, checkout=None):
+    place = {} if checkout is None else {"cwd": checkout, "env": {**os.environ, "PYTHONPATH": str(checkout)}}
+    command = [sys.executable, "-m", "datxai", *words]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300, **place)
     assert answer.returncode == code, answer.stdout + answer.stderr
     return answer
 
@@ -110,6 +116,44 @@ def test_nothing_is_made_twice(compared):
     after = read_results(compared)
     assert {key[2] for key in after} - {key[2] for key in before} == {"sparseness.gini"}
     assert all(after[key]["value"] == row["value"] for key, row in before.items())
+
+
+def test_code_that_has_changed_makes_its_numbers_anew_and_no_others(compared, tmp_path):
+    """A copy of the package in which a metric and the controls read differently; numbers that are kept are marked."""
+    shutil.copytree(compared, tmp_path / "run", symlinks=True)
+    for part in ("datxai", "conf"):
+        shutil.copytree(Path(package.__file__).parents[1] / part, tmp_path / "checkout" / part)
+    words = [f"run={tmp_path / 'run'}", *(word for word in SMALL if "metrics" not in word)]
+    words += ["benchmark.metrics=[relevance_mass,sparseness,lesion]", "benchmark.n_checks=0"]
+    datxai("benchmark", *words)
+    maps = tmp_path / "run" / "benchmark" / "maps"
+    record = next((maps / "gradient").glob("*.json"))
+    found = read_json(record)
+    known = found["measures"]["sparseness"]["gini"]
+    found["measures"] |= {"relevance_mass": {"striatum": -1.0}, "sparseness": {"gini": -1.0}}
+    write_json(record, found)
+    made = {path: path.stat().st_mtime_ns for path in maps.rglob("*.nii.gz")}
+    for changed in ("metrics/sparseness.py", "explain/controls.py"):
+        with (tmp_path / "checkout" / "datxai" / changed).open("a") as source:
+            source.write("\nCHANGED = True\n")
+    datxai("benchmark", *words, checkout=tmp_path / "checkout")
+    after = read_json(record)["measures"]
+    assert after["sparseness"]["gini"] == known and after["relevance_mass"] == {"striatum": -1.0}
+    anew = {path.parent.name for path, time in made.items() if path.stat().st_mtime_ns != time}
+    assert anew == {"uptake", "noise"}
+
+
+def test_work_is_shared_out_by_trials_and_long_work_comes_first():
+    trials = [Trial("quick", 1), Trial("long", 1, checked=True), Trial("done", 1)]
+
+    class Known:
+        chosen = Benchmark(methods=["a", "b", "c"])
+
+        @staticmethod
+        def find_missing(trial, method):
+            return [] if trial.name == "done" or method == "b" else ["sparseness"]
+
+    assert _share_out(Known, trials) == [(trials[1], ["a"]), (trials[1], ["c"]), (trials[0], ["a", "c"])]
 
 
 def test_a_method_of_ones_own_takes_one_file(compared, tmp_path):

@@ -44,6 +44,9 @@ def test_cascade_goes_from_the_output_down_and_keeps_what_is_below():
     for kept, (_, tensors) in zip((4, 2, 0), states):
         changed = [not torch.equal(a, b) for a, b in zip(before, tensors)]
         assert changed == [False] * kept + [True] * (6 - kept)
+    _, copy = next(iter(randomise(model, 0)))
+    shared = [a is b for a, b in zip(model.parameters(), copy.parameters())]
+    assert shared == [True] * 4 + [False] * 2, "what is not random is held once"
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters())), "the model itself is as it was"
 
 

@@ -1,0 +1,97 @@
+"""Ways to explain one trained network side by side: the same cases, the same measures, and lesions that are known.
+
+`trials` says what is explained, `bench` holds what the trials share, `maps` explains and measures, `page` tells of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from datxai.commands.benchmark.bench import FILLS, LESION, Bench, Trial
+from datxai.commands.benchmark.maps import explain_and_measure
+from datxai.commands.benchmark.page import report
+from datxai.commands.benchmark.trials import choose_cases, try_lesions
+from datxai.config import Config
+from datxai.errors import InputError
+from datxai.explain.controls import CONTROLS
+from datxai.metrics import METRICS
+from datxai.phantom.lesion import REGIONS
+from datxai.progress import parallel
+from datxai.run import Run
+
+log = logging.getLogger("datxai")
+
+
+def run(settings: Config, trained: Run) -> None:
+    """Explain test cases and lesioned phantoms of a trained run by every method of ``settings.benchmark``.
+
+    RUN/benchmark then holds the maps (``maps/METHOD/CASE_relevance.nii.gz``, with what was measured of each beside
+    it), the lesions (``pairs``), ``cases.tsv``, ``results.tsv`` (a row per method, case and number), ``summary.tsv``
+    (means with intervals, and ranks), ``summary.md``, figures and ``report.html``. What is there from the same settings
+    is not made again, so that a benchmark that was interrupted goes on where it was.
+    """
+    check(settings)
+    trained.entry("evaluate", "benchmark")
+    bench = Bench(settings, trained)
+    log.info("benchmark")
+    trials = [*choose_cases(bench), *try_lesions(bench)]
+    tasks = [(settings, trained.folder, *part) for part in _share_out(bench, trials)]
+    sizes = [_count_maps(trial) * len(methods) for *_, trial, methods in tasks]
+    for _ in parallel(explain_and_measure, tasks, len(tasks), bench.n_jobs, "maps made and measured", sizes):
+        pass
+    report(bench, trials)
+
+
+def _share_out(bench: Bench, trials: Sequence[Trial]) -> list[tuple[Trial, list[str]]]:
+    """What one process does in one go, of what is missing: the maps of a trial, which share scores of flipped inputs.
+
+    Of trials on which the metrics that take many more maps are measured, one method: these go first, so that no
+    process is left alone with them at the end.
+    """
+    parts = []
+    for trial in sorted(trials, key=lambda trial: not trial.checked):
+        missing = [method for method in bench.chosen.methods if bench.find_missing(trial, method)]
+        parts += [(trial, [method]) for method in missing] if trial.checked else [(trial, missing)] * bool(missing)
+    return parts
+
+
+def _count_maps(trial: Trial) -> int:
+    """About how many maps the measures of one take, with itself: that of the healthy scan, those of `REPEATED`."""
+    return 1 + bool(trial.lesion) + 12 * trial.checked
+
+
+def check(settings: Config) -> None:
+    """Refuse names that nothing stands behind, before anything is computed."""
+    chosen = settings.benchmark
+    for field, known in (
+        ("methods", list(chosen.catalogue)),
+        ("metrics", [*METRICS, LESION]),
+        ("lesions", list(REGIONS)),
+    ):
+        given = getattr(chosen, field)
+        for name in given:
+            if name not in known:
+                raise InputError(f"benchmark.{field}: there is no {name}, expected some of {', '.join(known)}.")
+        if len({*given}) < len(given):
+            raise InputError(f"benchmark.{field}={given}: a name comes twice, expected every name once.")
+    if not (chosen.methods and chosen.metrics):
+        raise InputError("benchmark: expected at least one method and one metric.")
+    if chosen.fill not in FILLS:
+        raise InputError(f"benchmark.fill={chosen.fill}: expected one of {', '.join(FILLS)}.")
+    if chosen.n_cases < 0 or chosen.n_heads < 0 or not chosen.n_cases + chosen.n_heads * len(chosen.lesions):
+        raise InputError(
+            f"benchmark: n_cases={chosen.n_cases} and n_heads={chosen.n_heads} leave nothing to explain, expected more."
+        )
+    if settings.target in ("label", "decision"):
+        raise InputError(
+            f"target={settings.target}: the benchmark explains predicted, normal, reduced or difference; choose one."
+        )
+    for name in chosen.methods:
+        method = chosen.catalogue[name]
+        if (method.attribution is None) == (method.control is None):
+            raise InputError(f"benchmark.catalogue.{name}: expected either an attribution or a control.")
+        if method.control not in (None, *CONTROLS):
+            raise InputError(f"benchmark.catalogue.{name}.control={method.control}: expected {' or '.join(CONTROLS)}.")
+        if method.attribution and method.attribution.method == "lrp" and method.composite is None:
+            raise InputError(f"benchmark.catalogue.{name}: lrp needs a composite.")

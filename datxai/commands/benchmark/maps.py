@@ -1,0 +1,105 @@
+"""The maps of a trial by every method, and what is measured of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datxai.commands.benchmark.bench import LESION, Bench, Trial, of_this_process
+from datxai.config import Config
+from datxai.explain.answers import Answers
+from datxai.files import read_json, write_json
+from datxai.memory import measure_peak
+from datxai.metrics import METRICS, Case
+from datxai.metrics.flipping import blur, brain_mean
+from datxai.metrics.lesion import follow_lesion
+from datxai.volume import Volume, load, save, sidecar_path
+
+WARM_S = 1.0  # a process's first map by a method is made again if it took no longer, so that imports do not count
+
+
+def explain_and_measure(settings: Config, folder: Path, trial: Trial, methods: Sequence[str]) -> None:
+    """A trial's maps, where they are missing, and their measures, each kept as soon as it is known."""
+    bench = of_this_process(settings, folder)
+    scan = bench.scan(trial)
+    x = torch.from_numpy(np.ascontiguousarray(scan))[None, None].to(bench.device)
+    for method in methods:
+        answers, path = Answers(), bench.map_of(trial, method)
+        record = bench.read(trial, method) or _explain(bench, x, trial, method, answers)
+        relevance = torch.from_numpy(load(path, blank=True).data).to(bench.device)
+        case = _make_case(bench, x, relevance, trial, partial(bench.explain[method], answers=answers))
+        for name in bench.find_missing(trial, method):
+            begin = time.perf_counter()
+            record["measures"][name] = _measure_lesion(bench, case, trial) if name == LESION else METRICS[name](case)
+            record["measured_with"][name] = bench.mark_measure(trial, name)
+            record["seconds_of_measures"][name] = round(time.perf_counter() - begin, 3)
+            write_json(sidecar_path(path), record)
+
+
+def _explain(bench: Bench, x: Tensor, trial: Trial, method: str, answers: Answers) -> dict:
+    model, path = bench.explainer.model, bench.map_of(trial, method)
+
+    def work():
+        answers.forget()
+        begin = time.perf_counter()
+        return bench.explain[method](model, x, trial.target, answers)[0].cpu().numpy(), time.perf_counter() - begin
+
+    (relevance, seconds), peak = measure_peak(work, bench.device)
+    if method not in _warm and seconds < WARM_S:
+        (relevance, seconds), peak = measure_peak(work, bench.device)
+    _warm.add(method)
+    record = {
+        "fingerprint": bench.mark(trial, method), "method": asdict(bench.chosen.catalogue[method]),
+        "target": trial.target, "seconds": seconds, "peak_bytes": peak,
+        "measures": {}, "measured_with": {}, "seconds_of_measures": {},
+    }  # fmt: skip
+    history = {"step": "explain", "method": method, "target": trial.target}
+    save(Volume(np.ascontiguousarray(relevance, np.float32), bench.grid.affine, (history,)), path, record)
+    return read_json(sidecar_path(path))
+
+
+def _make_case(bench: Bench, x: Tensor, relevance: Tensor, trial: Trial, explain: Callable) -> Case:
+    model = bench.explainer.model
+
+    def score(inputs):
+        logits = model(inputs)
+        return logits[:, 1] - logits[:, 0] if trial.target == "difference" else logits[:, trial.target]
+
+    other = 0 if trial.target == "difference" else 1 - trial.target
+    fill = {
+        "mean": lambda: torch.from_numpy(bench.mean_scan).to(x),
+        "blur": lambda: blur(x, bench.grid.spacing),
+        "brain_mean": lambda: brain_mean(x, bench.regions["brain"]),
+    }[bench.chosen.fill]()
+    return Case(
+        model=model,
+        x=x,
+        relevance=relevance,
+        score=score,
+        explain=lambda model, x: explain(model, x, trial.target),
+        explain_other=lambda model, x: explain(model, x, other),
+        fill=fill,
+        parcels=bench.parcels,
+        regions={name: mask for name, mask in bench.regions.items() if name != "outline"},
+        spacing=bench.grid.spacing,
+        truth=bench.lesion(trial) if trial.seen and trial.effect > 0 else None,
+        seed=bench.settings.seed,
+        memo=bench.memo(trial),
+    )
+
+
+def _measure_lesion(bench: Bench, case: Case, trial: Trial) -> dict[str, float | None]:
+    healthy = torch.from_numpy(load(bench.pair(trial.name, "healthy")).data)[None, None].to(case.x)
+    before = case.explain(case.model, healthy)[0].cpu().numpy().astype(float)
+    lesion, brain = bench.lesion(trial), bench.regions["brain"]
+    return follow_lesion(case.map, before, lesion, brain, case.spacing, trial.effect, trial.seen)
+
+
+_warm: set[str] = set()  # methods that this process has used

@@ -1,0 +1,107 @@
+"""Tables, figures and page of what has been measured."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+
+import yaml
+
+from datxai.analysis import benchmark as analysis
+from datxai.analysis.benchmark import Measure
+from datxai.analysis.report import write_benchmark_report
+from datxai.analysis.slices import Frame
+from datxai.analysis.style import save_figure
+from datxai.commands.benchmark.bench import LESION, Bench, Trial
+from datxai.files import write_table, write_text
+from datxai.metrics import METRICS
+from datxai.metrics.lesion import measure_change
+from datxai.volume import load
+
+log = logging.getLogger("datxai")
+
+RESULTS = ("method", "case", "metric", "value", "seconds", "peak_mib")
+SUMMARY = ("method", "metric", "n", "mean", "low", "high", "rank")
+
+
+def report(bench: Bench, trials: Sequence[Trial]) -> None:
+    """Tables, figures and page of what has been measured."""
+    place, methods = bench.folder, bench.chosen.methods
+    results = [row for trial in trials for method in methods for row in _read_results(bench, trial, method)]
+    measures = _name_measures(bench)
+    costs = [
+        {**row, "metric": name, "value": row[name]}
+        for row in {(row["method"], row["case"]): row for row in results}.values()
+        for name in ("seconds", "peak_mib")
+    ]
+    summary = analysis.summarise([*results, *costs], measures, bench.settings.seed)
+    cases = [_describe_trial(bench, trial) for trial in trials]
+    write_table(place / "results.tsv", results, RESULTS)
+    write_table(place / "summary.tsv", summary, SUMMARY)
+    write_table(place / "cases.tsv", cases, list(cases[0]))
+
+    frame = Frame(bench.grid, bench.regions["outline"], bench.regions["brain"])
+    save_figure(analysis.plot_ranks(summary, measures), place / "figures" / "ranks")
+    for trial in trials:
+        maps = {name: load(bench.map_of(trial, name), blank=True).data for name in methods}
+        figure = analysis.plot_maps(frame, bench.scan(trial), maps, bench.lesion(trial))
+        save_figure(figure, place / "figures" / f"maps_{trial.name}")
+    lines = analysis.tabulate(summary, measures)
+    ways = {name: asdict(bench.chosen.catalogue[name]) for name in methods}
+    write_text(place / "summary.md", analysis.write_markdown(lines, cases, bench.run.folder.name))
+    write_benchmark_report(
+        place / "report.html",
+        {
+            "created": datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
+            "lines": lines,
+            "cases": [{**row, "figure": place / "figures" / f"maps_{row['case']}.png"} for row in cases],
+            "figures": {"ranks": place / "figures" / "ranks.png"},
+            "methods": yaml.safe_dump(ways, sort_keys=False),
+        },
+    )
+    ranks = analysis.average_ranks(summary)
+    log.info("\nMean rank over the measures, %d cases", len(trials))
+    for name, rank in ranks.items():
+        log.info("  %-24s %5.1f", name, rank)
+    log.info("\nReport: %s", place / "report.html")
+
+
+def _read_results(bench: Bench, trial: Trial, method: str) -> list[dict]:
+    """Rows of results.tsv."""
+    record = bench.read(trial, method)
+    peak = record["peak_bytes"]
+    row = {"method": method, "case": trial.name, "seconds": record["seconds"], "peak_mib": peak and peak / 2**20}
+    return [
+        {**row, "metric": f"{metric}.{name}", "value": value}
+        for metric in bench.chosen.metrics
+        if metric not in trial.metrics_left_out
+        for name, value in record["measures"][metric].items()
+    ]
+
+
+def _name_measures(bench: Bench) -> dict:
+    """What methods are ranked by: the headline of each metric, and how maps change with a lesion; what a map costs."""
+    named = {}
+    for name in bench.chosen.metrics:
+        if name == LESION:
+            named["lesion.seen_share"] = Measure("Seen lesion, share", True)
+            named["lesion.seen_rank"] = Measure("Seen lesion, rank", True)
+            named["lesion.seen_point"] = Measure("Seen lesion, pointing", True)
+            named["lesion.unseen_density"] = Measure("Unseen lesion, density", False)
+        else:
+            metric = METRICS[name]
+            named[f"{name}.{metric.headline}"] = Measure(metric.title, metric.higher_is_better)
+    return named | {"seconds": Measure("Seconds per map", None)}
+
+
+def _describe_trial(bench: Bench, trial: Trial) -> dict:
+    """A row of cases.tsv; ``input_share``, a yardstick: the share of the scan's own change that lies in the lesion."""
+    share = None
+    if trial.lesion:
+        healthy = load(bench.pair(trial.name, "healthy")).data
+        share = measure_change(bench.scan(trial), healthy, bench.lesion(trial), bench.regions["brain"])["share"]
+    row = {"case": trial.name, "label": trial.label, "predicted": trial.predicted, "target": trial.target}
+    row |= {"lesion": trial.lesion, "effect": trial.effect, "seen": trial.seen, "input_share": share}
+    return row | {"checked": trial.checked}

@@ -1,0 +1,55 @@
+"""How a map answers to a lesion, from the maps of one head with and without it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from datxai.metrics.localisation import point, rank
+
+
+def follow_lesion(
+    lesioned: np.ndarray,
+    healthy: np.ndarray,
+    lesion: np.ndarray,
+    brain: np.ndarray,
+    spacing: Sequence[float],
+    effect: float,
+    seen: bool,
+) -> dict[str, float | None]:
+    """Where a map changes, if the network has ``seen`` the lesion, or how much it does there, if it has not.
+
+    Maps [X, Y, Z], float; ``lesion`` and ``brain`` bool; ``effect`` of the lesion on what is explained, of which the
+    sign counts: the change has to raise the map where a lesion raises the output, and to lower it where it lowers it.
+    ``seen_share``: see `measure_change`; ``seen_rank`` and ``seen_point``: `rank` and `point` of the change.
+    ``unseen_density``: see `measure_change`.
+    """
+    found = measure_change(lesioned, healthy, lesion, brain)
+    if not seen:
+        return {"unseen_density": found["density"]}
+    change = np.sign(effect) * (lesioned - healthy)
+    return {
+        "seen_share": found["share"],
+        "seen_rank": rank(change, lesion),
+        "seen_point": point(change, lesion, spacing),
+    }
+
+
+def measure_change(
+    lesioned: np.ndarray, healthy: np.ndarray, lesion: np.ndarray, brain: np.ndarray
+) -> dict[str, float | None]:
+    """How far a map changes within a lesion.
+
+    ``share``: of the brain's absolute change of the map, what lies in the lesion. ``density``: the mean absolute change
+    in the lesion over the mean absolute value of the lesioned brain's map, 0 for a lesion that the map does not
+    show. Absolute values; arrays [X, Y, Z], the last two bool. None for maps that are zero or do not change.
+    """
+    lesion = lesion & brain
+    assert lesion.any(), "the lesion is empty"
+    change = np.abs(lesioned.astype(float) - healthy)
+    level, total = float(np.abs(lesioned[brain]).mean(dtype=float)), float(change[brain].sum())
+    return {
+        "share": float(change[lesion].sum()) / total if total else None,
+        "density": float(change[lesion].mean()) / level if level else None,
+    }

@@ -1,0 +1,29 @@
+"""The change of a map with a lesion, on numbers made by hand."""
+
+import numpy as np
+import pytest
+
+from datxai.metrics.lesion import follow_lesion, measure_change
+
+
+def test_the_change_of_a_map_is_shared_out():
+    brain, lesion = np.zeros((4, 4, 4), bool), np.zeros((4, 4, 4), bool)
+    brain[:3], lesion[0, 0, :2] = True, True
+    healthy = np.where(brain, 1.0, 50.0)
+    lesioned = healthy.copy()
+    lesioned[0, 0, 0], lesioned[2, 2, 2], lesioned[3, 3, 3] = -2.0, 0.0, 9.0  # outside the brain nothing counts
+    found = measure_change(lesioned, healthy, lesion, brain)
+    assert found["share"] == pytest.approx(3 / 4)
+    assert found["density"] == pytest.approx((3 / 2) / ((46 + 2) / 48))
+    assert measure_change(healthy, healthy, lesion, brain) == {"share": None, "density": 0.0}
+
+
+def test_a_change_counts_towards_what_the_lesion_raises():
+    brain, lesion = np.ones((4, 4, 4), bool), np.zeros((4, 4, 4), bool)
+    lesion[1, 1, 1:3] = True
+    healthy, lesioned = np.ones((2, 4, 4, 4))
+    lesioned[1, 1, 1], lesioned[1, 1, 2], lesioned[3, 3, 3] = 3.0, 2.0, -9.0
+    given = (lesioned, healthy, lesion, brain, (4.0, 4.0, 4.0))
+    assert follow_lesion(*given, 0.5, True) == {"seen_share": pytest.approx(3 / 13), "seen_rank": 1, "seen_point": 1}
+    assert follow_lesion(*given, -0.5, True)["seen_point"] == 0
+    assert set(follow_lesion(*given, 0.01, False)) == {"unseen_density"}

@@ -1,11 +1,11 @@
 """Do the metrics tell the maps of a trained network from those of the same network with random weights?
 
-    python -m benchmarks.sanity RUN [--cases 6] [--markdown FILE]
+    python -m benchmarks.sanity RUN [--cases 20] [--networks 3] [--markdown FILE]
 
 Per method, over test cases: the likeness of a map to that of ever more random networks, layer by layer (the cascade of
-`datxai.metrics.randomisation`), and every other metric of the map itself beside that of the map of the network with
-all weights random. Flipping asks the trained network in both. In brackets, in how many cases the trained network's
-map is the better one.
+`datxai.metrics.randomisation`), and every other metric of the map itself beside that of the maps of networks with all
+weights random. Flipping asks the trained network in both. A metric tells them apart if it is higher for the trained
+network than for each of the random ones in more cases than chance would have it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import numpy as np
 import torch
 import yaml
 
+from datxai.analysis.classification import wilson_interval
+from datxai.analysis.tables import format_percent
 from datxai.cohort.dataset import open_store
 from datxai.explain import attribute
 from datxai.files import write_text
@@ -40,36 +42,42 @@ COMPARED = ("patch_flipping", "parcel_flipping", "relevance_mass", "relevance_ra
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--cases", type=int, default=6, help="correctly classified test cases, half of each class")
+    parser.add_argument("--cases", type=int, default=20, help="correctly classified test cases, half of each class")
+    parser.add_argument("--networks", type=int, default=3, help="with random weights")
     parser.add_argument("--markdown", type=Path, help="write the tables here as well")
     options = parser.parse_args()
     run = Run(options.run)
     model, _ = checkpoint.load(run.model)
-    *_, (_, untaught) = randomise(model, seed=0)
-    cases = list(read_cases(run, model, options.cases))
+    untaught = [[*randomise(model, seed)][-1][1] for seed in range(options.networks)]
+    cases, chance = list(read_cases(run, model, options.cases)), 1 / (1 + options.networks)
     lines = [
         "# Do the metrics tell a trained network from a random one?",
         "",
-        f"Made by `python -m benchmarks.sanity` on {len(cases)} test cases of a default run; means over cases.",
+        f"Made by `python -m benchmarks.sanity RUN --networks {options.networks}` on {len(cases)} "
+        f"test cases of a default run. Upper tables: means over cases. Lower tables: `higher` is the share of cases in "
+        f"which the trained network's map has a higher value than the map of each random network, with its 95 % "
+        f"interval (Wilson); chance is {chance:.0%}, and a metric whose interval begins above it tells them apart.",
     ]
     for method, how in METHODS.items():
         steps, values = [], {name: [] for name in COMPARED}
         for make in cases:
-            real, random = make(model, how), make(untaught, how)
+            real, *random = (make(network, how) for network in (model, *untaught))
             steps.append(cascade(real))
             for name in COMPARED:
-                values[name].append([METRICS[name](case)[METRICS[name].headline] for case in (real, random)])
-        lines += ["", f"**{method}**", "", "| random from the output down to | " + " | ".join(steps[0]) + " |"]
+                values[name].append([METRICS[name](case)[METRICS[name].headline] for case in (real, *random)])
+        lines += ["", f"## {method}", "", "| random from the output down to | " + " | ".join(steps[0]) + " |"]
         lines.append("|---" * (len(steps[0]) + 1) + "|")
         for name in ("spearman", "spearman_abs", "ssim"):
             means = (np.mean([found[layer][name] for found in steps]) for layer in steps[0])
             lines.append(f"| {name} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
-        lines += ["", "| metric | trained | random | better |", "|---|---|---|---|"]
-        for name, pairs in values.items():
-            trained, random = np.array(pairs).T
-            better = int((trained > random).sum())
+        lines += ["", "| metric | trained | random | higher | tells them apart |", "|---|---|---|---|---|"]
+        for name, found in values.items():
+            trained, random = np.split(np.array(found), [1], axis=1)
+            higher = int((trained > random).all(axis=1).sum())
+            interval = wilson_interval(higher, len(cases))
             row = f"| {METRICS[name].title} ({METRICS[name].headline}) | {trained.mean():.3f} | {random.mean():.3f} "
-            lines.append(row + f"| {better} of {len(cases)} |")
+            row += f"| {format_percent(higher / len(cases), interval)} "
+            lines.append(row + f"| {'yes' if interval[0] > chance else 'no'} |")
     print("\n".join(lines))
     if options.markdown:
         write_text(options.markdown, "\n".join(lines).strip() + "\n")

@@ -231,7 +231,7 @@ class Explainer:
             ledger=ledger,
             rules=chosen.rules,
             precision=chosen.precision,
-            at_once=self.batch_size(x.shape[2:]),
+            at_once=len(x) if chosen.method == "lrp" else self.batch_size(x.shape[2:]),
             parcels=self.parcels,
             options=chosen.options,
             answers=answers,

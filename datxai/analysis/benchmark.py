@@ -15,6 +15,7 @@ from datxai.analysis.tables import format_cell
 
 RESAMPLES = 2000
 FULL_SCALE = 99.9  # percentile of a map's absolute values at which its colours end
+DECIMALS = 9  # of means: what differs by the rounding of sums alone is the same, and shares a rank
 PER_ROW = 9  # pictures side by side
 TRUTH_COLOUR = "#009e73"
 
@@ -82,7 +83,7 @@ def _average(values: Sequence[float], seed: int, resamples: int) -> dict:
     if n > 1:
         drawn = np.random.default_rng(seed).integers(n, size=(resamples, n))
         low, high = map(float, np.percentile(data[drawn].mean(axis=1), [2.5, 97.5]))
-    return {"n": n, "mean": float(data.mean()), "low": low, "high": high, "rank": None}
+    return {"n": n, "mean": round(float(data.mean()), DECIMALS), "low": low, "high": high, "rank": None}
 
 
 @styled
@@ -143,7 +144,7 @@ def plot_maps(
     pictures = {"scan": scan, **maps}
     rows = -(-len(pictures) // PER_ROW)
     columns = -(-len(pictures) // rows)
-    height = 0.9 * PAGE / columns * frame.grid.shape[1] / frame.grid.shape[0]
+    height = 0.82 * PAGE / columns * frame.grid.shape[1] / frame.grid.shape[0]
     figure = Figure(figsize=(PAGE, rows * (height + 0.25) + 0.1), layout="constrained")
     places = figure.subplots(rows, columns, squeeze=False).ravel()
     shade = Shade("relevance / its largest", "RdBu_r", -1.0, 1.0, "black")

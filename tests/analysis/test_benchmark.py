@@ -55,6 +55,17 @@ def test_the_interval_is_that_of_the_mean_for_many_cases():
     assert (single["low"], single["high"]) == (None, None)
 
 
+def test_means_that_differ_by_rounding_alone_share_a_rank():
+    values = {"a": [1.0, -1.0 + 1e-13], "b": [1.0, -1.0], "c": [1.0, -0.9]}
+    rows = [
+        {"method": name, "metric": "bad", "case": str(number), "value": value}
+        for name, pair in values.items()
+        for number, value in enumerate(pair)
+    ]
+    assert [row["rank"] for row in summarise(rows, MEASURES)] == [1.5, 1.5, 3.0]
+    assert format_short(summarise(rows, MEASURES)[0]["mean"]) == "0"
+
+
 def test_tables_say_what_the_summary_says(results):
     summary = summarise(results, MEASURES)
     head, first, *_ = tabulate(summary, MEASURES)

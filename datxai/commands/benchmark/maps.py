@@ -44,12 +44,12 @@ def explain_and_measure(settings: Config, folder: Path, trial: Trial, methods: S
 
 
 def _explain(bench: Bench, x: Tensor, trial: Trial, method: str, answers: Answers) -> dict:
-    model, path = bench.explainer.model, bench.map_of(trial, method)
+    explain, model, path = bench.explain[method], bench.explainer.model, bench.map_of(trial, method)
 
     def work():
         answers.forget()
         begin = time.perf_counter()
-        return bench.explain[method](model, x, trial.target, answers)[0].cpu().numpy(), time.perf_counter() - begin
+        return explain(model, x, trial.target, answers)[0].cpu().numpy(), time.perf_counter() - begin
 
     (relevance, seconds), peak = measure_peak(work, bench.device)
     if method not in _warm and seconds < WARM_S:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 
 import yaml
 
@@ -14,10 +15,12 @@ from datxai.analysis.benchmark import Measure
 from datxai.analysis.report import write_benchmark_report
 from datxai.analysis.slices import Frame
 from datxai.analysis.style import save_figure
-from datxai.commands.benchmark.bench import LESION, Bench, Trial
+from datxai.commands.benchmark.bench import LESION, Bench, Trial, of_this_process
+from datxai.config import Config
 from datxai.files import write_table, write_text
 from datxai.metrics import METRICS
 from datxai.metrics.lesion import measure_change
+from datxai.progress import parallel
 from datxai.volume import load
 
 log = logging.getLogger("datxai")
@@ -42,12 +45,10 @@ def report(bench: Bench, trials: Sequence[Trial]) -> None:
     write_table(place / "summary.tsv", summary, SUMMARY)
     write_table(place / "cases.tsv", cases, list(cases[0]))
 
-    frame = Frame(bench.grid, bench.regions["outline"], bench.regions["brain"])
     save_figure(analysis.plot_ranks(summary, measures), place / "figures" / "ranks")
-    for trial in trials:
-        maps = {name: load(bench.map_of(trial, name), blank=True).data for name in methods}
-        figure = analysis.plot_maps(frame, bench.scan(trial), maps, bench.lesion(trial))
-        save_figure(figure, place / "figures" / f"maps_{trial.name}")
+    tasks = [(bench.settings, bench.run.folder, trial) for trial in trials]
+    for _ in parallel(_draw_maps, tasks, len(tasks), bench.settings.n_jobs, "figures drawn"):
+        pass
     lines = analysis.tabulate(summary, measures)
     ways = {name: asdict(bench.chosen.catalogue[name]) for name in methods}
     write_text(place / "summary.md", analysis.write_markdown(lines, cases, bench.run.folder.name))
@@ -66,6 +67,15 @@ def report(bench: Bench, trials: Sequence[Trial]) -> None:
     for name, rank in ranks.items():
         log.info("  %-24s %5.1f", name, rank)
     log.info("\nReport: %s", place / "report.html")
+
+
+def _draw_maps(settings: Config, folder: Path, trial: Trial) -> None:
+    """The figure of a trial's maps."""
+    bench = of_this_process(settings, folder)
+    frame = Frame(bench.grid, bench.regions["outline"], bench.regions["brain"])
+    maps = {name: load(bench.map_of(trial, name), blank=True).data for name in bench.chosen.methods}
+    figure = analysis.plot_maps(frame, bench.scan(trial), maps, bench.lesion(trial))
+    save_figure(figure, bench.folder / "figures" / f"maps_{trial.name}")
 
 
 def _read_results(bench: Bench, trial: Trial, method: str) -> list[dict]:

@@ -77,7 +77,7 @@ def main() -> None:
     given = {_key(word): word.partition("=")[2].strip("'") for word in overrides}
     sweep = bool({"-m", "--multirun"} & set(flags))
     run, base = _choose_folders(given, sweep)
-    if sweep and stage in ["split", *FROM_TRAINING_ON] and base is None:
+    if sweep and stage in ["split", *FROM_TRAINING_ON] and base is None and given.get("dry_run") != "true":
         _fail(
             f"run={run}: no run there whose cohort the jobs of `{stage} -m` could share; make one first, `datxai "
             f"run={run}` with its settings, or leave out '{stage}', so that each job makes all that it needs."
@@ -255,12 +255,12 @@ def _launch(given: dict[str, str], record_before: dict[Path, bytes]) -> None:
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     register_schemas()
-    refused = True  # by Hydra, which then says why, until a job starts
+    started = refused = False
 
     @hydra.main(version_base="1.3", config_path="pkg://datxai.conf", config_name="config")
     def job(cfg) -> None:
-        nonlocal refused
-        refused = False
+        nonlocal started, refused
+        started = True
         from datxai import pipeline
 
         hydra_config = HydraConfig.get()
@@ -301,7 +301,7 @@ def _launch(given: dict[str, str], record_before: dict[Path, bytes]) -> None:
     try:
         job()
     except SystemExit as end:
-        if end.code == 1 and refused:
+        if end.code == 1 and (refused or not started):  # by us or by Hydra, which has said why
             sys.exit(2)
         raise
 

@@ -117,14 +117,14 @@ def project(activity: Volume, attenuation: Volume, camera: Camera, device: str =
     lattices = [steps + shift * voxel for shift in (-0.25, 0.25)]
     bins = _edges(camera.bins, camera.pixel_mm, device)
     across = [_spread(lateral, bins, _sharpened(sigma, voxel)) for lateral in lattices]
-    along = _spread(-z, _edges(camera.rows, camera.pixel_mm, device), sigma).permute(2, 0, 1).flatten(1)
+    along = _spread(-z, _edges(camera.rows, camera.pixel_mm, device), sigma).transpose(1, 2)
 
     views = torch.empty(camera.views, camera.rows, camera.bins, device=device)
     for view, angle in enumerate(np.deg2rad(camera.angles_deg)):
         activity_seen, thickness = _turn(maps, angle, steps, lattices[view % 2], grid)  # each (depth, z, lateral)
         beyond = thickness.flip(0).cumsum(0).flip(0) - 0.5 * thickness  # half of the voxel's own
         planes = torch.bmm(activity_seen * torch.exp(-beyond), across[view % 2])  # depth, z, bins
-        views[view] = along @ planes.flatten(0, 1)
+        views[view] = torch.bmm(along, planes).sum(0)  # depth by depth: the same for any number of threads
     direct = views
     for ratio, fwhm in camera.haze:
         if ratio:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the number of dimensions of the weight
-_TRANSPOSE = {3: nn.grad.conv1d_input, 4: nn.grad.conv2d_input, 5: nn.grad.conv3d_input}
+_TRANSPOSE = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transpose3d}
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _SUM = 1 << 12  # the longest float32 sum of a linear layer; the sums of these are float64
 _COLUMNS = 1 << 17  # of a large linear layer at a time: what is summed up for them stays in the cache
@@ -71,8 +71,13 @@ def transposed_product(module: nn.Module, shape: Sequence[int], weight: Tensor, 
     if isinstance(module, nn.Linear):
         return _transposed_linear(s, weight)
     s, weight = channels_last(s), channels_last(weight.to(s.dtype))
-    geometry = module.stride, module.padding, module.dilation, module.groups
-    return _TRANSPOSE[weight.ndim](shape, weight, s, *geometry)
+    sizes = zip(shape[2:], s.shape[2:], module.kernel_size, module.stride, module.padding, module.dilation)
+    # inputs at the far end that no output reaches, where the stride leaves some out
+    beyond = [size + 2 * pad - step * (sites - 1) - dilation * (kernel - 1) - 1
+              for size, sites, kernel, step, pad, dilation in sizes]
+    return _TRANSPOSE[weight.ndim](
+        s, weight, None, module.stride, module.padding, beyond, module.groups, module.dilation
+    )
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

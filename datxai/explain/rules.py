@@ -205,7 +205,7 @@ class _Signed(Rule):
         weights = [weight * factor for weight, factor in zip(_weight_parts(module, x), self.factors)]
         biases = [bias * factor for bias, factor in zip(self.bias_parts(module), self.factors)]
         signs = weights[0].shape[1] // module.weight.shape[1]  # 2 where signed input is stacked
-        result = torch.empty_like(x.chunk(signs, dim=axis)[0], dtype=relevance.dtype)
+        results = []
         for start in range(0, len(x), at_once):
             cases = slice(start, start + at_once)
             handed = []
@@ -214,14 +214,13 @@ class _Signed(Rule):
             ):
                 self.charge_bias(module, s, bias, cases)
                 handed.append(transposed_product(module, x[cases].shape, weight, s))
-            for some_result, some_x, first, *others in in_pieces(axis, result[cases], x[cases], *handed):
+            for first, *others, some_x in in_pieces(axis, *handed, x[cases]):
                 for other in others:
                     first += other
-                if signs == 1:
-                    torch.mul(first, some_x, out=some_result)
-                else:
-                    torch.add(*(first.to(result.dtype) * some_x).chunk(2, dim=-1), out=some_result)
-        return result
+                first *= some_x
+            result = handed[0].to(relevance.dtype)
+            results.append(torch.add(*result.chunk(2, dim=axis)) if signs == 2 else result)
+        return results[0] if len(results) == 1 else torch.cat(results)
 
     def shares(
         self, module: nn.Module, relevance: Tensor, x: Tensor, z: Tensor, magnitudes: Tensor
@@ -265,7 +264,7 @@ class AlphaBeta(_Signed):
             torch.div(relevance, magnitudes, out=s[0])
             return False
         # p = z + n, which would cancel where z < 0. There a ReLU, mostly the next layer, leaves no relevance.
-        cancelling = torch.dot(z.clamp(max=0).flatten(), relevance.abs().flatten()) != 0
+        cancelling = torch.dot(z.clamp(max=0).mul_(relevance).flatten(), relevance.flatten()) != 0
         torch.div(relevance, z.clamp(min=0).add_(magnitudes), out=s[0])
         torch.div(relevance, magnitudes, out=s[1])
         return bool(cancelling)

@@ -4,7 +4,8 @@
 
 Per method, over test cases: the likeness of a map to that of ever more random networks, layer by layer (the cascade of
 `datxai.metrics.randomisation`), and every other metric of the map itself beside that of the maps of networks with all
-weights random. Flipping asks the trained network in both. A metric tells them apart if it is higher for the trained
+weights random. Flipping asks the trained network in both. What is explained is the logit of normal in all cases: what speaks for
+reduced is uptake that is not there, on which no map can lie. A metric tells them apart if it is higher for the trained
 network than for each of the random ones in more cases than chance would have it.
 """
 
@@ -22,6 +23,7 @@ from datxai.analysis.classification import wilson_interval
 from datxai.analysis.tables import format_percent
 from datxai.cohort.dataset import open_store
 from datxai.explain import attribute
+from datxai.explain.attribution import NORMAL, REDUCED
 from datxai.files import write_text
 from datxai.imaging.atlas import load_atlas, make_parcellation, make_regions
 from datxai.metrics import METRICS, Case
@@ -54,7 +56,7 @@ def main() -> None:
         "# Do the metrics tell a trained network from a random one?",
         "",
         f"Made by `python -m benchmarks.sanity RUN --networks {options.networks}` on {len(cases)} "
-        f"test cases of a default run. Upper tables: means over cases. Lower tables: `higher` is the share of cases in "
+        f"test cases of a default run, explained for the logit of normal. Upper tables: means over cases. Lower tables: `higher` is the share of cases in "
         f"which the trained network's map has a higher value than the map of each random network, with its 95 % "
         f"interval (Wilson); chance is {chance:.0%}, and a metric whose interval begins above it tells them apart.",
     ]
@@ -91,18 +93,19 @@ def read_cases(run: Run, model: torch.nn.Module, n: int):
     groups = [[row for row in rows if row["set"] == "train" and row["label"] == label] for label in (0, 1)]
     means = [np.mean([store.volume(row["participant_id"]) for row in group], axis=0) for group in groups]
     fill = torch.from_numpy(np.mean(means, axis=0)).float()
+
+    def score(x: torch.Tensor) -> torch.Tensor:
+        logits = model(x)
+        return logits[:, NORMAL] - logits[:, REDUCED]
+
     right = [[row for row in rows if row["set"] == "test" and row["group"] == group] for group in ("TN", "TP")]
     for row in [row for pair in zip(*right) for row in pair][:n]:
-        x, k = torch.from_numpy(np.array(store.volume(row["participant_id"]))).float()[None, None], row["predicted"]
+        x = torch.from_numpy(np.array(store.volume(row["participant_id"]))).float()[None, None]
         memo: dict = {}
 
-        def score(x: torch.Tensor, k: int = k) -> torch.Tensor:
-            logits = model(x)
-            return logits[:, k] - logits[:, 1 - k]
-
-        def make(network, how, x=x, k=k, memo=memo, score=score) -> Case:
-            explain = partial(explain_by, how=how, target=k)
-            other = partial(explain_by, how=how, target=1 - k)
+        def make(network, how, x=x, memo=memo) -> Case:
+            explain = partial(explain_by, how=how, target=NORMAL)
+            other = partial(explain_by, how=how, target=REDUCED)
             relevance = explain(network, x)[0]
             return Case(
                 network, x, relevance, score, explain, other, fill, parcels, regions, store.grid.spacing, memo=memo

@@ -4,9 +4,9 @@
 
 Per method, over test cases: the likeness of a map to that of ever more random networks, layer by layer (the cascade of
 `datxai.metrics.randomisation`), and every other metric of the map itself beside that of the maps of networks with all
-weights random. Flipping asks the trained network in both. What is explained is the logit of normal in all cases: what speaks for
-reduced is uptake that is not there, on which no map can lie. A metric tells them apart if it is higher for the trained
-network than for each of the random ones in more cases than chance would have it.
+weights random. Flipping asks the trained network in both. What is explained is the logit of normal in all cases: what
+speaks for reduced is uptake that is not there, on which no map can lie. A metric tells them apart if it
+is higher for the trained network than for each of the random ones in more cases than chance would have it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def main() -> None:
         "# Do the metrics tell a trained network from a random one?",
         "",
         f"Made by `python -m benchmarks.sanity RUN --networks {options.networks}` on {len(cases)} "
-        f"test cases of a default run, explained for the logit of normal. Upper tables: means over cases. Lower tables: `higher` is the share of cases in "
+        f"test cases of a default run, explained for the logit of normal. "
+        f"Upper tables: means over cases. Lower tables: `higher` is the share of cases in "
         f"which the trained network's map has a higher value than the map of each random network, with its 95 % "
         f"interval (Wilson); chance is {chance:.0%}, and a metric whose interval begins above it tells them apart.",
     ]

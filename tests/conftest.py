@@ -1,5 +1,6 @@
 """What tests of several rooms need: a finished run, and a real browser."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported: tests run side by side
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 TINY = [
@@ -23,12 +27,20 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A finished run with these settings, and what was said; tests that change it take a copy."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    command = [sys.executable, "-m", "datxai", *TINY, f"run={folder}"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    return folder, answer.stdout
+    """A finished run with these settings, and what was said; tests that change it take a copy.
+
+    It is made once, by whichever of the processes of pytest-xdist comes first.
+    """
+    beside = "PYTEST_XDIST_WORKER" in os.environ
+    place = tmp_path_factory.getbasetemp().parent if beside else tmp_path_factory.mktemp("runs")
+    folder, said = place / "tiny", place / "said.txt"
+    with FileLock(place / "lock"):
+        if not said.exists():
+            command = [sys.executable, "-m", "datxai", *TINY, f"run={folder}"]
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=900)
+            assert answer.returncode == 0, answer.stdout + answer.stderr
+            said.write_text(answer.stdout)
+    return folder, said.read_text()
 
 
 @pytest.fixture(scope="session")

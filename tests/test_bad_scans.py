@@ -4,15 +4,15 @@ How headers of DICOM can lie is tested in tests/imaging/test_dicom_hostile.py; h
 """
 
 import gzip
+import shutil
 import struct
-import subprocess
-import sys
 import tracemalloc
 import zipfile
 
 import nibabel as nib
 import numpy as np
 import pytest
+from forked import datxai
 from pydicom.uid import generate_uid
 
 from datxai.case import Imaging, read_path
@@ -169,16 +169,14 @@ def test_scans_that_are_no_head(imaging, scan):
 
 
 def test_the_command_says_one_sentence_and_leaves_nothing(finished, tmp_path):
-    (tmp_path / "scan.dcm").write_bytes(RNG.bytes(1 << 20))
-    before = sorted(finished[0].iterdir())
-    answer = subprocess.run(
-        [sys.executable, "-m", "datxai", "case", f"scan={tmp_path / 'scan.dcm'}", f"run={finished[0]}"],
-        capture_output=True, text=True, timeout=300, cwd=tmp_path,
-    )  # fmt: skip
-    assert answer.returncode == 2
+    folder, here = shutil.copytree(finished[0], tmp_path / "run"), tmp_path / "here"
+    here.mkdir()
+    (here / "scan.dcm").write_bytes(RNG.bytes(1 << 20))
+    before = sorted(folder.iterdir())
+    answer = datxai("case", f"scan={here / 'scan.dcm'}", f"run={folder}", cwd=here, status=2)
     assert answer.stderr.splitlines() == [line for line in answer.stderr.splitlines() if line.startswith("datxai: ")]
     assert "cannot be read as DICOM" in answer.stderr
     assert "Traceback" not in answer.stderr + answer.stdout
-    after = {path.name for path in finished[0].iterdir()} - {path.name for path in before}
+    after = {path.name for path in folder.iterdir()} - {path.name for path in before}
     assert after <= {"anatomy.safetensors"}
-    assert list(tmp_path.iterdir()) == [tmp_path / "scan.dcm"]
+    assert list(here.iterdir()) == [here / "scan.dcm"]

@@ -2,26 +2,15 @@
 
 import gzip
 import math
-import os
 import shutil
-import subprocess
-import sys
 
 import nibabel as nib
 import pytest
+from forked import datxai
 
 from datxai.errors import InputError
 from datxai.files import read_json, read_table
 from datxai.run import Run
-
-TINY = [
-    "data.n_subjects=24",
-    "data.raw=false",
-    "grid=slab_12mm",
-    "training.max_epochs=1",
-    "network.channels=[4,4,4,4]",
-    "split.sizes=[12,6,6]",
-]
 
 
 def make(run, stage, output, config=None, inputs=None):
@@ -93,24 +82,23 @@ def test_a_run_that_has_taken_over_can_be_a_base_itself(base, repeat, tmp_path):
     assert not third.holds("split")
 
 
-def datxai(*arguments, cwd, check=True):
-    command = [sys.executable, "-m", "datxai", *map(str, arguments)]
-    answer = subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    if check:
-        assert answer.returncode == 0, answer.stdout + answer.stderr
-    return answer
-
-
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory):
+def swept(finished, tmp_path_factory):
     """A base run's folder with a sweep over initial weights in it, its state before the sweep, and what was said."""
-    folder = tmp_path_factory.mktemp("runs") / "base"
-    datxai(*TINY, f"run={folder}", cwd=folder.parent)
+    folder = shutil.copytree(finished[0], tmp_path_factory.mktemp("runs") / "base")
     before = state(folder)
     said = datxai("-m", f"run={folder}", "training.seed=0,1", cwd=folder.parent).stdout
     return folder, before, said
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """The folder of a run that ends with the preprocessing of a few scans, which are simulated as volumes."""
+    folder = tmp_path_factory.mktemp("few") / "run"
+    settings = ["data.n_subjects=4", "data.raw=false", "grid=slab_12mm", "n_jobs=1"]
+    for stage in ("simulate", "preprocess"):
+        datxai(stage, *settings, f"run={folder}")
+    return folder
 
 
 def state(folder):
@@ -192,8 +180,7 @@ def test_compare_takes_the_folder_of_the_sweep(swept, tmp_path):
     ],
 )
 def test_a_base_that_does_not_fit_gets_one_sentence(swept, tmp_path, arguments, words):
-    answer = datxai(*(word.format(base=swept[0]) for word in arguments), cwd=tmp_path, check=False)
-    assert answer.returncode == 2
+    answer = datxai(*(word.format(base=swept[0]) for word in arguments), cwd=tmp_path, status=2)
     assert words in answer.stdout + answer.stderr
     assert "Traceback" not in answer.stderr
 
@@ -211,8 +198,7 @@ def test_the_seed_of_a_sweep_from_training_on_leaves_the_cohort_alone(swept, tmp
 
 def test_a_job_that_cannot_go_on_leaves_the_others_to_be_made(swept, tmp_path):
     base = shutil.copytree(swept[0], tmp_path / "base", ignore=shutil.ignore_patterns("training.seed=*"))
-    answer = datxai("train", "-m", f"run={base}", "training.precision=half,bf16", cwd=tmp_path, check=False)
-    assert answer.returncode == 2
+    answer = datxai("train", "-m", f"run={base}", "training.precision=half,bf16", cwd=tmp_path, status=2)
     assert f"datxai: {base}/training.precision=half: training.precision is 'half'" in answer.stderr
     assert "Traceback" not in answer.stdout + answer.stderr
     assert (base / "training.precision=bf16" / "predictions.tsv").is_file()
@@ -233,8 +219,9 @@ def test_jobs_in_parallel_make_what_they_make_in_turn(swept, tmp_path, launcher)
 
 
 @pytest.mark.parametrize("stage", ["preprocess", "explain"])
-def test_shards_and_a_last_call_make_what_one_call_makes(swept, tmp_path, stage):
-    folder = shutil.copytree(swept[0], tmp_path / "run", ignore=shutil.ignore_patterns("training.seed=*"))
+def test_shards_and_a_last_call_make_what_one_call_makes(few, swept, tmp_path, stage):
+    whole = few if stage == "preprocess" else swept[0]
+    folder = shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("training.seed=*"))
     place = {"preprocess": "preprocessed", "explain": "relevance"}[stage]
     expected = {path.name: path.read_bytes() for path in (folder / place).glob("*.nii.gz")}
     shutil.rmtree(folder / place)
@@ -254,6 +241,5 @@ def test_shards_and_a_last_call_make_what_one_call_makes(swept, tmp_path, stage)
 
 @pytest.mark.parametrize("arguments", [["explain", "shard=2/2"], ["explain", "shard=1"], ["train", "shard=0/2"]])
 def test_a_shard_that_cannot_be(swept, tmp_path, arguments):
-    answer = datxai(*arguments, f"run={swept[0]}", "target=normal", "training.seed=7", cwd=tmp_path, check=False)
-    assert answer.returncode == 2
+    answer = datxai(*arguments, f"run={swept[0]}", "target=normal", "training.seed=7", cwd=tmp_path, status=2)
     assert "shard=" in answer.stderr

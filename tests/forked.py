@@ -3,6 +3,7 @@
 Hydra, logging, signals and the exit are those of a command from a shell; the seconds of importing are saved.
 """
 
+import atexit
 import functools
 import gc
 import importlib
@@ -41,9 +42,11 @@ def datxai(*arguments, status: int | None = 0, cwd=None) -> subprocess.Completed
 def _parent() -> subprocess.Popen:
     # A process whose OpenMP has threads must not fork.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )
+    atexit.register(process.communicate)
+    return process
 
 
 def _wait_for_order() -> dict:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import datxai
 
 import datxai as package
 from datxai.commands.benchmark import _share_out, check
@@ -26,14 +27,6 @@ SMALL = [
     "benchmark.n_cases=2", "benchmark.n_checks=1", "benchmark.lesions=[putamen_right]", "benchmark.n_heads=1",
     "benchmark.min_effect=0", "n_jobs=1",
 ]  # fmt: skip
-
-
-def datxai(*words, code=0, checkout=None):
-    place = {} if checkout is None else {"cwd": checkout, "env": {**os.environ, "PYTHONPATH": str(checkout)}}
-    command = [sys.executable, "-m", "datxai", *words]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=300, **place)
-    assert answer.returncode == code, answer.stdout + answer.stderr
-    return answer
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +129,10 @@ def test_code_that_has_changed_makes_its_numbers_anew_and_no_others(compared, tm
     for changed in ("metrics/sparseness.py", "explain/controls.py"):
         with (tmp_path / "checkout" / "datxai" / changed).open("a") as source:
             source.write("\nCHANGED = True\n")
-    datxai("benchmark", *words, checkout=tmp_path / "checkout")
+    elsewhere = {"cwd": tmp_path / "checkout", "env": {**os.environ, "PYTHONPATH": str(tmp_path / "checkout")}}
+    command = [sys.executable, "-m", "datxai", "benchmark", *words]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300, **elsewhere)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
     after = read_json(record)["measures"]
     assert after["sparseness"]["gini"] == known and after["relevance_mass"] == {"striatum": -1.0}
     anew = {path.parent.name for path, time in made.items() if path.stat().st_mtime_ns != time}
@@ -196,5 +192,5 @@ def test_names_that_nothing_stands_behind_are_refused(changes, said):
 
 
 def test_a_run_is_needed(tmp_path):
-    assert "run=RUN_DIR" in datxai("benchmark", code=2).stderr
-    assert "no run folder" in datxai("benchmark", f"run={tmp_path}", code=2).stderr
+    assert "run=RUN_DIR" in datxai("benchmark", status=2).stderr
+    assert "no run folder" in datxai("benchmark", f"run={tmp_path}", status=2).stderr

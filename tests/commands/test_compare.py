@@ -1,12 +1,10 @@
 """Runs made by hand, with predictions and maps whose comparison is known."""
 
-import os
-import subprocess
-import sys
 from itertools import combinations
 
 import numpy as np
 import pytest
+from forked import datxai
 
 from datxai.analysis.classification import summarise
 from datxai.commands import compare
@@ -200,11 +198,7 @@ def test_too_little_to_compare(sweep, given, word):
 def test_folders_of_a_sweep_are_words_of_the_command(sweep, tmp_path):
     for number, name in enumerate("abc", start=1):
         (sweep / name).rename(sweep / f"training.seed={number},network.dropout=0.1")
-    command = [sys.executable, "-m", "datxai", "compare", *sorted(map(str, sweep.iterdir())), f"out={tmp_path / 'x=1'}"]
-    answer = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert answer.returncode == 0, answer.stderr
+    answer = datxai("compare", *sorted(sweep.iterdir()), f"out={tmp_path / 'x=1'}", cwd=tmp_path)
     assert "training.seed=2,network.dropout=0.1" in answer.stdout
     assert len(read_table(tmp_path / "x=1" / "runs.tsv")) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep", "x=1"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -75,20 +76,21 @@ def whole(split, tmp_path_factory):
     return trained(split, tmp_path_factory, MANY)
 
 
-def command(folder, *overrides, launcher=("-m",)):
-    return [sys.executable, *launcher, "datxai", "train", *SETTINGS, *overrides, f"run={folder}"]
+def command(folder, *overrides):
+    return ["datxai", "train", *SETTINGS, *overrides, f"run={folder}"]
 
 
-def datxai(folder, *overrides, **keywords):
-    answer = subprocess.run(
-        command(folder, *overrides, **keywords), capture_output=True, text=True, timeout=300, env=ALONE
-    )
+def datxai(folder, *overrides):
+    answer = forked.datxai(*command(folder, *overrides)[1:], status=None)
     return answer.returncode, answer.stdout + answer.stderr
 
 
 def torchrun(folder, *overrides):
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
-    return datxai(folder, *overrides, launcher=launcher)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    answer = subprocess.run(
+        [*launcher, *command(folder, *overrides)], capture_output=True, text=True, timeout=300, env=ALONE
+    )
+    return answer.returncode, answer.stdout + answer.stderr
 
 
 def losses(folder):
@@ -133,7 +135,7 @@ def test_the_estimate_is_of_the_steps_that_were_timed(monkeypatch):
 def test_told_to_end_it_leaves_a_usable_run(folder, whole, end):
     heeding = f"import signal, os, sys; signal.signal({int(end)}, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     process = subprocess.Popen(  # a shell's background jobs, this test's run among them, may be deaf to Ctrl-C
-        [sys.executable, "-c", heeding, *command(folder, MANY)],
+        [sys.executable, "-c", heeding, sys.executable, "-m", *command(folder, MANY)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

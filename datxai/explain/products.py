@@ -1,8 +1,6 @@
 """What a layer with weights makes of its input, with any weights, and the same transposed: the work of every rule.
 
-Convolutions on a CPU run in oneDNN and in channels-last memory, long sums of linear layers block by block. On a CPU
-`product` gives the same for a case, number for number, whatever else is in the batch: oneDNN convolves case by case,
-and linear layers are multiplied case by case.
+Convolutions on a CPU run in oneDNN and in channels-last memory, long sums of linear layers block by block.
 """
 
 from __future__ import annotations
@@ -81,18 +79,20 @@ def transposed_product(module: nn.Module, shape: Sequence[int], weight: Tensor, 
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer; one running float32 sum of millions of products would lose four digits. Copies no weight."""
-    features, cases = weight.shape[1], cases_at_once(x)
+    """A linear layer; one running float32 sum of millions of products would lose four digits. Copies no weight.
+
+    Short sums of a batch are made case by case: the same number for number whatever a case's neighbours. The blocks of
+    long ones are not, so that a large weight is read once; their sum in float64 keeps that below the digits that count.
+    """
+    features = weight.shape[1]
     whole = features // _SUM * _SUM if features >= 2 * _SUM else 0
-    blocks = weight[:, :whole].unflatten(1, (-1, _SUM)).permute(1, 2, 0)
-    result = x.new_empty(*x.shape[:-1], len(weight))
-    for some, into in zip(x.split(cases), result.split(cases)):
-        total = F.linear(some[..., whole:], weight[:, whole:], bias).double()
-        if whole:
-            rows = some[..., :whole].reshape(-1, len(blocks), _SUM).transpose(0, 1)
-            total += torch.bmm(rows, blocks).sum(dim=0, dtype=torch.float64).view(total.shape)
-        into.copy_(total)
-    return result
+    short = (F.linear(some, weight[:, whole:], bias) for some in x[..., whole:].split(cases_at_once(x)))
+    result = torch.cat([some.double() for some in short])
+    if whole:
+        blocks = weight[:, :whole].unflatten(1, (-1, _SUM)).permute(1, 2, 0)
+        rows = x[..., :whole].reshape(-1, len(blocks), _SUM).transpose(0, 1)
+        result += torch.bmm(rows, blocks).sum(dim=0, dtype=torch.float64).view(result.shape)
+    return result.to(x.dtype)
 
 
 def _transposed_linear(s: Tensor, weight: Tensor) -> Tensor:

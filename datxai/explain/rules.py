@@ -205,7 +205,7 @@ class _Signed(Rule):
         weights = [weight * factor for weight, factor in zip(_weight_parts(module, x), self.factors)]
         biases = [bias * factor for bias, factor in zip(self.bias_parts(module), self.factors)]
         signs = weights[0].shape[1] // module.weight.shape[1]  # 2 where signed input is stacked
-        results = []
+        result = torch.empty_like(x) if at_once < len(x) else None
         for start in range(0, len(x), at_once):
             cases = slice(start, start + at_once)
             handed = []
@@ -214,13 +214,13 @@ class _Signed(Rule):
             ):
                 self.charge_bias(module, s, bias, cases)
                 handed.append(transposed_product(module, x[cases].shape, weight, s))
-            for first, *others, some_x in in_pieces(axis, *handed, x[cases]):
+            result = handed[0] if result is None else result
+            for into, some_x, first, *others in in_pieces(axis, result[cases], x[cases], *handed):
                 for other in others:
                     first += other
-                first *= some_x
-            result = handed[0].to(relevance.dtype)
-            results.append(torch.add(*result.chunk(2, dim=axis)) if signs == 2 else result)
-        return results[0] if len(results) == 1 else torch.cat(results)
+                torch.mul(first, some_x, out=into)
+        result = result.to(relevance.dtype)
+        return torch.add(*result.chunk(2, dim=axis)) if signs == 2 else result
 
     def shares(
         self, module: nn.Module, relevance: Tensor, x: Tensor, z: Tensor, magnitudes: Tensor

@@ -225,6 +225,9 @@ def test_epsilon_on_a_long_layer(oracle, monkeypatch):
         output = module(x.requires_grad_()).detach()
     double = nn.functional.linear(x.detach().double(), module.weight.double(), module.bias.double())
     torch.testing.assert_close(output.double(), double, rtol=LONG_SUM, atol=0)
+    for case, among in zip(x.detach(), output, strict=True):
+        alone = products.product(module, case[None], module.weight, module.bias)
+        torch.testing.assert_close(alone[0], among, rtol=LONG_SUM, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@
 
 All variants take turns, round after round, in one process, so that a busy machine slows all of them alike; medians
 and quartiles over rounds (the slow ones, captum's perturbations and paths, run in the first two only). Every variant
-gives the map of the reduced class; LRP through the composite of Nazari et al. 2022. Weights are random, unless those
+gives the map of the reduced class; LRP through the composite of Nazari et al. 2022: by `attribute`, also with Zennit's
+own hooks in it, and by Zennit alone, on the network as PyTorch builds it. Weights are random, unless those
 of a run are given; scans are random, half of their voxels zero. The forward pass is the same network's without
 gradient, in float32, and its memory layout the one in which trained networks are loaded. Freed memory is kept for all
 variants alike (see `datxai.memory`). Peak memory is that of a process which does nothing else, everything included;
@@ -15,6 +16,7 @@ on a GPU, that of its tensors.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import subprocess
@@ -27,7 +29,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from datxai.explain import attribute
+from datxai.explain import attribute, build_composite
 from datxai.memory import keep_freed_memory
 from datxai.model import checkpoint, network
 
@@ -103,11 +105,19 @@ def lrp(model: nn.Module, x: Tensor, **choice) -> Tensor:
 def variants_of(model: nn.Module, x: Tensor, no_slow: bool = False) -> dict[str, Callable[[], object]]:
     """What is measured, by name."""
     from captum.attr import IntegratedGradients, Occlusion, Saliency
+    from zennit.attribution import Gradient
 
     def forward():
         with torch.no_grad():
             return model(x)
 
+    def zennit_alone():
+        with Gradient(plain, stock) as attributor:
+            return attributor(x.clone().requires_grad_(), lambda logits: logits * torch.eye(2)[REDUCED].to(x))[1]
+
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]  # shared, as memory is measured
+    plain = copy.deepcopy(model, {id(layer): layer for layer in linear}).to(memory_format=torch.contiguous_format)
+    stock = build_composite(NAZARI, plain, rules="zennit")
     window = tuple(min(16, n) for n in x.shape[2:])
     saliency, integrated, occlusion = Saliency(model), IntegratedGradients(model), Occlusion(model)
     variants = {
@@ -115,6 +125,7 @@ def variants_of(model: nn.Module, x: Tensor, no_slow: bool = False) -> dict[str,
         "gradient": lambda: attribute(model, x, method="gradient", target=REDUCED).relevance,
         "gradient (captum)": lambda: saliency.attribute(x.clone().requires_grad_(), target=REDUCED, abs=False),
         **{name: lambda choice=choice: lrp(model, x, **choice) for name, choice in LRP.items()},
+        "LRP, Zennit alone": zennit_alone,
         "integrated gradients, 50 steps (captum)": lambda: integrated.attribute(
             x, target=REDUCED, n_steps=50, internal_batch_size=len(x)
         ),
@@ -143,7 +154,7 @@ def interleaved(variants: Mapping[str, Callable], rounds: int) -> dict[str, list
 
 def errors_of(model: nn.Module, x: Tensor) -> dict[str, float]:
     """Relative L2 distance of LRP maps to the same rules' map in float64."""
-    found = {name: lrp(model, x, **choice) for name, choice in LRP.items()}
+    found = {name: run() for name, run in variants_of(model, x, no_slow=True).items() if name.startswith("LRP")}
     model.double()
     exact = lrp(model, x.double())
     model.float()

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -162,15 +163,20 @@ def errors_of(model: nn.Module, x: Tensor) -> dict[str, float]:
 
 
 def peaks_of(variants: Mapping, grid: str, batch: int, options: argparse.Namespace) -> dict[str, float]:
-    """GiB of every variant, each in a process of its own."""
+    """GiB of every variant, each in a process of its own; none of those that this machine's memory is too small for."""
     command = [sys.executable, "-m", "benchmarks.explain", "--grids", grid, "--memory", str(batch)]
     command += ["--device", options.device, "--threads", str(options.threads)]
     command += ["--weights", str(options.weights)] if options.weights else []
-    return {
-        name: float(subprocess.run([*command, "--peak-of", name], capture_output=True, check=True, text=True).stdout)
-        for name in variants
-        if name not in SLOW
-    }
+    peaks = {}
+    for name in variants.keys() - SLOW:
+        ended = subprocess.run([*command, "--peak-of", name], capture_output=True, text=True)
+        if ended.returncode == -signal.SIGKILL:
+            print(f"{name}, batch {batch}: killed, presumably out of memory")
+        elif ended.returncode:
+            raise RuntimeError(f"peak of {name}: {ended.stderr}")
+        else:
+            peaks[name] = float(ended.stdout)
+    return peaks
 
 
 def peak_gib(options: argparse.Namespace) -> float:
@@ -183,14 +189,15 @@ def peak_gib(options: argparse.Namespace) -> float:
 
 
 def row(name: str, times: Mapping, peaks: Mapping, errors: Mapping) -> dict:
-    """What was found out about one variant: seconds are of the whole batch, quartiles over the forward's median."""
+    """What was found out about one variant: median seconds of the whole batch, quartiles of the ratio to the forward
+    pass of the same round, which a machine that is slow for a while leaves as it is."""
     found = {"variant": name, "peak_gib": peaks.get(name), "error": errors.get(name)}
     if peaks:
         found["peak_x_forward"] = peaks[name] / peaks["forward"] if name in peaks else None
     if times:
-        low, middle, high = statistics.quantiles(times[name], n=4, method="inclusive")
-        forward = statistics.median(times["forward"])
-        found |= {"seconds": middle, "x_forward": middle / forward, "quartiles": [low / forward, high / forward]}
+        ratios = [own / forward for own, forward in zip(times[name], times["forward"])]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        found |= {"seconds": statistics.median(times[name]), "x_forward": middle, "quartiles": [low, high]}
     return found
 
 

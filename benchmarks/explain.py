@@ -168,7 +168,7 @@ def peaks_of(variants: Mapping, grid: str, batch: int, options: argparse.Namespa
     command += ["--device", options.device, "--threads", str(options.threads)]
     command += ["--weights", str(options.weights)] if options.weights else []
     peaks = {}
-    for name in variants.keys() - SLOW:
+    for name in [name for name in variants if name not in SLOW]:
         ended = subprocess.run([*command, "--peak-of", name], capture_output=True, text=True)
         if ended.returncode == -signal.SIGKILL:
             print(f"{name}, batch {batch}: killed, presumably out of memory")

@@ -4,9 +4,10 @@
 
 Per method, over test cases: the likeness of a map to that of ever more random networks, layer by layer (the cascade of
 `datxai.metrics.randomisation`), and every other metric of the map itself beside that of the maps of networks with all
-weights random. Flipping asks the trained network in both. What is explained is the logit of normal in all cases: what
-speaks for reduced is uptake that is not there, on which no map can lie. A metric tells them apart if it
-is higher for the trained network than for each of the random ones in more cases than chance would have it.
+weights random. Flipping asks the trained network in both. What is explained is the logit of normal minus that of
+reduced in all cases: what speaks for reduced is uptake that is not there, on which no map can lie, and which of the two
+logits carries the decision is an accident of the training. A metric tells them apart if it is higher for the trained
+network than for each of the random ones in more cases than chance would have it.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from datxai.run import Run
 COMPOSITE = Path(__file__).parents[1] / "conf" / "composite" / "nazari2021.yaml"
 METHODS = {
     "LRP (nazari2021)": {"composite": yaml.safe_load(COMPOSITE.read_text())["layers"]},
-    "gradient": {"method": "gradient"},
-    "input x gradient": {"method": "input_x_gradient"},
+    "gradient": {"method": "gradient", "start": "one"},
+    "input x gradient": {"method": "input_x_gradient", "start": "one"},
 }
 COMPARED = ("patch_flipping", "parcel_flipping", "relevance_mass", "relevance_rank", "pointing_game", "sparseness")
 
@@ -56,7 +57,7 @@ def main() -> None:
         "# Do the metrics tell a trained network from a random one?",
         "",
         f"Made by `python -m benchmarks.sanity RUN --networks {options.networks}` on {len(cases)} "
-        f"test cases of a default run, explained for the logit of normal. "
+        f"test cases of a default run, explained for the logit of normal minus that of reduced. "
         f"Upper tables: means over cases. Lower tables: `higher` is the share of cases in "
         f"which the trained network's map has a higher value than the map of each random network, with its 95 % "
         f"interval (Wilson); chance is {chance:.0%}, and a metric whose interval begins above it tells them apart.",
@@ -105,18 +106,17 @@ def read_cases(run: Run, model: torch.nn.Module, n: int):
         memo: dict = {}
 
         def make(network, how, x=x, memo=memo) -> Case:
-            explain = partial(explain_by, how=how, target=NORMAL)
-            other = partial(explain_by, how=how, target=REDUCED)
+            explain = partial(explain_by, how=how)
             relevance = explain(network, x)[0]
             return Case(
-                network, x, relevance, score, explain, other, fill, parcels, regions, store.grid.spacing, memo=memo
+                network, x, relevance, score, explain, None, fill, parcels, regions, store.grid.spacing, memo=memo
             )
 
         yield make
 
 
-def explain_by(model: torch.nn.Module, x: torch.Tensor, how: dict, target: int) -> torch.Tensor:
-    return attribute(model, x, target=target, ledger=False, **how).relevance[:, 0]
+def explain_by(model: torch.nn.Module, x: torch.Tensor, how: dict) -> torch.Tensor:
+    return -attribute(model, x, target="difference", ledger=False, **how).relevance[:, 0]
 
 
 if __name__ == "__main__":

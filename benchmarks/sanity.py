@@ -57,7 +57,8 @@ def main() -> None:
         "# Do the metrics tell a trained network from a random one?",
         "",
         f"Made by `python -m benchmarks.sanity RUN --networks {options.networks}` on {len(cases)} "
-        f"test cases of a default run, explained for the logit of normal minus that of reduced. "
+        f"test cases of a default run, explained for the logit of normal minus that of reduced (gradients start with "
+        f"one, LRP with the logits). "
         f"Upper tables: means over cases. Lower tables: `higher` is the share of cases in "
         f"which the trained network's map has a higher value than the map of each random network, with its 95 % "
         f"interval (Wilson); chance is {chance:.0%}, and a metric whose interval begins above it tells them apart.",
@@ -108,8 +109,9 @@ def read_cases(run: Run, model: torch.nn.Module, n: int):
         def make(network, how, x=x, memo=memo) -> Case:
             explain = partial(explain_by, how=how)
             relevance = explain(network, x)[0]
+            other = None  # no metric that is compared here asks for another output
             return Case(
-                network, x, relevance, score, explain, None, fill, parcels, regions, store.grid.spacing, memo=memo
+                network, x, relevance, score, explain, other, fill, parcels, regions, store.grid.spacing, memo=memo
             )
 
         yield make

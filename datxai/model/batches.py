@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 from torch.utils.data import Dataset
@@ -31,11 +34,32 @@ def read_batches(
             labels.to(device, non_blocking=True),
         )
 
-    with ThreadPoolExecutor(1, "reader") as reader:
-        ahead = None
+    reader, ahead = ThreadPoolExecutor(1, "reader"), None
+    with _undisturbed():
+        reader.submit(int)  # starts the thread
+    try:
         for items in batches:
             ahead, last = reader.submit(read, items), ahead
             if last is not None:
                 yield ready(last)
         if ahead is not None:
             yield ready(ahead)
+    finally:
+        reader.shutdown(wait=False)  # it has no more to do, and a wait must not be disturbed either
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are heard at the end. A thread whose start they break off is one that Python does not wait for
+    before it goes down (as one is, before Python 3.13, whose end was waited for), and the process is aborted."""
+    heard, ours = [], []
+    if threading.current_thread() is threading.main_thread():
+        ours = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
+    before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in ours}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in heard:
+            signal.raise_signal(number)

@@ -75,15 +75,15 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
     }
     chosen = settings.training
     with ExitStack() as stack:
-        stack.enter_context(_ending_in_order())
-        watch = {}
+        heed = stack.enter_context(_ending_in_order())
+        watch = {"on_batch": lambda n: heed()}
         if is_first:
             n_batches, n_validation = (math.ceil(len(sets[name]) / chosen.batch_size) for name in sets)
             bar = stack.enter_context(Bar(chosen.max_epochs * n_batches, "batches"))
             send = stack.enter_context(track(chosen.tracking, run.folder, depends(settings)["training"]))
             estimate = _estimate(n_batches, n_validation, chosen.max_epochs, bar.say)
             watch = {
-                "on_batch": lambda n: (bar.update(n), estimate(n)),
+                "on_batch": lambda n: (heed(), bar.update(n), estimate(n)),
                 "on_epoch": lambda row: (bar.say(_describe(row)), send(row)),
             }
         training.train(
@@ -160,15 +160,30 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """SIGTERM, as a cluster sends it before it takes the machine away, ends the process without half-written files."""
+def _ending_in_order() -> Iterator[Callable[[], None]]:
+    """SIGTERM, as a cluster sends it before it takes the machine away, ends the process without half-written files, as
+    Ctrl-C does.
 
-    def end(*_) -> None:
-        log.info("  terminated; the same command goes on from the last state")
-        sys.exit(128 + signal.SIGTERM)
+    What is yielded is to be called now and then: it ends a process that was told to end where Python drops exceptions
+    (in callbacks of weak references, say).
+    """
+    told = []
 
-    previous = signal.signal(signal.SIGTERM, end)
+    def end(number: int, _) -> None:
+        told.append(number)
+        heed()
+
+    def heed() -> None:
+        if told:
+            raise KeyboardInterrupt if told[0] == signal.SIGINT else SystemExit(128 + told[0])
+
+    heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, end) for number in heard}
     try:
-        yield
+        yield heed
+    except SystemExit:
+        log.info("  terminated; the same command goes on from the last state")
+        raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

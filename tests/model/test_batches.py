@@ -1,3 +1,4 @@
+import signal
 import threading
 import time
 
@@ -46,6 +47,40 @@ def test_one_batch_is_read_ahead_and_no_more():
     assert dataset.begun == [0, 1, 2, 3]
     reading.close()
     assert threading.main_thread().name not in dataset.threads
+
+
+def test_who_stops_early_does_not_wait_for_the_thread():
+    go_on = threading.Event()
+
+    class Stuck(Slow):
+        def __getitem__(self, item):
+            assert item == 0 or go_on.wait(60)
+            return super().__getitem__(item)
+
+    reading = read_batches(Stuck(), [[0], [1]], CPU)
+    next(reading)
+    rescue = threading.Timer(5, go_on.set)
+    rescue.start()
+    reading.close()
+    assert not go_on.is_set()
+    rescue.cancel()
+    go_on.set()
+
+
+def test_ctrl_c_while_the_thread_is_started_is_heard_once_it_stands(monkeypatch):
+    start, started = threading.Thread.start, []
+
+    def disturbed(thread):
+        signal.raise_signal(signal.SIGINT)
+        start(thread)
+        started.append(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", disturbed)
+    reading = read_batches(Slow(), [[0], [1]], CPU)
+    with pytest.raises(KeyboardInterrupt):
+        next(reading)
+    assert [thread.name for thread in started] == ["reader_0"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_reading_hides_behind_the_work():

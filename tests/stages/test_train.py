@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import forked
 import numpy as np
@@ -153,6 +154,32 @@ def test_told_to_end_it_leaves_a_usable_run(folder, whole, end):
     assert datxai(folder, MANY)[0] == 0
     assert weights(folder) == weights(whole)
     assert losses(folder) == losses(whole)
+
+
+@pytest.mark.parametrize(
+    ("end", "raised"),
+    [(signal.SIGTERM, pytest.raises(SystemExit, match="143")), (signal.SIGINT, pytest.raises(KeyboardInterrupt))],
+)
+def test_told_to_end_where_exceptions_are_dropped_it_ends_at_the_next_batch(end, raised):
+    before = signal.getsignal(end)
+    with raised, train._ending_in_order() as heed:
+        heed()  # told nothing yet
+        with suppress(SystemExit, KeyboardInterrupt):
+            signal.raise_signal(end)
+            pytest.fail("not raised at once")
+        heed()
+        pytest.fail("not raised again")
+    assert signal.getsignal(end) == before
+
+
+def test_a_background_job_deaf_to_ctrl_c_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with train._ending_in_order() as heed:
+            signal.raise_signal(signal.SIGINT)
+            heed()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def write_markdown(lines: Sequence[Sequence[str]], cases: Sequence[Mapping], run
     lesions = [row for row in cases if row["lesion"]]
     text = [
         "# Methods side by side", "",
-        f"Made by `datxai benchmark run={run}` (summary.md in its folder); do not edit.", "",
+        f"Made by `datxai benchmark` in the run folder `{run}`; do not edit.", "",
         f"{len(cases) - len(lesions)} test cases and {len(lesions)} lesioned phantoms. Mean over cases with 95 % "
         "bootstrap interval; ↑ more is better, ↓ less is better; the mean rank is over the measures with an arrow.", "",
         *_rule(lines),

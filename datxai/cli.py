@@ -8,10 +8,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datxai.config import ALL, COMMANDS, STAGES
 from datxai.errors import InputError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 log = logging.getLogger("datxai")
 
@@ -76,7 +82,7 @@ def main() -> None:
     overrides = [_quote(word) for word in words]
     given = {_key(word): word.partition("=")[2].strip("'") for word in overrides}
     sweep = bool({"-m", "--multirun"} & set(flags))
-    run, base = _choose_folders(given, sweep)
+    run, base = (Path("."), None) if stage in NEED_NO_RUN else _choose_folders(given, flags, overrides, sweep)
     if sweep and stage in ["split", *FROM_TRAINING_ON] and base is None and given.get("dry_run") != "true":
         _fail(
             f"run={run}: no run there whose cohort the jobs of `{stage} -m` could share; make one first, `datxai "
@@ -94,6 +100,8 @@ def main() -> None:
         begun = next((folder for folder in begun if folder and _is_begun(folder)), None)
         kept_flags, kept = _take_over(begun, given) if begun else ([], [])
         flags, overrides = [*kept_flags, *flags], [*kept, *overrides]
+        if begun and "run" not in given:  # what is taken over must not lead elsewhere
+            overrides.append(_quote(f"run={run}"))
         if sweep:  # a job's folder is named after what was given now
             unnamed = ",".join(f"'{key}'" for key in (*UNNAMED, *map(_key, kept)))
             overrides.append(f"hydra.job.config.override_dirname.exclude_keys=[{unnamed}]")
@@ -101,22 +109,18 @@ def main() -> None:
             overrides.append("hydra.sweep.subdir=.")
     if stage == "benchmark" and "benchmark" not in given:
         overrides.append("benchmark=default")
-    if stage in COMMANDS:
-        overrides.append("hydra.output_subdir=null")  # a command leaves the run's record as it is
-    if stage in NEED_NO_RUN:
-        overrides.append("run=.")
-    if "dry_run" in given:
+    if given.get("dry_run") == "true":
         if sweep:
             _fail("--dry-run shows one composite; leave out -m.")
-        overrides += ["hydra.output_subdir=null", "hydra.run.dir=."]  # no trace of it
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        if stage != "train":
-            _fail("Under torchrun only `train` runs; start the other stages without it.")
-        overrides.append("hydra.output_subdir=null")  # the processes would all write the one record
+        overrides.append("hydra.run.dir=.")  # no trace of it
+    if _is_one_of_many() and stage != "train":
+        _fail("Under torchrun only `train` runs; start the other stages without it.")
     if stage != ALL:
         overrides.append(f"stage={stage}")
+    for folder in _config_folders(flags):
+        _require_settings_alone(folder)
     sys.argv[1:] = [*flags, *overrides]
-    _launch(given, record_before={path: path.read_bytes() for path in (run / ".hydra").glob("*.yaml")})
+    _launch(given)
 
 
 def help_text() -> str:
@@ -155,15 +159,83 @@ def _parse(arguments: list[str]) -> tuple[list[str], list[str]]:
     return flags, words
 
 
-def _choose_folders(given: dict[str, str], sweep: bool) -> tuple[Path, Path | None]:
+def _choose_folders(
+    given: dict[str, str], flags: list[str], overrides: list[str], sweep: bool
+) -> tuple[Path, Path | None]:
     """The run folder, and the base run; the jobs of a sweep lie in the folder of their base."""
-    default = given["base"] if sweep and "base" in given else f"runs/{given.get('data', 'phantom').split('_')[0]}"
-    run = Path(given.get("run", default))
+    if "run" in given:
+        run = Path(given["run"])
+    elif "base" in given and sweep:
+        run = Path(given["base"])
+    elif "base" in given:
+        _fail(f"base={given['base']}: a run on that base needs run=RUN_DIR, or -m to be made within the base.")
+    else:
+        run = _compose_run(flags, overrides)
     if "base" in given:
-        if "run" not in given and not sweep:
-            _fail(f"base={given['base']}: a run on that base needs run=RUN_DIR, or -m to be made within the base.")
         return run, Path(given["base"])
     return run, run if sweep and (run / "manifest.json").is_file() else None
+
+
+def _compose_run(flags: list[str], overrides: list[str]) -> Path:
+    """The run folder that the configuration names with these overrides, but for those that a sweep varies."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_schemas()
+    folders = [f"'file://{folder}'" for folder in _config_folders(flags)]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        single = [override.input_line for override in parsed if not override.is_sweep_override()]
+        with initialize_config_module("datxai.conf", version_base="1.3"):
+            return Path(compose("config", [*single, f"hydra.searchpath=[{','.join(folders)}]"]).run)
+    except (HydraException, OmegaConfBaseException):
+        return Path("runs")  # that the settings do not fit is said when they are composed for good
+
+
+def _config_folders(flags: list[str]) -> list[str]:
+    """The folder given with ``--config-dir``, if one is."""
+    import argparse
+
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd", action="append", default=[])
+    return parser.parse_known_args(flags)[0].config_dir
+
+
+def _require_settings_alone(folder: str) -> None:
+    """Refuse a configuration directory in which a file, other than those of its ``hydra/`` that the command line can
+    choose, has settings of Hydra: they can execute code, and a composite that somebody sends must not."""
+    import re
+
+    import yaml
+
+    def reaches(node: object, key: str = "") -> bool:
+        """Whether Hydra is named in a key, or in the words of a list of defaults."""
+        if isinstance(node, dict):
+            return any("hydra" in str(key) or reaches(value, str(key)) for key, value in node.items())
+        if isinstance(node, list):
+            return any(reaches(value, key) for value in node)
+        return key == "defaults" and "hydra" in str(node)
+
+    for path in sorted(Path(folder).rglob("*.yaml")):
+        if path.relative_to(folder).parts[0] == "hydra":
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+            found = re.search(r"^#\s*@package.*hydra", text, re.MULTILINE) or reaches(yaml.safe_load(text))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # if it is chosen, Hydra says what is wrong
+        if found:
+            _fail(
+                f"{path}: has settings of Hydra itself, which could execute code; a file of settings for datxai needs "
+                f"none. Give them on the command line, or in {folder}/hydra/."
+            )
+
+
+def _is_one_of_many() -> bool:
+    """Whether torchrun has started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 def _gather_runs(words: list[str]) -> list[str]:
@@ -196,9 +268,11 @@ def _take_over(folder: Path, given: dict[str, str]) -> tuple[list[str], list[str
     folders = [source["path"] for source in sources if source["provider"] == "command-line"]
     kept = yaml.safe_load((record / "overrides.yaml").read_text()) or []
     own = {*given, "stage", "run", "shard", "scan", "age", "file", "out"}
-    kept = [word for word in kept if _key(word) != "composite.rules_from"]  # code is never taken over
-    # A choice given now has settings of its own: data=ppmi drops data.root.
-    kept = [word for word in kept if _key(word) not in own and _key(word).partition(".")[0] not in given]
+    # Code is never taken over: neither a file of rules nor settings of Hydra, which name what it calls.
+    kept = [word for word in kept if _key(word) != "composite.rules_from" and not _key(word).startswith("hydra")]
+    # A choice given now has settings of its own: data=ppmi drops data.root. A composite is one of LRP.
+    groups = {*given, *(["attribution"] if any(_group(key) == "composite" for key in given) else [])}
+    kept = [word for word in kept if _key(word) not in own and _group(_key(word)) not in groups]
     return [flag for folder in folders[:1] for flag in ("--config-dir", folder)], kept
 
 
@@ -211,6 +285,10 @@ def _require_run(command: str, run: Path, given: dict[str, str]) -> None:
 
 def _key(override: str) -> str:
     return override.split("=", 1)[0].lstrip("+~")
+
+
+def _group(key: str) -> str:
+    return key.partition(".")[0]
 
 
 def register_schemas() -> None:
@@ -242,11 +320,34 @@ def _require_given(settings: object, given: dict[str, str], place: str = "") -> 
         _require_given(value, given, f"{place}{key}.")
 
 
-def _launch(given: dict[str, str], record_before: dict[Path, bytes]) -> None:
-    """Hand over to Hydra. Settings that are refused leave the run's record (.hydra) as it was before.
+@contextmanager
+def _recording(cfg: DictConfig, folder: Path) -> Iterator[None]:
+    """The configuration as the run's record, in ``.hydra`` and as Hydra would write it, but for the interpolations,
+    which are replaced. A run that is refused keeps the record it had."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
-    ``given`` is what this command line says, beside what a run folder's record adds.
-    """
+    record, of_hydra = folder / ".hydra", HydraConfig.instance().cfg
+    before = {path: path.read_bytes() for path in record.glob("*.yaml")}
+    record.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, record / "config.yaml", resolve=True)
+    OmegaConf.save(of_hydra, record / "hydra.yaml")
+    OmegaConf.save(of_hydra.hydra.overrides.task, record / "overrides.yaml")
+    try:
+        yield
+    except InputError:
+        for path in record.glob("*.yaml"):
+            path.unlink()
+        for path, content in before.items():
+            path.write_bytes(content)
+        with suppress(OSError):  # what was made for nothing, if nothing else is in it
+            record.rmdir()
+            folder.rmdir()
+        raise
+
+
+def _launch(given: dict[str, str]) -> None:
+    """Hand over to Hydra. ``given`` is what this command line says, beside what a run folder's record adds."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException
@@ -271,16 +372,10 @@ def _launch(given: dict[str, str], record_before: dict[Path, bytes]) -> None:
             settings.run = str(folder)
             if hydra_config.mode == RunMode.MULTIRUN:
                 log.info("\n%s", folder)
-            if hydra_config.output_subdir is not None:
-                OmegaConf.save(cfg, folder / hydra_config.output_subdir / "config.yaml", resolve=True)
-            pipeline.run(settings)
+            leaves_record = not (settings.stage in COMMANDS or settings.dry_run or _is_one_of_many())
+            with _recording(cfg, folder) if leaves_record else nullcontext():
+                pipeline.run(settings)
         except InputError as error:
-            if hydra_config.output_subdir is not None:
-                for path in (folder / hydra_config.output_subdir).glob("*.yaml"):
-                    path.unlink()
-            for path, content in record_before.items():
-                if path.parent.parent.resolve() == folder.resolve():
-                    path.write_bytes(content)
             if hydra_config.mode != RunMode.MULTIRUN:
                 _fail(str(error))
             refused = True  # launchers know of exceptions; where a worker exits, they see a crash and may try again

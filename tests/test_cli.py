@@ -8,7 +8,9 @@ from pathlib import Path
 import datxai.conf
 import forked
 import pytest
+import yaml
 
+from datxai import cli
 from datxai.config import STAGES
 
 CONF = Path(datxai.conf.__file__).parent
@@ -77,6 +79,103 @@ def test_the_experiment_takes_other_data(compose):
     assert cfg.data.kind == "folder"
     assert list(cfg.grid.shape) == [91, 109, 63]
     assert list(cfg.split.sizes) == [864, 144, 288]
+
+
+def test_what_an_experiment_says_of_the_run_counts(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nrun: runs/mine\nseed: 5\ntarget: difference\ntraining: {max_epochs: 7}\n"
+    )
+    cfg = composed(tmp_path, "--config-dir", str(tmp_path), "experiment=mine", "on_error=skip")
+    assert (cfg["run"], cfg["seed"], cfg["target"], cfg["on_error"]) == ("runs/mine", 5, "difference", "skip")
+    assert cfg["training"]["max_epochs"] == 7
+    assert composed(tmp_path, "experiment=paper")["run"] == "runs/paper"
+    assert composed(tmp_path, "experiment=paper", "run=elsewhere")["run"] == "elsewhere"
+    assert composed(tmp_path)["run"] == "runs/phantom"
+
+
+def composed(place, *arguments):
+    answer = datxai_command(*arguments, "--cfg", "job", "--resolve", cwd=place)
+    assert answer.returncode == 0, answer.stderr
+    return yaml.safe_load(answer.stdout)
+
+
+def begun(folder, *overrides, sources=()):
+    """A run folder of which there is only the record."""
+    record = folder / ".hydra"
+    record.mkdir(parents=True)
+    sources = [{"provider": "command-line", "path": str(path)} for path in sources]
+    (record / "hydra.yaml").write_text(yaml.safe_dump({"hydra": {"runtime": {"config_sources": sources}}}))
+    (record / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
+    (record / "config.yaml").write_text("{}")
+    return {path: path.read_bytes() for path in record.iterdir()}
+
+
+def test_a_refused_command_leaves_the_record_as_it_was(tmp_path):
+    """Wherever the configuration says that the run folder lies."""
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "clinic.yaml").write_text("defaults: [folder_schema]\nkind: folder\nroot: missing\n")
+    before = begun(tmp_path / "runs" / "folder")
+    answer = forked.datxai("--config-dir", tmp_path / "conf", "preprocess", "data=clinic", cwd=tmp_path, status=2)
+    assert "missing" in answer.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "runs" / "folder" / ".hydra").iterdir()} == before
+    forked.datxai("split", "run=new/run", cwd=tmp_path, status=2)
+    assert not (tmp_path / "new" / "run").exists(), "nothing was made, so nothing is left"
+
+
+def test_a_run_folder_cannot_set_what_hydra_executes(tmp_path):
+    begun(
+        tmp_path / "theirs",
+        f"hydra.job_logging.handlers.file.filename={tmp_path}/stolen",
+        f"+hydra.callbacks.evil={{_target_: os.mkdir, path: {tmp_path}/executed}}",
+    )
+    forked.datxai("split", "run=theirs", cwd=tmp_path, status=2)
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "stolen").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# @package _global_\nhydra: {callbacks: {evil: {_target_: os.mkdir, path: executed}}}\n",
+        "# @package hydra.callbacks\nevil: {_target_: os.mkdir, path: executed}\n",
+        "# @package _global_\ndefaults: [{override hydra/job_logging: evil}]\n",
+        "defaults: ['parts@hydra.callbacks: evil']\nname: mine\n",
+    ],
+)
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_composite_cannot_set_what_hydra_executes(tmp_path, text, typed):
+    conf = tmp_path / "conf"
+    (conf / "composite").mkdir(parents=True)
+    (conf / "composite" / "mine.yaml").write_text(text)
+    begun(tmp_path / "theirs", "composite=mine", sources=[conf])
+    words = ["--config-dir", conf, "composite=mine"] if typed else ["run=theirs"]
+    answer = forked.datxai("explain", *words, cwd=tmp_path, status=2)
+    assert f"{conf / 'composite' / 'mine.yaml'}: has settings of Hydra itself" in answer.stderr
+    assert not (tmp_path / "executed").exists()
+
+
+def test_launchers_of_ones_own_lie_in_a_folder_of_hydras_name(tmp_path):
+    (tmp_path / "hydra" / "launcher").mkdir(parents=True)
+    (tmp_path / "hydra" / "launcher" / "mine.yaml").write_text(
+        "_target_: hydra._internal.core_plugins.basic_launcher.BasicLauncher\n"
+    )
+    answer = datxai_command("--config-dir", str(tmp_path), "hydra/launcher=mine", "--cfg", "hydra", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_no_dry_run_is_a_run(tmp_path):
+    forked.datxai("split", "run=here", "dry_run=false", cwd=tmp_path, status=2)
+    assert not (tmp_path / ".hydra").exists()
+    assert not (tmp_path / "datxai.log").exists()
+
+
+def test_a_composite_given_now_is_explained_with_whatever_the_run_did_last(tmp_path):
+    begun(tmp_path / "run", "attribution=lime", "target=normal")
+    flags_and_kept = cli._take_over(tmp_path / "run", {"run": "run", "composite": "gamma"})
+    assert flags_and_kept == ([], ["target=normal"])
+    flags_and_kept = cli._take_over(tmp_path / "run", {"run": "run", "target": "label"})
+    assert flags_and_kept == ([], ["attribution=lime"])
 
 
 def test_own_configuration_directory(tmp_path):

@@ -191,6 +191,16 @@ def test_names_that_nothing_stands_behind_are_refused(changes, said):
         check(Config(benchmark=replace(chosen, **changes)))
 
 
+def test_a_trained_network_is_all_it_needs(finished, tmp_path):
+    """As after `datxai explain composite=...`, which leaves the evaluation behind."""
+    folder = shutil.copytree(finished[0], tmp_path / "run", symlinks=True)
+    manifest = read_json(folder / "manifest.json")
+    write_json(folder / "manifest.json", {stage: entry for stage, entry in manifest.items() if stage != "evaluate"})
+    few = ["methods=[gradient]", "metrics=[sparseness]", "n_cases=1", "lesions=[]"]
+    datxai("benchmark", f"run={folder}", "n_jobs=1", *(f"benchmark.{word}" for word in few))
+    assert len(read_table(folder / "benchmark" / "results.tsv")) == 1
+
+
 def test_a_run_is_needed(tmp_path):
     assert "run=RUN_DIR" in datxai("benchmark", status=2).stderr
     assert "no run folder" in datxai("benchmark", f"run={tmp_path}", status=2).stderr

@@ -32,7 +32,7 @@ def run(settings: Config, trained: Run) -> None:
     is not made again, so that a benchmark that was interrupted goes on where it was.
     """
     check(settings)
-    trained.entry("evaluate", "benchmark")
+    trained.entry("train", "benchmark")
     bench = Bench(settings, trained)
     log.info("benchmark")
     trials = [*choose_cases(bench), *try_lesions(bench)]

@@ -73,8 +73,9 @@ class Imaging:
             )
         volume = resample(scan, WORKING_GRID, transform, step="register")
         volume = scale(volume, self.regions["reference_region"], chosen.reference_percentile)
-        judged = quality.judge(fit | quality.measure_uptake(volume, self.regions))
         sbr = measure_sbr(volume, self.regions, chosen.putamen_ml, chosen.caudate_ml, chosen.striatum_ml)
+        seen = quality.measure_uptake(volume, self.regions) | {"contrast": max(sbr.values())}
+        judged = quality.judge(fit | seen)
         mirrored = False
         if chosen.mirror:
             volume, mirrored = mirror_to_lower_left(volume, sbr)

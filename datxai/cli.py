@@ -109,6 +109,8 @@ def main() -> None:
             overrides.append("hydra.sweep.subdir=.")
     if stage == "benchmark" and "benchmark" not in given:
         overrides.append("benchmark=default")
+    if stage in NEED_NO_RUN:
+        overrides.append("run=.")
     if given.get("dry_run") == "true":
         if sweep:
             _fail("--dry-run shows one composite; leave out -m.")

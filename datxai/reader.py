@@ -29,11 +29,12 @@ from datxai.anatomy import load_anatomy
 from datxai.case import SBR, Explainer, Imaging, grid_of, measure_map, outline_of, predict_label, read_path
 from datxai.config import Config, restore
 from datxai.errors import InputError
-from datxai.files import read_json, write_json
+from datxai.files import hash_content, read_json, write_json
 from datxai.results import read_normals, read_predictions
 from datxai.run import Run
 from datxai.volume import Volume, load, resample, save
 
+MAX_AGE = 120  # years
 SCREEN_DPI = 150  # of the figure of a case, which the page shows only where its viewer cannot run
 
 
@@ -47,7 +48,7 @@ class Reading:
     scan, own_relevance : Volume in the scan's own space, as far as it is RAS+
     spect, relevance : Volume in MNI space on the network's grid; scaled uptake, and relevance
     result : what is written as ``prediction.json``: ``predicted``, ``p_reduced``, ``probability``, binding ratios with
-        their ``normal_range``, ``quality``, ``consistent``, ``peak``, ``ledger``, ``timings`` in seconds
+        their ``normal_range``, ``quality``, ``consistent``, ``warnings``, ``peak``, ``ledger``, ``timings`` in seconds
     source : of the DICOM results, where these are asked for
     """
 
@@ -122,7 +123,12 @@ class Reader:
 
     @cached_property
     def means(self) -> list[np.ndarray] | None:
-        """Mean relevance maps of the true negative and true positive test cases; None if one has no case."""
+        """Mean relevance maps of the true negative and true positive test cases; None if one has no case, or if these
+        maps were made another way, which a map of this reader must not be held against."""
+        from datxai.stages.explain import depends
+
+        if hash_content(depends(self.settings)) != hash_content(self.run.entry("explain", "case")["config"]):
+            return None
         paths = [self.run.mean_of(f"{group}_relevance") for group in ("TN", "TP")]
         return [load(path, blank=True).data for path in paths] if all(path.exists() for path in paths) else None
 
@@ -162,6 +168,8 @@ class Reader:
             scan = read_path(path, self.settings)
             subject = _read_subject(path)
         age = subject["age"] if age is None else age
+        if age is not None and not 0 <= age <= MAX_AGE:
+            raise InputError(f"{path}: the age is {age:g}, expected years, from 0 to {MAX_AGE}; give it as age=YEARS.")
         with _timed(timings, "register"):
             volume, measures = self.imaging.process(scan, path)
         with _timed(timings, "explain"):
@@ -185,6 +193,7 @@ class Reader:
             "scan": name,
             "age": age,
             "sex": subject["sex"],
+            "tracer": subject["tracer"],
             **found,
             "probability": calibrated if self.calibration["determined"] else None,
             "uncertain": abs(calibrated - 0.5) <= self.calibration["half_width"],
@@ -197,6 +206,7 @@ class Reader:
             "timings": timings,
             "made_by": {"datxai": __version__, "run": self.run.entry("evaluate", "case")["fingerprint"]},
         }
+        result["warnings"] = _find_doubts(result)
         for suffix in (".gz", ".nii", ".dcm"):
             name = name.removesuffix(suffix)
         if source is not None and source.deidentified:
@@ -258,12 +268,7 @@ class Reader:
         """The content of `datxai.analysis.report.write_case_report`."""
         from datxai.analysis.normal_range import describe_range
 
-        result, judged = reading.result, reading.result["quality"]
-        warnings = [judged["reason"]] if judged["verdict"] != "green" else []
-        if result["uncertain"]:
-            warnings.append("The probability is close to one half: the network is uncertain.")
-        if result["consistent"] is False:
-            warnings.append("The map is more like those of the other class: the decision may be wrong.")
+        result = reading.result
         evaluated = self.run.entry("evaluate", "case")
         return {
             "case_id": reading.name,
@@ -272,13 +277,19 @@ class Reader:
             "p_reduced": result["p_reduced"],
             "probability": result["probability"],
             "volumes": {"spect": reading.spect, "relevance": reading.relevance},
-            "own_volumes": {"spect": reading.scan, "relevance": reading.own_relevance},
+            "own_volumes": {
+                "spect": replace(reading.scan, data=reading.scan.data / np.float32(result["reference_value"])),
+                "relevance": reading.own_relevance,
+            },
             "outline": outline_of(self.regions),
             "sbr": {key: result[key] for key in SBR},
             "normal_range": result["normal_range"],
-            "normal_range_source": describe_range(result["normal_range"], result["age"]),
+            "normal_range_source": describe_range(
+                result["normal_range"], result["age"], [case["age"] for case in self.normals]
+            ),
             "subject": {"age": result["age"], "sex": result["sex"]},
             "relevance": {
+                "ipsilateral side": "right" if result["mirrored"] else "left",
                 **result["roi_relevance"],
                 "likeness_to_mean_TN": result.get("r_normal"),
                 "likeness_to_mean_TP": result.get("r_reduced"),
@@ -289,10 +300,10 @@ class Reader:
                 "seed (normal, reduced)": ", ".join(f"{value:.4g}" for value in result["seed"]),
                 "sum": result["sum"],
             },
-            "quality": {**judged, "reference_value": result["reference_value"], "mirrored": result["mirrored"]},
+            "quality": result["quality"] | {key: result[key] for key in ("reference_value", "mirrored")},
             "provenance": {"datxai": __version__} | {key: evaluated[key] for key in ("finished", "fingerprint")},
             "timings": result["timings"],
-            "warnings": warnings,
+            "warnings": result["warnings"],
             "ledger": result["ledger"],
         }
 
@@ -323,6 +334,26 @@ def _load_network(settings: Config, run: Run, timings: dict[str, float]) -> Expl
         return Explainer.of(settings, run)
 
 
+def _find_doubts(result: Mapping) -> list[str]:
+    """Why a reading is not to be relied on, a sentence each."""
+    doubts, judged = [], result["quality"]
+    if judged["verdict"] != "green":
+        doubts.append(f"The registration is doubtful: {judged['reason']}.")
+    if result["tracer"]:
+        from datxai.imaging.dicom import is_dat_tracer
+
+        if not is_dat_tracer(result["tracer"]):
+            doubts.append(
+                f"The header names the tracer {result['tracer']}; the network knows scans of the dopamine transporter "
+                f"alone, and calls any other normal or reduced as well."
+            )
+    if result["uncertain"]:
+        doubts.append("The probability is close to one half: the network is uncertain.")
+    if result["consistent"] is False:
+        doubts.append("The map is more like those of the other class: the decision may be wrong.")
+    return doubts
+
+
 @contextmanager
 def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
     begin = time.perf_counter()
@@ -331,9 +362,9 @@ def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
 
 
 def _read_subject(path: Path) -> dict:
-    """Age and sex, as far as the header of a DICOM scan tells them."""
+    """Age, sex and tracer, as far as the header of a DICOM scan tells them."""
     if path.is_file() and path.name.lower().endswith((".nii", ".nii.gz")):
-        return {"age": None, "sex": None}
+        return {"age": None, "sex": None, "tracer": None}
     from datxai.imaging import dicom
 
     return dicom.read_subject(path)

@@ -117,7 +117,8 @@ def load(path: str | os.PathLike, blank: bool = False) -> Volume:
     """Read a NIfTI file as a `Volume`, axes permuted and flipped to the closest RAS+ order.
 
     Raises `InputError` for what cannot be one scan: unreadable or truncated files, several frames, an affine that
-    cannot be inverted, NaN or infinite values, and, unless ``blank`` is allowed, an image that is zero everywhere.
+    is not told or cannot be inverted, NaN or infinite values, and, unless ``blank`` is allowed, an image that is zero
+    everywhere.
     """
     path = Path(path)
     if not path.is_file():
@@ -138,6 +139,11 @@ def load(path: str | os.PathLike, blank: bool = False) -> Volume:
     if data.ndim != 3:
         raise InputError(
             f"{path}: has shape {data.shape}, expected one 3-D volume; extract or average the frames first."
+        )
+    if isinstance(image, nib.Nifti1Pair) and image.header["sform_code"] == image.header["qform_code"] == 0:
+        raise InputError(
+            f"{path}: its header does not say how the scan lies (sform_code and qform_code are 0, expected one of them "
+            f"set), so left and right are unknown; export it again, with its orientation."
         )
     affine = np.asarray(image.affine, float)
     require_invertible(affine, path)

@@ -65,6 +65,27 @@ def test_age_and_sex_are_those_of_the_header(folder, reader, reading):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("age", [-4, 300])
+def test_an_age_that_nobody_has_is_refused(folder, reader, age):
+    with pytest.raises(InputError, match=f"the age is {age}, expected years, from 0 to 120"):
+        reader.read(folder / "simulated" / "sub-0002_spect.dcm", age=age)
+
+
+def test_a_map_is_held_against_mean_maps_made_alike_alone(folder, reader):
+    """LRP from the other output has the opposite sign, and would look like a wrong decision."""
+    assert reader.means is not None
+    assert Reader.open(folder, target="difference").means is None
+
+
+def test_a_tracer_of_something_else_is_named(folder, reader, reading, tmp_path):
+    assert reading.result["tracer"] == "Ioflupane I-123"
+    assert "tracer" not in " ".join(reading.result["warnings"])
+    other = pydicom.dcmread(folder / "simulated" / "sub-0002_spect.dcm")
+    other.RadiopharmaceuticalInformationSequence[0].Radiopharmaceutical = "123I-IBZM"
+    other.save_as(tmp_path / "scan.dcm")
+    assert "The header names the tracer 123I-IBZM" in " ".join(reader.read(tmp_path / "scan.dcm").result["warnings"])
+
+
 def test_a_map_goes_back_to_the_scan_and_to_its_side(reader, side, monkeypatch, tmp_path):
     """With the network's input as the map, what comes back is the scan itself, on its own side and in its place."""
     scan = load_asymmetric_scan(reader, side)

@@ -50,6 +50,15 @@ def test_loading_brings_the_axes_to_ras_and_leaves_every_value_where_it_was(name
     assert loaded.recorded("load") == {"step": "load", "file": "scan.nii.gz"}
 
 
+def test_a_header_that_does_not_say_how_the_scan_lies_is_refused(tmp_path):
+    """nibabel makes up an orientation for it, and with it left and right."""
+    image = nib.Nifti1Image(np.ones(SHAPE, np.float32), None)
+    assert image.header["sform_code"] == image.header["qform_code"] == 0
+    nib.save(image, tmp_path / "scan.nii.gz")
+    with pytest.raises(InputError, match=r"scan\.nii\.gz: its header does not say how the scan lies"):
+        volume.load(tmp_path / "scan.nii.gz")
+
+
 @pytest.mark.parametrize("name", ORIENTATIONS)
 def test_resampling_a_linear_image_gives_its_value_at_the_voxel_centres(name):
     grid = Grid((24, 24, 24), make_affine(ORIENTATIONS[name]))

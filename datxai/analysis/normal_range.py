@@ -19,11 +19,22 @@ def expect_ratios(normals: Sequence[Mapping], names: Sequence[str], age: float |
     return {name: fit_normal_range([case[name] for case in normals], ages, age) for name in names}
 
 
-def describe_range(expected: Mapping[str, Mapping | None], age: float | None) -> str:
-    """The sentence that says where the ranges of `expect_ratios` come from; empty where there is none."""
+def describe_range(
+    expected: Mapping[str, Mapping | None], age: float | None, ages: Sequence[float | None] = ()
+) -> str:
+    """What says where the ranges of `expect_ratios` come from; empty where there is none.
+
+    ``ages`` are those of the normal cases: that an age lies beyond them is said too.
+    """
     cases = {found["n"] for found in expected.values() if found}
+    if not cases:
+        return ""
     place = "regardless of age, which is not known" if age is None else f"at {age:g} years"
-    return f"95 % prediction interval of {max(cases)} normal cases of the run {place}." if cases else ""
+    known = [one for one in ages if one is not None]
+    beyond = ""
+    if age is not None and known and not min(known) <= age <= max(known):
+        beyond = f" Their ages are {min(known):.0f} to {max(known):.0f} years, so that this is an extrapolation."
+    return f"95 % prediction interval of {max(cases)} normal cases of the run {place}.{beyond}"
 
 
 def fit_normal_range(

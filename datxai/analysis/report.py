@@ -185,9 +185,11 @@ def describe_case(content: Mapping) -> dict:
     """The content of `write_case_report` in the words and numbers of page and PDF.
 
     Returns ``heading``, ``subtitle``, ``tiles`` (rows with ``name, value, note, kind``), ``ratios`` (rows of the
-    table of binding ratios), ``sections`` (title to name and value), and ``alt`` and ``caption`` of the figure.
+    table of binding ratios), ``sections`` (title to name and value), ``alt`` and ``caption`` of the figure, and
+    ``explained``, what red speaks for.
     """
     name, title = content["case_id"], content.get("title")
+    explained = _describe_output((content.get("explanation") or {}).get("target"), content.get("predicted"))
     sections = {
         "Subject": content.get("subject"),
         "Regional relevance": content.get("relevance"),
@@ -208,8 +210,23 @@ def describe_case(content: Mapping) -> dict:
         "sections": {title: pairs for title, pairs in sections.items() if pairs},
         "alt": "Uptake and relevance of the scan on the slices through the most relevant voxel",
         "caption": "Uptake (top) and relevance over uptake (bottom) on the slices through the voxel of highest "
-        "absolute relevance. Red speaks for the explained output, blue against it.",
+        f"absolute relevance. Red speaks for {explained}, blue against it.",
+        "explained": explained,
     }
+
+
+def _describe_output(target: str | None, predicted: int | None) -> str:
+    """The output that a map of this target explains."""
+    called = "the class called" if predicted is None else LABEL_NAMES[predicted]
+    words = {
+        "predicted": f"{called} (the class called)" if predicted is not None else called,
+        "normal": "normal",
+        "reduced": "reduced",
+        "label": "the class of the label",
+        "difference": "reduced rather than normal",
+        "decision": f"{called} rather than the other class",
+    }
+    return words.get(target, "the explained output")
 
 
 def _tile_label(content: Mapping) -> dict | None:

@@ -26,6 +26,8 @@ def run(settings: Config, trained: Run) -> None:
     place = reader.write(reading, trained.folder / "cases" / reading.name)
     result = reading.result
     p = result["p_reduced"] if result["probability"] is None else result["probability"]
+    for doubt in result["warnings"]:
+        log.warning("%s", doubt)
     log.info(
         "%s: %s (p = %.3f), SBR of the lower putamen %.2f\nReport: %s\nSeconds: %s",
         result["scan"],

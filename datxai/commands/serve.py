@@ -33,7 +33,7 @@ from datxai.analysis.report import render_upload_page
 from datxai.commands.upload import CHUNK, UploadLimits, unpack
 from datxai.config import Config
 from datxai.errors import InputError
-from datxai.reader import Reader
+from datxai.reader import MAX_AGE, Reader
 from datxai.run import Run
 
 log = logging.getLogger("datxai")
@@ -275,8 +275,8 @@ def _parse_age(text: str | None) -> float | None:
         age = None if text is None else float(text)
     except ValueError:
         age = math.nan
-    if age is not None and not 0 <= age <= 120:
-        raise InputError("The age cannot be used; expected years, from 0 to 120.")
+    if age is not None and not 0 <= age <= MAX_AGE:
+        raise InputError(f"The age cannot be used; expected years, from 0 to {MAX_AGE}.")
     return age
 
 

@@ -37,6 +37,7 @@ LIMITS = {
     "shear": Limits((0.0, 0.08), (0.0, 0.2), "shear of the head"),
     "coverage": Limits((0.8, 1.0), (0.5, 1.0), "part of the brain in the field of view"),
     "reference": Limits((0.9, 1.5), (0.7, 1.8), "reference value over the mean of the brain"),
+    "contrast": Limits((0.25, np.inf), (0.1, np.inf), "largest binding ratio of the striatum"),
 }
 
 

@@ -89,7 +89,7 @@ def register(volume: Volume, bases: Mapping[str, Volume]) -> Registration:
     fits = [upright if orientation else min(upright, turned, key=lambda fit: fit.unexplained)]
     for problem in finer:
         fits.append(problem.fit(fits[-1].pose, _AFFINE))
-    weights = dict(zip(bases, fits[-1].weights.tolist()))
+    weights = dict(zip(bases, (finer[-1].unit * fits[-1].weights).tolist()))
     return Registration(np.linalg.inv(fits[-1].pose), weights, sum(fit.steps for fit in fits))
 
 
@@ -194,7 +194,9 @@ class _Problem:
         self.template, self.centre = template, centre
         # At the edge of the field of view smoothing makes up what the scan does not show: leave it out.
         points = resample(_blur(scan, template.level), _coarsen(scan.grid, template.level, inset_mm=template.level))
-        self.values = points.data.ravel().astype(np.float64)
+        values = points.data.ravel().astype(np.float64)
+        self.unit = values.std() or 1.0  # of the values here, so that those of the scan do not count beside a pose's
+        self.values = values / self.unit
         self.positions = points.grid.world_coordinates().reshape(-1, 3)
 
     def search(self, starts: Iterator[np.ndarray]) -> _Fit:

@@ -336,8 +336,9 @@ def describe_case(found: Findings, case: Mapping, roi_relevance: Mapping[str, Ma
         "volumes": {kind: unmirror(load(file, blank=True), measures["mirrored"]) for kind, file in files.items()},
         "sbr": {key: measures[key] for key in SBR},
         "normal_range": expected,
-        "normal_range_source": describe_range(expected, age),
-        "relevance": roi_relevance.get(name),
+        "normal_range_source": describe_range(expected, age, [normal["age"] for normal in found.normals]),
+        "relevance": name in roi_relevance
+        and {"ipsilateral side": "right" if measures["mirrored"] else "left", **roi_relevance[name]},
         "explanation": {**record["method"], "sum": record["sum"]},
         "quality": measures["quality"] | {"mirrored for the network": measures["mirrored"]},
         "subject": {"set": case["set"]} | {key: person[key] for key in ("age", "sex")},

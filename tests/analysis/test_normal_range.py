@@ -70,6 +70,8 @@ def test_several_ratios_and_the_sentence_about_them(age, said):
     assert found["caudate"]["high"] == pytest.approx(2 * found["putamen"]["high"])
     assert said in describe_range(found, age)
     assert describe_range(expect_ratios([], ["putamen"], age), age) == ""
+    assert ("is an extrapolation" in describe_range(found, age, [70.0, None, 90.0])) == (age is not None)
+    assert "extrapolation" not in describe_range(found, age, [60.0, 80.0])
 
 
 @given(st.floats(0.1, 10), st.floats(-5, 5), st.floats(20, 100))

@@ -9,7 +9,7 @@ from datxai.volume import Volume
 
 GOOD = {
     "similarity": 0.97, "overlap": 0.95, "drift_mm": 1.0, "determinant": 0.9, "zoom_min": 0.93, "zoom_max": 1.02,
-    "rotation_deg": 8.0, "shear": 0.02, "coverage": 1.0, "reference": 1.1,
+    "rotation_deg": 8.0, "shear": 0.02, "coverage": 1.0, "reference": 1.1, "contrast": 2.0,
 }  # fmt: skip
 
 
@@ -37,6 +37,13 @@ def test_green_amber_red():
     assert "shear of the head 0.12, expected at most 0.08" in doubtful["reason"]
     with pytest.raises(InputError, match=r"quality control: rotation .* 100.00, expected at most 60"):
         judge(GOOD | {"rotation_deg": 100.0})
+
+
+def test_a_head_without_a_striatum_is_no_dat_spect():
+    """A phantom of plain water, say: every scan of the simulated cohort has more than 0.5."""
+    assert judge(GOOD | {"contrast": 0.2})["verdict"] == "amber"
+    with pytest.raises(InputError, match=r"largest binding ratio of the striatum 0.00, expected at least 0.1"):
+        judge(GOOD | {"contrast": 0.0})
 
 
 def test_nothing_that_is_no_number_is_green():

@@ -9,7 +9,7 @@ from datxai.imaging.dicom.dataset import identify
 from datxai.imaging.dicom.export import write_projections
 from datxai.imaging.dicom.projections import Projections, read_projections
 from datxai.imaging.dicom.result import write_dicom_results, write_parametric_map, write_secondary_capture
-from datxai.imaging.dicom.source import Source, deidentify, read_source, read_subject
+from datxai.imaging.dicom.source import Source, deidentify, is_dat_tracer, read_source, read_subject
 from datxai.imaging.dicom.volumes import read_series
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Source",
     "deidentify",
     "identify",
+    "is_dat_tracer",
     "read_projections",
     "read_series",
     "read_source",

@@ -7,6 +7,7 @@ operators and stations never get into a result.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ REQUIRED = (  # type 2 of the modules Patient and General Study (DICOM PS3.3 C.7
 )  # fmt: skip
 OPTIONAL = ("IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight", "StudyDescription")
 SCAN_DATES = ("AcquisitionDate", "StudyDate", "SeriesDate")  # the last may be that of a later reconstruction
+DAT_TRACERS = ("ioflupane", "datscan", "fpcit", "bcit", "iometopane", "trodat", "pe2i", "altropane")
 OLDEST = 110  # years; who is older was born on a date made up, such as 1900-01-01
 BASIC_PROFILE = ("113100", "DCM", "Basic Application Confidentiality Profile")
 
@@ -87,13 +89,23 @@ def read_source(files: str | os.PathLike | Iterable[str | os.PathLike]) -> Sourc
 
 
 def read_subject(files: str | os.PathLike | Iterable[str | os.PathLike]) -> dict:
-    """``age`` in years and ``sex`` (M, F or O) of the person, from the header of the first file; None if not told.
+    """``age`` in years and ``sex`` (M, F or O) of the person, and the ``tracer`` as it is named, from the header of the
+    first file; None if not told.
 
     The age is Patient's Age, or else the full years from birth to the scan, as far as both dates make sense.
     """
     with reading(list_files(files)[0], stop_before_pixels=True) as dataset:
         age, sex = _parse_age(dataset), str(dataset.get("PatientSex") or "")
-    return {"age": age, "sex": sex if sex in ("M", "F", "O") else None}
+        told = [dataset, *(dataset.get("RadiopharmaceuticalInformationSequence") or ())]
+        tracers = [str(item.get("Radiopharmaceutical") or "").strip() for item in told]
+    return {"age": age, "sex": sex if sex in ("M", "F", "O") else None, "tracer": next(filter(None, tracers), None)}
+
+
+def is_dat_tracer(name: str) -> bool:
+    """Whether the name of a tracer is one of the dopamine transporter's, or tells no more than the nuclide."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower().replace("β", "b").replace("beta", "b"))
+    nuclide = re.sub(r"i(od(ine?)?)?123|123i(od(ine?)?)?|(tc|technetium)99m?|99m?(tc|technetium)", "", plain)
+    return not nuclide or any(tracer in nuclide for tracer in DAT_TRACERS)
 
 
 def deidentify(source: Source) -> Source:

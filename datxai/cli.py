@@ -5,6 +5,7 @@ This is the only file that imports Hydra, and it imports nothing heavy, so that 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -51,8 +52,13 @@ Hydra's own
 """
 
 
+PLACE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 NEED_NO_RUN = {"compare", "reads"}
 FROM_TRAINING_ON = list(STAGES)[list(STAGES).index("train") :]
+PATHS = (  # settings whose value is a path, or a pattern of paths
+    "run", "base", "scan", "file", "out", "data.root", "data.participants", "data.collection", "data.pattern",
+    "registration.template", "atlas.labels", "atlas.names", "composite.rules_from",
+)  # fmt: skip
 UNNAMED = ("stage", "run", "base", "shard", "device", "n_jobs")  # settings that do not name the folder of a job
 
 
@@ -79,9 +85,9 @@ def main() -> None:
     if stage in FROM_TRAINING_ON and not any(_key(word) == "training.seed" for word in words):
         # Cohort and split are those of the run, whatever the seed; what the seed is left to choose is the training.
         words = [f"training.{word}" if _key(word) == "seed" else word for word in words]
-    overrides = [_quote(word) for word in words]
-    given = {_key(word): word.partition("=")[2].strip("'") for word in overrides}
     sweep = bool({"-m", "--multirun"} & set(flags))
+    overrides = [_quote(word, sweep) for word in words]
+    given = {_key(word): word.partition("=")[2].strip("'\"") for word in words}
     run, base = (Path("."), None) if stage in NEED_NO_RUN else _choose_folders(given, flags, overrides, sweep)
     if sweep and stage in ["split", *FROM_TRAINING_ON] and base is None and given.get("dry_run") != "true":
         _fail(
@@ -96,12 +102,16 @@ def main() -> None:
     if stage in COMMANDS and stage not in NEED_NO_RUN:
         _require_run(stage, run, given)
     if not {"--cfg", "-c"} & set(flags) and stage not in NEED_NO_RUN:
-        begun = [base] if stage == ALL or sweep else [run, base]
+        begun = [base] if sweep else [run, base]
         begun = next((folder for folder in begun if folder and _is_begun(folder)), None)
         kept_flags, kept = _take_over(begun, given) if begun else ([], [])
+        if stage == ALL and "experiment" in given and f"experiment={given['experiment']}" not in kept:
+            kept_flags, kept = [], []  # a configuration of its own
         flags, overrides = [*kept_flags, *flags], [*kept, *overrides]
         if begun and "run" not in given:  # what is taken over must not lead elsewhere
             overrides.append(_quote(f"run={run}"))
+        if given.get("dry_run") != "true":
+            _require_writable(run)
         if sweep:  # a job's folder is named after what was given now
             unnamed = ",".join(f"'{key}'" for key in (*UNNAMED, *map(_key, kept)))
             overrides.append(f"hydra.job.config.override_dirname.exclude_keys=[{unnamed}]")
@@ -115,7 +125,7 @@ def main() -> None:
         if sweep:
             _fail("--dry-run shows one composite; leave out -m.")
         overrides.append("hydra.run.dir=.")  # no trace of it
-    if _is_one_of_many() and stage != "train":
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and stage != "train":
         _fail("Under torchrun only `train` runs; start the other stages without it.")
     if stage != ALL:
         overrides.append(f"stage={stage}")
@@ -235,11 +245,6 @@ def _require_settings_alone(folder: str) -> None:
             )
 
 
-def _is_one_of_many() -> bool:
-    """Whether torchrun has started this process beside others."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
-
-
 def _gather_runs(words: list[str]) -> list[str]:
     """The words after ``compare``, with the folders among them as one override: runs=[...]."""
     runs = [word for word in words if "=" not in word or Path(word).is_dir()]
@@ -247,10 +252,16 @@ def _gather_runs(words: list[str]) -> list[str]:
     return [*(word for word in words if word not in runs), f"runs=[{named}]"]
 
 
-def _quote(override: str) -> str:
-    """An override whose value holds an equals sign, as the folders of a sweep do, in quotes: Hydra needs them."""
+def _quote(override: str, sweep: bool = False) -> str:
+    """An override in quotes where Hydra's grammar needs them: the value is a path, with blanks, commas or umlauts
+    maybe, or holds an equals sign, as the folders of a sweep do."""
     key, _, value = override.partition("=")
-    return f"{key}='{value}'" if "=" in value and value[0] not in "'\"[{" and "(" not in value else override
+    if not value or value == "null" or value[0] in "'\"":
+        return override
+    is_path = _key(override) in PATHS and not sweep  # a sweep may name several, and choices between commas
+    holds_equals = "=" in value and value[0] not in "[{" and "(" not in value
+    escaped = value.replace("'", r"\'")
+    return f"{key}='{escaped}'" if is_path or holds_equals else override
 
 
 def _is_begun(folder: Path) -> bool:
@@ -283,6 +294,14 @@ def _require_run(command: str, run: Path, given: dict[str, str]) -> None:
         _fail(f"`datxai {command}` needs run=RUN_DIR, the folder of a run.")
     if not (run / "manifest.json").is_file():
         _fail(f"run={run}: no run folder of datxai there (no manifest.json); make one with `datxai run={run}`.")
+
+
+def _require_writable(run: Path) -> None:
+    place = next(path for path in (run, *run.absolute().parents) if path.exists())
+    if not place.is_dir():
+        _fail(f"run={run}: {place} is a file, expected a folder; choose another run=DIR.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        _fail(f"run={run}: nothing can be written to {place}; choose another run=DIR or mend its permissions.")
 
 
 def _key(override: str) -> str:
@@ -325,7 +344,7 @@ def _require_given(settings: object, given: dict[str, str], place: str = "") -> 
 @contextmanager
 def _recording(cfg: DictConfig, folder: Path) -> Iterator[None]:
     """The configuration as the run's record, in ``.hydra`` and as Hydra would write it, but for the interpolations,
-    which are replaced. A run that is refused keeps the record it had."""
+    which are replaced. A run that is refused, or fails, keeps the record it had."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
@@ -337,7 +356,7 @@ def _recording(cfg: DictConfig, folder: Path) -> Iterator[None]:
     OmegaConf.save(of_hydra.hydra.overrides.task, record / "overrides.yaml")
     try:
         yield
-    except InputError:
+    except Exception:
         for path in record.glob("*.yaml"):
             path.unlink()
         for path, content in before.items():
@@ -374,15 +393,18 @@ def _launch(given: dict[str, str]) -> None:
             settings.run = str(folder)
             if hydra_config.mode == RunMode.MULTIRUN:
                 log.info("\n%s", folder)
-            leaves_record = not (settings.stage in COMMANDS or settings.dry_run or _is_one_of_many())
+            follows = int(os.environ.get("RANK", 0)) > 0  # another process of torchrun, which keeps the record
+            leaves_record = not (settings.stage in COMMANDS or settings.dry_run or follows)
             with _recording(cfg, folder) if leaves_record else nullcontext():
                 pipeline.run(settings)
-        except InputError as error:
+        except (InputError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in PLACE_FAULTS:
+                raise
             if hydra_config.mode != RunMode.MULTIRUN:
-                _fail(str(error))
+                _fail(_say(error))
             refused = True  # launchers know of exceptions; where a worker exits, they see a crash and may try again
-            log.error("datxai: %s", error)
-            raise CompactHydraException(f"datxai: {folder}: {error}") from error
+            log.error("datxai: %s", _say(error))
+            raise CompactHydraException(f"datxai: {folder}: {_say(error)}") from error
         except KeyboardInterrupt:
             print("datxai: interrupted; the same command goes on from here.", file=sys.stderr)
             sys.exit(130)
@@ -401,6 +423,13 @@ def _launch(given: dict[str, str]) -> None:
         if end.code == 1 and (refused or not started):  # by us or by Hydra, which has said why
             sys.exit(2)
         raise
+
+
+def _say(error: Exception) -> str:
+    """An error as a sentence for the user."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the run folder'}: {error.strerror}; make room or choose another place."
+    return str(error)
 
 
 def _fail(sentence: str) -> None:

@@ -5,11 +5,14 @@ Values live in ``conf/``; one dataclass here per group there. ``MISSING`` marks 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
-MISSING: Any = "???"  # OmegaConf's marker, spelt out so that this file imports nothing
+from datxai.errors import InputError
+
+MISSING: Any = "???"  # OmegaConf's marker, spelt out so that nothing heavy is imported here
 
 STAGES = {
     "simulate": "make the phantom cohort (data=phantom)",
@@ -267,6 +270,27 @@ class Config:
     n_jobs: int = -1
     on_error: str = "raise"  # raise | skip
     dry_run: bool = False  # of `explain`: show which layer gets which rule, make nothing
+
+
+def require_sensible(settings: Config) -> None:
+    """Refuse numbers that no run can be made with, before anything is made or removed (`InputError`)."""
+    network, training, seed = settings.network, settings.training, "a whole number from 0 to 2^63 - 1"
+    n_subjects = getattr(settings.data, "n_subjects", 1)
+    for name, value, holds, expected in (
+        ("seed", settings.seed, 0 <= settings.seed < 2**63, seed),
+        ("n_jobs", settings.n_jobs, settings.n_jobs != 0, "-1 (one per core) or a number of processes"),
+        ("data.n_subjects", n_subjects, n_subjects > 0, "1 or more"),
+        ("network.channels", network.channels, min(network.channels, default=0) > 0, "numbers of 1 or more"),
+        ("network.hidden", network.hidden, min(network.hidden, default=1) > 0, "numbers of 1 or more"),
+        ("network.dropout", network.dropout, 0 <= network.dropout < 1, "0 or more and less than 1"),
+        ("training.seed", training.seed, 0 <= training.seed < 2**63, seed),
+        ("training.batch_size", training.batch_size, training.batch_size > 0, "1 or more"),
+        ("training.learning_rate", training.learning_rate, 0 < training.learning_rate < math.inf, "more than 0"),
+        ("training.max_epochs", training.max_epochs, training.max_epochs > 0, "1 or more"),
+        ("training.patience", training.patience, training.patience is None or training.patience > 0, "null, 1 or more"),
+    ):
+        if not holds:
+            raise InputError(f"{name} is {value}, expected {expected}; change {name}=VALUE.")
 
 
 def restore(values: Any, kind: Any = Config) -> Any:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from types import ModuleType
 
-from datxai.config import ALL, COMMANDS, STAGES, Config
+from datxai.config import ALL, COMMANDS, STAGES, Config, require_sensible
 from datxai.errors import InputError
 from datxai.files import read_json
 from datxai.run import Run
@@ -23,6 +23,7 @@ def run(settings: Config) -> None:
 
     Raises `InputError` for everything that the user has to mend.
     """
+    require_sensible(settings)
     folder = Run(settings.run)
     if settings.shard is not None and settings.stage not in SHARDED:
         raise InputError(f"shard={settings.shard}: only the stages {' and '.join(SHARDED)} are made in shards.")

@@ -1,5 +1,6 @@
 """The installed command: help, configuration, bad input."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -168,6 +169,48 @@ def test_no_dry_run_is_a_run(tmp_path):
     forked.datxai("split", "run=here", "dry_run=false", cwd=tmp_path, status=2)
     assert not (tmp_path / ".hydra").exists()
     assert not (tmp_path / "datxai.log").exists()
+
+
+def test_a_run_goes_on_with_its_own_settings(tmp_path):
+    """Without a word of its data it would become the default phantom, over a clinic's cohort and its network."""
+    begun(tmp_path / "run", "data=folder", "data.root=missing", "grid=slab_12mm")
+    answer = forked.datxai("run=run", cwd=tmp_path, status=2)
+    assert "missing" in answer.stderr
+    assert not (tmp_path / "run" / "simulated").exists()
+    answer = forked.datxai("run=run", "data=phantom", "data.n_subjects=0", cwd=tmp_path, status=2)
+    assert "data.n_subjects" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=-1", "n_jobs=0", "training.seed=99999999999999999999999", "training.batch_size=0",
+        "training.learning_rate=-1", "training.learning_rate=nan", "training.max_epochs=0", "training.patience=0",
+        "network.dropout=1.5", "network.channels=[0]", "network.hidden=[0]", "data.n_subjects=0",
+    ],
+)  # fmt: skip
+def test_numbers_that_cannot_be_are_refused_before_anything_is_touched(tmp_path, override):
+    before = begun(tmp_path / "run", "training.max_epochs=2")
+    answer = forked.datxai("run=run", override, cwd=tmp_path, status=2)
+    assert f"{override.partition('=')[0]} is " in answer.stderr
+    assert "Traceback" not in answer.stdout + answer.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "run" / ".hydra").iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["clinic data (Köln)", "Müller, Hans (1)", "it's", "a=b"])
+def test_names_of_files_need_no_quotes_within_quotes(tmp_path, name):
+    answer = forked.datxai("preprocess", f"data.root={name}", "data=folder", f"run={name} run", cwd=tmp_path, status=2)
+    assert f"{name}: " in answer.stderr
+    assert f"data.root={name}" in answer.stderr or "no such folder" in answer.stderr
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for run in ("file", "file/run"):
+        answer = forked.datxai("simulate", f"run={run}", cwd=tmp_path, status=2)
+        assert "is a file, expected a folder" in answer.stderr
+    for fault in (errno.ENOSPC, errno.EROFS):
+        assert cli._say(OSError(fault, os.strerror(fault), "x.nii")).startswith(f"x.nii: {os.strerror(fault)};")
 
 
 def test_a_composite_given_now_is_explained_with_whatever_the_run_did_last(tmp_path):

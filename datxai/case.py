@@ -104,7 +104,8 @@ class Imaging:
         if found.orientation:
             raise InputError(
                 f"the scan seems to be stored {found.orientation}: it fits the template clearly better that way than "
-                f"as its header says; correct the orientation in the header, or leave it out with on_error=skip."
+                f"as its header says; correct the orientation in the header or, if it is right, give the whole head: "
+                f"one that is cut at the top cannot be registered."
             )
         return found.affine
 

@@ -4,8 +4,10 @@
 """
 
 from nazari2021 import CNN, Row, main
+from scipy.stats import binomtest
 
 from datxai.analysis.tables import format_percent
+from datxai.results import read_sbr
 from datxai.stages.report import draw
 
 
@@ -26,9 +28,24 @@ def make(runs, out):
             ("cart", "CART", "depth at most 3, leaves of at least 5 training cases"),
         )
     ]
-    low, high = found["sbr"]["accuracy_ci95"]
-    place = "within" if low <= found["cnn"]["accuracy"] <= high else "outside"
-    return [*rows, Row("accuracy of the CNN", cnn, f"{place} the interval of the SBR cutoff's")]
+    ratios, cutoff = read_sbr(runs[0].run), found["sbr"]["cutoff"]
+    alone = [0, 0]  # cases that the CNN, or the cutoff, has right and the other has not
+    for case in runs[0].predictions:
+        if case["set"] == "test":
+            low = min(ratios[case["participant_id"]][f"putamen_{side}"] for side in ("left", "right")) < cutoff
+            by_cnn, by_cutoff = case["predicted"] == case["label"], low == bool(case["label"])
+            alone[0] += by_cnn and not by_cutoff
+            alone[1] += by_cutoff and not by_cnn
+    p = binomtest(alone[0], sum(alone)).pvalue if sum(alone) else 1.0
+    return [
+        *rows,
+        Row(
+            "CNN and SBR cutoff on the same cases",
+            "",
+            f"{alone[0]} right by the CNN alone, {alone[1]} by the cutoff alone; p = {p:.2g}",
+            "exact test of McNemar",
+        ),
+    ]
 
 
 if __name__ == "__main__":

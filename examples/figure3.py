@@ -3,6 +3,7 @@
     python examples/figure3.py RUN_DIR [--out DIR]
 """
 
+import numpy as np
 from nazari2021 import Row, main
 
 from datxai.stages.report import draw
@@ -15,6 +16,10 @@ def make(runs, out):
         return [Row("mean maps of TN and TP", "sign flip", "n/a", "a group is empty")]
     peak = metrics["heat_map_peak"]
     place = "inside" if peak["inside"] else f"{peak['distance_mm']:.1f} mm from"
+    labels = runs[0].atlas.labels
+    index = np.rint(labels.grid.mm_to_index([peak[axis] for axis in "xyz"])).astype(int)
+    region = runs[0].atlas.names.get(int(labels.data[tuple(index)]), "no region")
+    region = region.replace("_left", ", ipsilateral").replace("_right", ", contralateral").replace("_", " ")
     return [
         Row(
             "correlation of the mean maps of TN and TP",
@@ -26,7 +31,7 @@ def make(runs, out):
             "hottest region of the heat map (TP − TN)",
             "ipsilateral putamen",
             f"x = {peak['x']:.0f}, y = {peak['y']:.0f}, z = {peak['z']:.0f} mm, {place} the ipsilateral "
-            "striatum".replace("-", "−"),
+            f"striatum; in the atlas: {region}".replace("-", "−"),
         ),
     ]
 

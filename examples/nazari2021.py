@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datxai.analysis.classification import summarise
+from datxai.errors import InputError
 from datxai.run import Run
 from datxai.stages.report import Findings
 
@@ -57,11 +58,17 @@ def parse(parser: argparse.ArgumentParser) -> tuple[list[Findings], Path, argpar
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="an evaluated run; then its repeats")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where figures and tables go; default RUN_DIR/paper")
     given = parser.parse_args()
+    for folder in given.runs:
+        if not folder.is_dir():
+            parser.error(f"{folder}: no such folder, expected a run folder (DIR/*/ names the folders in DIR alone)")
     out = given.out or given.runs[0] / "paper"
     out.mkdir(parents=True, exist_ok=True)
     runs = [Findings(Run(folder)) for folder in given.runs]
     for found in runs:
-        found.run.entry("train", "examples")
+        try:
+            found.run.entry("train", "examples")
+        except InputError as error:
+            parser.error(str(error))
         if _tested(found) != _tested(runs[0]):
             parser.error(f"{found.run.folder}: its test cases are not those of {runs[0].run.folder}")
     return runs, out, given

@@ -5,10 +5,12 @@
 
 from nazari2021 import Row, main
 
-from datxai.results import read_regions
+from datxai.analysis.classification import FEATURES
+from datxai.results import read_regions, read_roi_relevance
 from datxai.stages.report import draw
 
 SHOWN = 6
+ROIS = FEATURES[:4]  # putamen and caudate of both sides
 NOTE = """Density: a region's share of the brain's absolute relevance over its share of the volume. The flat rule on
 two layers spreads relevance over five voxels along each axis, so what lies near the striatum shares its relevance.
 The same group (Nazari et al. 2021, doi:10.1038/s41598-021-02385-x) found insula, amygdala, ventromedial prefrontal
@@ -21,7 +23,24 @@ def make(runs, out):
     inside = sum(row["share"] for row in rows if row["striatal"])
     volume = sum(row["volume_ml"] for row in rows if row["striatal"]) / sum(row["volume_ml"] for row in rows)
     first = [row for row in rows if not row["striatal"]][:SHOWN]
+    striatal = [f"{row['region'].replace('_', ' ')} {row['density']:.1f}" for row in rows if row["striatal"]]
+    relevance, cases = read_roi_relevance(runs[0].run), runs[0].predictions
+    positive = [case["participant_id"] for case in cases if case["label"] == case["predicted"] == 1]
+    reduced = [relevance[name] for name in positive if name in relevance]
+    leading = sum(max(ROIS, key=lambda roi: abs(row[roi])) == "putamen_ipsilateral" for row in reduced)
     return [
+        Row(
+            "reduced scans in which the ipsilateral putamen is most relevant",
+            "all",
+            f"{leading} of {len(reduced)} true positives",
+            "hottest voxels of caudate and putamen, absolute value",
+        ),
+        Row(
+            "striatum, by density of absolute relevance",
+            "putamen ipsilateral, putamen contralateral, caudate ipsilateral",
+            ", ".join(striatal),
+            "all test cases",
+        ),
         Row(
             "share of the brain's absolute relevance in the striatum",
             "much more than outside",

@@ -1,7 +1,7 @@
 """Repeats: the same split, other initial weights; which of sensitivity and specificity is larger.
 
     datxai -m base=RUN_DIR run=DIR training.seed=1,2,3,4
-    python examples/repeats.py RUN_DIR DIR/* [--out DIR]
+    python examples/repeats.py RUN_DIR DIR/*/ [--out DIR]
 """
 
 from nazari2021 import Row, main

@@ -1,7 +1,7 @@
 """Which start of the explanation gives relevance that changes its sign between the classes, as the paper shows it?
 
     datxai train -m base=RUN_DIR run=DIR training.seed=1,2,3,4
-    python examples/sign_of_relevance.py RUN_DIR DIR/* [--out DIR]
+    python examples/sign_of_relevance.py RUN_DIR DIR/*/ [--out DIR]
 
 LRP is linear in what it starts with. So two maps of a case, of either output started with one, give the maps of every
 start below; they are kept in DIR/sign, and a second call, or one with more runs, goes on from there. Runs need no more

@@ -93,8 +93,7 @@ def judge(measures: Mapping[str, float]) -> dict:
             sentence = f"{limits.words} {value:.2f}, expected {limit}"
             if colour == RED:
                 raise InputError(
-                    f"quality control: {sentence}; check that the scan is a head and its header right, or leave it "
-                    f"out with on_error=skip."
+                    f"quality control: {sentence}; check that the scan is a head and its header right."
                 )
             verdict, reason = AMBER, f"{reason}; {sentence}" if reason else sentence
             break

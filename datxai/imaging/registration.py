@@ -317,7 +317,7 @@ def _find_head(volume: Volume) -> tuple[Volume, np.ndarray]:
     if not count or head.all():
         raise InputError(
             "registration: no head stands out from the background of the scan, expected a whole head; "
-            "check the scan or set registration=none."
+            "check the scan."
         )
     head = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     litres = head.sum() * coarse.grid.voxel_ml / 1000

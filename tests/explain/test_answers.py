@@ -126,7 +126,7 @@ def test_a_setting_that_is_changed_is_another_network(cnn, scans):
     np.testing.assert_allclose(answers(model, scans), -before)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_weights_of_a_scripted_network_that_were_written_over_are_other_weights(other_network, scans):
     model = torch.jit.trace(other_network, scans)
     answers = Answers()

@@ -112,7 +112,7 @@ def flip(case: Case, labels: np.ndarray, steps: int = STEPS, orders: int = ORDER
     sets = [chosen for order in (*best, *(order[::-1] for order in best), *shuffled) for chosen in flipped(order)]
     (start,) = score_all(case.score, [case.x])
     content, score, around = _identify(case, labels)
-    key = ("flipping", content, score, *map(id, around), start.tobytes())
+    key = ("flipping", content, score, *map(_tell_apart, around), start.tobytes())
     scores, _ = case.memo.setdefault(key, ({sets[0].tobytes(): start}, around))  # held, so that no identity comes twice
     unknown = {key: chosen for chosen in sets if (key := chosen.tobytes()) not in scores}
     if unknown:
@@ -136,8 +136,8 @@ def _rank(means: np.ndarray) -> np.ndarray:
 def _identify(case: Case, labels: np.ndarray) -> tuple[bytes, CodeType | None, tuple]:
     """What scores of flipped inputs follow from: a digest of input, fill and regions, and the score.
 
-    A function made anew for each map, by the same code around the same objects, is the same score: the code, and the
-    objects. Of a score that is no function, None and itself.
+    A function made anew for each map, by the same code around the same objects or equal ones that do not change, is the
+    same score: the code, and the objects. Of a score that is no function, None and itself.
     """
     arrays = (case.x.detach().cpu().numpy(), case.fill.detach().cpu().numpy(), labels)
     content = sha256(repr([(data.shape, data.dtype) for data in arrays]).encode())
@@ -147,6 +147,14 @@ def _identify(case: Case, labels: np.ndarray) -> tuple[bytes, CodeType | None, t
         return content.digest(), None, (case.score,)
     around = (*(cell.cell_contents for cell in case.score.__closure__ or ()), *(case.score.__defaults__ or ()))
     return content.digest(), case.score.__code__, around
+
+
+def _tell_apart(thing: object) -> object:
+    try:
+        hash(thing)
+    except TypeError:  # it may change, or have no simple way to be equal
+        return id(thing)
+    return type(thing), thing
 
 
 def cut_patches(shape: Sequence[int], spacing: Sequence[float], size_mm: float = PATCH_MM) -> np.ndarray:

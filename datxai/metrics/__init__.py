@@ -29,29 +29,25 @@ class Metric:
     title : for a table
     headline : the number of these by which methods are ranked
     higher_is_better : whether a high one is good
-    part : of the map that counts: ``sign`` (as it is), ``positive`` or ``absolute`` values
     """
 
     measure: Callable[[Case], dict[str, float]]
     title: str
     headline: str
     higher_is_better: bool
-    part: str
 
     def __call__(self, case: Case) -> dict[str, float]:
         return self.measure(case)
 
 
 METRICS = {
-    "patch_flipping": Metric(patch_flipping, "Flipping of patches", "abpc", True, "sign"),
-    "parcel_flipping": Metric(parcel_flipping, "Flipping of parcels", "abpc", True, "sign"),
-    "relevance_mass": Metric(relevance_mass, "Relevance mass", "striatum", True, "positive"),
-    "relevance_rank": Metric(relevance_rank, "Relevance rank", "striatum", True, "sign"),
-    "pointing_game": Metric(pointing_game, "Pointing game", "striatum", True, "sign"),
-    "parameter_randomisation": Metric(
-        parameter_randomisation, "Parameter randomisation", "spearman_abs", False, "absolute"
-    ),
-    "random_logit": Metric(random_logit, "Random logit", "spearman", False, "sign"),
-    "max_sensitivity": Metric(max_sensitivity, "Max-sensitivity", "max_sensitivity", False, "sign"),
-    "sparseness": Metric(sparseness, "Sparseness", "gini", True, "absolute"),
+    "patch_flipping": Metric(patch_flipping, "Flipping of patches", "abpc", True),
+    "parcel_flipping": Metric(parcel_flipping, "Flipping of parcels", "abpc", True),
+    "relevance_mass": Metric(relevance_mass, "Relevance mass", "striatum", True),
+    "relevance_rank": Metric(relevance_rank, "Relevance rank", "striatum", True),
+    "pointing_game": Metric(pointing_game, "Pointing game", "striatum", True),
+    "parameter_randomisation": Metric(parameter_randomisation, "Parameter randomisation", "spearman_abs", False),
+    "random_logit": Metric(random_logit, "Random logit", "spearman", False),
+    "max_sensitivity": Metric(max_sensitivity, "Max-sensitivity", "max_sensitivity", False),
+    "sparseness": Metric(sparseness, "Sparseness", "gini", True),
 }

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datxai.errors import InputError
+
 AT_ONCE = 16  # inputs in one forward pass: on a CPU more bring nothing but take memory
 
 
@@ -27,11 +29,16 @@ class Case:
     explain_other : the same of another output
     fill : tensor [X, Y, Z], what a voxel becomes when it is flipped (`datxai.metrics.flipping`)
     parcels : int array [X, Y, Z], an atlas's regions, 0 for none
-    regions : bool arrays [X, Y, Z] by name, at least ``brain`` and ``striatum``
+    regions : masks [X, Y, Z] by name, bool or 0 and 1, at least ``brain``, which is not empty, and ``striatum``
     spacing : mm of a voxel along X, Y, Z
-    truth : bool array [X, Y, Z], what the decision rests on, where that is known
+    truth : mask [X, Y, Z], what the decision rests on, where that is known
     seed : of everything random
     memo : what depends on the input and not on the map, kept for other maps of the same input if they share it
+
+    Raises
+    ------
+    InputError
+        For shapes that do not fit the map's, masks of anything but 0 and 1, and regions that are missing.
     """
 
     model: nn.Module
@@ -50,10 +57,20 @@ class Case:
 
     def __post_init__(self):
         shape = tuple(self.relevance.shape)
-        assert tuple(self.x.shape) == (1, 1, *shape), (self.x.shape, shape)
-        assert {"brain", "striatum"} <= self.regions.keys(), self.regions.keys()
-        grids = [self.fill, self.parcels, *self.regions.values(), *([] if self.truth is None else [self.truth])]
-        assert all(tuple(grid.shape) == shape for grid in grids), [grid.shape for grid in grids]
+        if len(shape) != 3:
+            raise InputError(f"relevance is of shape {shape}, expected one map (X, Y, Z).")
+        _check_shape("x", self.x, (1, 1, *shape))
+        _check_shape("fill", self.fill, shape)
+        _check_shape("parcels", self.parcels, shape)
+        for name in ("brain", "striatum"):
+            if name not in self.regions:
+                raise InputError(f"regions: there is no {name}, expected at least brain and striatum.")
+        regions = {name: _as_mask(f"regions: {name}", mask, shape) for name, mask in self.regions.items()}
+        if not regions["brain"].any():
+            raise InputError("regions: brain is empty, expected at least one voxel.")
+        object.__setattr__(self, "regions", regions)
+        if self.truth is not None:
+            object.__setattr__(self, "truth", _as_mask("truth", self.truth, shape))
 
     @property
     def map(self) -> np.ndarray:
@@ -64,6 +81,11 @@ class Case:
     def places(self) -> dict[str, np.ndarray]:
         """The regions, and the ``truth`` where it is known."""
         return {**self.regions} | ({} if self.truth is None else {"truth": self.truth})
+
+
+def says_nothing(relevance: np.ndarray) -> bool:
+    """Whether a map is zero or constant, or not finite everywhere, so that no metric has a meaning for it."""
+    return not np.isfinite(relevance).all() or relevance.size == 0 or bool(relevance.min() == relevance.max())
 
 
 @torch.no_grad()
@@ -78,3 +100,17 @@ def score_all(score: Callable[[Tensor], Tensor], inputs: Iterable[Tensor]) -> np
     if batch:
         found.append(score(torch.cat(batch)))
     return torch.cat(found).double().cpu().numpy()
+
+
+def _check_shape(name: str, found: Tensor | np.ndarray, shape: tuple[int, ...]) -> None:
+    if tuple(found.shape) != shape:
+        raise InputError(f"{name} is of shape {tuple(found.shape)}, expected {shape}, which fits the relevance.")
+
+
+def _as_mask(name: str, mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A mask of 0 and 1 as bool; as whole numbers it would pick voxels by number."""
+    mask = np.asarray(mask)
+    _check_shape(name, mask, shape)
+    if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
+        raise InputError(f"{name} has values other than 0 and 1, expected a mask.")
+    return mask.astype(bool, copy=False)

@@ -14,16 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from types import CodeType, FunctionType
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from datxai.errors import InputError
 from datxai.metrics.case import Case, score_all
 
 PATCH_MM = 16.0  # edge of a patch: a little more than the resolution of a clinical scan
 STEPS = 10  # at the shares (1/10)^2, (2/10)^2, ... 1 of the volume: the decision turns within the first few percent
 ORDERS = 3  # random ones
+SAME = 1e-12  # relative: means of one value over regions of several sizes differ by their rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +35,8 @@ class Curves:
     """Scores as regions are flipped; index 0 is the untouched input, the last that with all regions flipped.
 
     ``shares`` [steps + 1] of the regions' volume that is flipped at least, ``most`` and ``least`` [steps + 1] the most
-    and the least relevant first, ``random`` [orders, steps + 1]. Float64, in units of the score.
+    and the least relevant first, ``random`` [orders, steps + 1]. Float64, in units of the score; NaN for a map that
+    ranks nothing.
     """
 
     shares: np.ndarray
@@ -55,7 +60,12 @@ def patch_flipping(case: Case) -> dict[str, float]:
 
 
 def parcel_flipping(case: Case) -> dict[str, float]:
-    """Flip the parcels of the atlas; what belongs to none is never flipped. See `Curves.summarise`."""
+    """Flip the parcels of the atlas; what belongs to none is never flipped. See `Curves.summarise`.
+
+    Raises InputError if there is no parcel.
+    """
+    if not (case.parcels > 0).any():
+        raise InputError("parcels: there is none, expected regions numbered from 1 on.")
     return flip(case, case.parcels).summarise()
 
 
@@ -63,17 +73,24 @@ def flip(case: Case, labels: np.ndarray, steps: int = STEPS, orders: int = ORDER
     """Flipping curves of a case over regions ``labels``, int [X, Y, Z], 0 for what is never flipped.
 
     A region ranks by its mean relevance, sign included: what speaks against the explained output ranks last. Step i
-    of n flips as few regions as make up (i/n)^2 of the volume. Random orders are drawn from the case's seed. The score
-    of every set of regions is kept in the case's memo: ends of curves, random orders, and orders on which maps agree,
-    are computed once.
+    of n flips as few regions as make up (i/n)^2 of the volume. Random orders are drawn from the case's seed. Regions
+    that tie, as those where a map is zero, come in the first of these and in its reverse, and ``most`` and ``least``
+    are means of both. A map that is not finite, or by which all regions tie, ranks nothing: NaN.
+
+    The score of every set of regions is kept in the case's memo: ends of curves, random orders, and orders on which
+    maps agree, are computed once. Only the untouched input is scored each time, which tells whether the network has
+    changed since.
     """
-    assert labels.shape == case.parcels.shape and labels.any(), labels.shape
+    assert labels.shape == case.parcels.shape and (labels > 0).any() and orders > 0, (labels.shape, orders)
     _, place = np.unique(labels[labels > 0], return_inverse=True)
     number = np.full(labels.shape, -1)  # of the region in each voxel
     number[labels > 0] = place
     sizes = np.bincount(place)
-    means = np.bincount(place, case.map[labels > 0]) / sizes
     shares = (np.arange(steps + 1) / steps) ** 2
+    level = _rank(np.bincount(place, case.map[labels > 0]) / sizes) if np.isfinite(case.map).all() else np.zeros(1)
+    if not level.any():
+        nothing = np.full((2 + orders, steps + 1), np.nan)
+        return Curves(shares, nothing[0], nothing[1], nothing[2:])
     where = torch.from_numpy(number).to(case.x.device)
 
     def flipped(order: np.ndarray) -> Iterator[np.ndarray]:
@@ -88,18 +105,56 @@ def flip(case: Case, labels: np.ndarray, steps: int = STEPS, orders: int = ORDER
     def without(chosen: np.ndarray) -> Tensor:
         return torch.where(torch.from_numpy(chosen).to(where.device)[where], case.fill.to(case.x), case.x)
 
-    rng, best = np.random.default_rng(case.seed), np.argsort(-means, kind="stable")
-    sets = [
-        chosen
-        for order in (best, best[::-1], *(rng.permutation(len(sizes)) for _ in range(orders)))
-        for chosen in flipped(order)
-    ]
-    scores = case.memo.setdefault(("flipping", labels.tobytes()), {})
+    rng = np.random.default_rng(case.seed)
+    shuffled = [rng.permutation(len(sizes)) for _ in range(orders)]
+    tied = level.max() + 1 < len(level)
+    best = [np.lexsort((first, level)) for first in ((shuffled[0], -shuffled[0]) if tied else shuffled[:1])]
+    sets = [chosen for order in (*best, *(order[::-1] for order in best), *shuffled) for chosen in flipped(order)]
+    (start,) = score_all(case.score, [case.x])
+    content, score, around = _identify(case, labels)
+    key = ("flipping", content, score, *map(_tell_apart, around), start.tobytes())
+    scores, _ = case.memo.setdefault(key, ({sets[0].tobytes(): start}, around))  # held, so that no identity comes twice
     unknown = {key: chosen for chosen in sets if (key := chosen.tobytes()) not in scores}
     if unknown:
         scores.update(zip(unknown, score_all(case.score, map(without, unknown.values()))))
-    curves = np.array([scores[chosen.tobytes()] for chosen in sets]).reshape(2 + orders, steps + 1)
-    return Curves(shares, curves[0], curves[1], curves[2:])
+    curves = np.array([scores[chosen.tobytes()] for chosen in sets]).reshape(-1, steps + 1)
+    most, least, random = np.split(curves, [len(best), 2 * len(best)])
+    return Curves(shares, most.mean(axis=0), least.mean(axis=0), random)
+
+
+def _rank(means: np.ndarray) -> np.ndarray:
+    """The place of each region from the most relevant, 0, down, int [regions]; regions that tie share one."""
+    order = np.argsort(-means, kind="stable")
+    falling = means[order]
+    size = np.abs(falling)
+    lower = falling[:-1] - falling[1:] > SAME * np.maximum(size[:-1], size[1:])
+    level = np.empty(len(means), int)
+    level[order] = np.concatenate([[0], np.cumsum(lower)])
+    return level
+
+
+def _identify(case: Case, labels: np.ndarray) -> tuple[bytes, CodeType | None, tuple]:
+    """What scores of flipped inputs follow from: a digest of input, fill and regions, and the score.
+
+    A function made anew for each map, by the same code around the same objects or equal ones that do not change, is the
+    same score: the code, and the objects. Of a score that is no function, None and itself.
+    """
+    arrays = (case.x.detach().cpu().numpy(), case.fill.detach().cpu().numpy(), labels)
+    content = sha256(repr([(data.shape, data.dtype) for data in arrays]).encode())
+    for data in arrays:
+        content.update(np.ascontiguousarray(data))
+    if not isinstance(case.score, FunctionType):
+        return content.digest(), None, (case.score,)
+    around = (*(cell.cell_contents for cell in case.score.__closure__ or ()), *(case.score.__defaults__ or ()))
+    return content.digest(), case.score.__code__, around
+
+
+def _tell_apart(thing: object) -> object:
+    try:
+        hash(thing)
+    except TypeError:  # it may change, or have no simple way to be equal
+        return id(thing)
+    return type(thing), thing
 
 
 def cut_patches(shape: Sequence[int], spacing: Sequence[float], size_mm: float = PATCH_MM) -> np.ndarray:
@@ -110,7 +165,9 @@ def cut_patches(shape: Sequence[int], spacing: Sequence[float], size_mm: float =
 
 
 def brain_mean(x: Tensor, brain: np.ndarray) -> Tensor:
-    """The mean of an input [1, 1, X, Y, Z] within the brain, everywhere [X, Y, Z]."""
+    """The mean of an input [1, 1, X, Y, Z] within the brain, everywhere [X, Y, Z]; InputError for an empty brain."""
+    if not brain.any():
+        raise InputError("brain_mean: the brain is empty, expected at least one voxel.")
     mask = torch.from_numpy(brain).to(x.device)
     return torch.full_like(x[0, 0], float(x[0, 0][mask].double().mean()))
 

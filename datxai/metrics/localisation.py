@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datxai.metrics.case import Case
+from datxai.metrics.case import Case, says_nothing
 
 TOLERANCE_MM = 8.0  # of pointing: a clinical scan shows no position better than to half its resolution
 
@@ -29,8 +29,10 @@ def pointing_game(case: Case) -> dict[str, float]:
 def mass(relevance: np.ndarray, mask: np.ndarray) -> float:
     """Share of the positive relevance that lies in ``mask`` (relevance mass accuracy, Arras et al. 2022).
 
-    doi:10.1016/j.inffus.2021.11.008. NaN for a map without positive relevance.
+    doi:10.1016/j.inffus.2021.11.008. NaN for an empty mask and a map that is constant, not finite, or nowhere positive.
     """
+    if not mask.any() or says_nothing(relevance):
+        return float("nan")
     positive = np.maximum(relevance, 0, dtype=float)
     whole = positive.sum()
     return float(positive[mask].sum() / whole) if whole > 0 else float("nan")
@@ -41,10 +43,10 @@ def rank(relevance: np.ndarray, mask: np.ndarray) -> float:
 
     Relevance rank accuracy (Arras et al. 2022, doi:10.1016/j.inffus.2021.11.008), sign included. Of voxels that tie
     for the last places, as those of one parcel do, each counts with the chance that a random choice
-    among them has it. NaN for an empty mask and a constant map, which ranks nothing.
+    among them has it. NaN for an empty mask and a map that is constant, which ranks nothing, or not finite.
     """
     k = int(mask.sum())
-    if k == 0 or np.ptp(relevance) == 0:
+    if k == 0 or says_nothing(relevance):
         return float("nan")
     threshold = np.partition(relevance, -k, axis=None)[-k]
     above, tied = relevance > threshold, relevance == threshold
@@ -56,11 +58,12 @@ def point(relevance: np.ndarray, mask: np.ndarray, spacing: Sequence[float], wit
     """1 if the most relevant voxel lies ``within_mm`` of a voxel in ``mask``, centre to centre, else 0.
 
     The pointing game (Zhang et al. 2018, doi:10.1007/s11263-017-1059-x), sign included; of several voxels with the
-    highest value, the share that hits. NaN for an empty mask and a constant map, which points nowhere.
+    highest value, the share that hits. NaN for an empty mask and a map that is constant, which points nowhere, or not
+    finite.
     """
     from scipy import ndimage
 
-    if not mask.any() or np.ptp(relevance) == 0:
+    if not mask.any() or says_nothing(relevance):
         return float("nan")
     distance = ndimage.distance_transform_edt(~mask, spacing)
     return float((distance[relevance == relevance.max()] <= within_mm + 1e-6).mean())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from datxai.metrics.case import says_nothing
+
 WINDOW = 7  # voxels, edge of the window of SSIM
 
 
@@ -15,24 +17,28 @@ def compare(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     dict with ``spearman``, the rank correlation; ``spearman_abs``, that of the absolute values, which a map whose sign
     alone is turned keeps; and ``ssim``, the structural similarity of the absolute values, each map divided by its
     maximum (Adebayo et al. 2018, arXiv 1810.03292), in windows of 7 voxels (less on a thinner grid), averaged over
-    ``mask``. A map that is constant within the mask has no ranks: NaN.
+    ``mask``. NaN where what is compared is constant within the mask, where the mask is empty, and for maps that are
+    not finite.
     """
     from scipy.stats import rankdata
     from skimage.metrics import structural_similarity
 
     def correlate(a: np.ndarray, b: np.ndarray) -> float:
-        if np.ptp(a) == 0 or np.ptp(b) == 0:
+        if says_nothing(a) or says_nothing(b):
             return float("nan")
         return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
     a, b = (np.asarray(data, float) for data in (a, b))
-    absolute = [np.abs(data) / (np.abs(data[mask]).max() or 1.0) for data in (a, b)]
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):  # SSIM's windows reach beyond the mask
+        return dict.fromkeys(("spearman", "spearman_abs", "ssim"), float("nan"))
+    absolute = [np.abs(data) / (np.abs(data[mask]).max(initial=0) or 1.0) for data in (a, b)]
+    inside = [data[mask] for data in absolute]
     thick = tuple(0 if n < 3 else slice(None) for n in a.shape) if max(a.shape) >= 3 else ...
     cut = [data[thick] for data in (*absolute, mask)]
     window = min(WINDOW, *(n - 1 + n % 2 for n in cut[0].shape))
     _, local = structural_similarity(*cut[:2], win_size=window, data_range=1.0, full=True)
     return {
         "spearman": correlate(a[mask], b[mask]),
-        "spearman_abs": correlate(*(data[mask] for data in absolute)),
-        "ssim": float(local[cut[2]].mean()),
+        "spearman_abs": correlate(*inside),
+        "ssim": float("nan") if any(map(says_nothing, inside)) else float(local[cut[2]].mean()),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from datxai.metrics.case import Case
+from datxai.metrics.case import Case, says_nothing
 
 
 def sparseness(case: Case) -> dict[str, float]:
@@ -15,8 +15,11 @@ def sparseness(case: Case) -> dict[str, float]:
 def gini(relevance: np.ndarray) -> float:
     """Gini index of the absolute relevance (Chalasani et al. 2020, arXiv 1810.06583).
 
-    0 where all n voxels are equal, 1 - 1/n where one has everything. NaN for a map of zeros.
+    0 where all n voxels are equal but for their signs, 1 - 1/n where one has everything. NaN for a map that is
+    constant or not finite.
     """
+    if says_nothing(relevance):
+        return float("nan")
     values = np.sort(np.abs(relevance).astype(float), axis=None)
-    whole, n = values.sum(), values.size
-    return float((2 * np.arange(1, n + 1) - n - 1) @ values / (n * whole)) if whole > 0 else float("nan")
+    n = values.size
+    return float((2 * np.arange(1, n + 1) - n - 1) @ values / (n * values.sum()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from datxai.metrics.case import Case
+from datxai.metrics.case import Case, says_nothing
 
 RADIUS = 0.05  # of the noise, in units of the input; scans are scaled to 1 in the reference region
 SAMPLES = 4
@@ -14,11 +14,13 @@ def max_sensitivity(case: Case, radius: float = RADIUS, samples: int = SAMPLES) 
     """The farthest that the map moves under noise, uniform within ``radius`` in every voxel, of several draws.
 
     Max-sensitivity (Yeh et al. 2019, arXiv 1901.09392), relative: the L2 distance over the length of the map, sign
-    included. NaN for a map of zeros.
+    included. NaN for a map that is constant or not finite, and where one under noise is not finite.
     """
+    if says_nothing(case.map):
+        return {"max_sensitivity": float("nan")}
     generator = torch.Generator().manual_seed(case.seed)
     noise = torch.rand(samples, *case.x.shape[1:], generator=generator, dtype=torch.float32).to(case.x)
     maps = case.explain(case.model, case.x + radius * (2 * noise - 1)).detach().double()
     here = case.relevance.to(maps)
     moved = (maps - here).flatten(1).norm(dim=1).max() / here.norm()
-    return {"max_sensitivity": float(moved) if here.any() else float("nan")}
+    return {"max_sensitivity": float(moved) if moved.isfinite() else float("nan")}

@@ -76,3 +76,69 @@ def test_a_network_of_any_form_is_kept_by_its_outputs(other_network, scans):
     answers, model = Answers(), Wrapped()
     for _ in range(2):
         np.testing.assert_allclose(answers(model, scans), model(scans).detach())
+
+
+class Turned(nn.Module):
+    """The outputs of a network, times a factor."""
+
+    def __init__(self, inner, factor):
+        super().__init__()
+        self.inner, self.factor = inner, factor
+
+    def forward(self, x):
+        return self.factor * self.inner(x)
+
+
+class Negated(Turned):
+    def forward(self, x):
+        return -self.inner(x)
+
+
+def with_another(model, place, layer):
+    """The same layers, by identity, but for one."""
+    return nn.Sequential(*model[:place], layer, *model[place + 1 :]).eval()
+
+
+def test_networks_that_share_weights_and_compute_something_else_are_told_apart(cnn, scans):
+    """Oracle: the map without answers."""
+    cnn.eval()
+    hooked = nn.Sequential(*cnn).eval()
+    hooked.register_forward_hook(lambda module, args, output: -output)
+    models = [
+        cnn, Turned(cnn, 1), Turned(cnn, -1), Negated(cnn, 1), hooked, with_another(cnn, 1, nn.Softplus()),
+        with_another(cnn, 1, nn.LeakyReLU(0.1)), with_another(cnn, 1, nn.LeakyReLU(0.4)),
+        with_another(cnn, 1, Turned(nn.ReLU(), 2)), with_another(cnn, 1, Turned(nn.ReLU(), 3)),
+    ]  # fmt: skip
+    answers, maps = Answers(), []
+    for model in models:
+        chosen = {"method": "kernel_shap", "options": FEW["kernel_shap"], "target": 1, "start": "one"}
+        chosen |= {"parcels": make_blocks(scans.shape[2:], 6)}
+        maps.append(attribute(model, scans, answers=answers, **chosen).relevance)
+        plain = attribute(model, scans, **chosen).relevance
+        np.testing.assert_allclose(maps[-1], plain, rtol=1e-9, atol=1e-12 * float(plain.abs().max()))
+    np.testing.assert_allclose(maps[1], -maps[2])
+
+
+def test_a_setting_that_is_changed_is_another_network(cnn, scans):
+    model, answers = Turned(cnn.eval(), 1), Answers()
+    before = answers(model, scans)
+    model.factor = -1
+    np.testing.assert_allclose(answers(model, scans), -before)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_weights_of_a_scripted_network_that_were_written_over_are_other_weights(other_network, scans):
+    model = torch.jit.trace(other_network, scans)
+    answers = Answers()
+    before = answers(model, scans)
+    with torch.no_grad():
+        next(model.parameters()).mul_(-2)
+        np.testing.assert_allclose(answers(model, scans), model(scans))
+    assert not torch.allclose(answers(model, scans), before)
+
+
+def test_inputs_of_the_same_bytes_are_told_apart_by_their_shape():
+    answers, model = Answers(), nn.AdaptiveAvgPool3d((1, 1, 2))
+    x = torch.arange(24.0).reshape(1, 1, 2, 3, 4)
+    for shaped in (x, x.reshape(1, 1, 4, 3, 2)):
+        np.testing.assert_allclose(answers(model, shaped), model(shaped))

@@ -1,6 +1,6 @@
 """Region flipping against a loop that flips region by region, and against what a linear network must give."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from datxai.errors import InputError
 from datxai.metrics import METRICS
 from datxai.metrics.flipping import STEPS, blur, brain_mean, cut_patches, flip
 
@@ -96,29 +97,104 @@ def test_patches_are_cubes_of_the_given_size_in_mm():
 
 def test_no_input_is_scored_twice(make_case):
     """Ends of curves are alike, and so are random orders and orders on which maps agree; the numbers are the same."""
-    calls, memo = [], {}
+    calls, memo, model = [], {}, make_case().model
+
+    @dataclass(frozen=True)
+    class Trial:
+        target: int
 
     def measure(seed, memo):
         case = make_case(np.random.default_rng(seed).normal(size=(6, 5, 4)), parcels=PATCHES, memo=memo)
+        trial = Trial(1)  # equal each time, as `datxai benchmark` hands it to its processes
 
         def counted(x):
             calls.append(len(x))
-            return case.score(x)
+            return model(x)[:, trial.target]
 
         return flip(replace(case, score=counted), case.parcels, 5, orders=4)
 
     first, asked = measure(1, memo), sum(calls)
     assert asked == (2 + 4) * 4 + 2
     second = measure(2, memo)
-    assert sum(calls) - asked == 2 * 4
+    assert sum(calls) - asked == 2 * 4 + 1, "the untouched input is to show that the network is the same"
     np.testing.assert_array_equal(first.random, second.random)
     assert not np.allclose(first.most, second.most)
     asked = sum(calls)
     again = measure(1, memo)
-    assert sum(calls) == asked
+    assert sum(calls) == asked + 1
     for curves, alone in ((again, first), (second, measure(2, {}))):
         for name in ("most", "least", "random"):
             np.testing.assert_allclose(getattr(curves, name), getattr(alone, name), rtol=1e-12)
+
+
+def test_what_is_kept_is_of_this_input_fill_score_and_network(make_case):
+    """Oracle: the same case with nothing kept. All share one memo; what is replaced comes back in the end."""
+    case = make_case(np.random.default_rng(1).normal(size=(6, 5, 4)))
+
+    class Score:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def __call__(self, x):
+            return self.factor * case.score(x)
+
+    def wrapped(score):
+        return lambda x: score(x)
+
+    def doubled(x):  # but for the untouched input
+        return 2 * case.score(x) - case.score(case.x)
+
+    others = [
+        case, replace(case, fill=blur(case.x, case.spacing)), replace(case, x=case.fill[None, None]),
+        replace(case, score=lambda x: -case.score(x)), replace(case, score=Score(2)), replace(case, score=Score(3)),
+        replace(case, score=wrapped(case.score)), replace(case, score=wrapped(doubled)), case,
+    ]  # fmt: skip
+    found = [flip(other, case.parcels).summarise() for other in others]
+    for other, summary in zip(others, found):
+        assert summary == pytest.approx(flip(replace(other, memo={}), case.parcels).summarise(), abs=1e-12)
+    with torch.no_grad():
+        case.model[1].weight[1] *= 2
+    changed = flip(case, case.parcels).summarise()
+    assert changed == pytest.approx({name: 2 * value for name, value in found[0].items()}, abs=1e-12)
+
+
+def test_regions_that_tie_come_in_both_orders(make_case):
+    """Oracle: the loop over both orders of the two that tie."""
+    labels = 1 + np.indices((6, 5, 4))[0] % 4
+    relevance = np.array([3.0, 0.1, -2.0, 0.1])[labels - 1]
+    relevance[labels == 4] += np.tile([0.05, -0.05], (labels == 4).sum() // 2)  # the mean is the same but for rounding
+    found = flip(make_case(relevance), labels)
+    for curve, orders in ((found.most, ([1, 2, 4, 3], [1, 4, 2, 3])), (found.least, ([3, 4, 2, 1], [3, 2, 4, 1]))):
+        expected = np.mean([curve_by_loop(make_case(relevance), labels, order, STEPS) for order in orders], axis=0)
+        np.testing.assert_allclose(curve, expected, rtol=1e-12)
+
+
+def test_ties_are_fair_whatever_the_numbers_of_the_regions(make_case):
+    """A map of one voxel: the mean of many draws is that of all orders of the rest, and numbering plays no part."""
+    relevance = np.zeros((6, 5, 4))
+    relevance[2, 2, 2] = 1.0
+    found = {}
+    for name, labels in (("up", PATCHES), ("down", 121 - PATCHES)):
+        # every voxel counts as much as it has, which falls from place to place: an order by place would show
+        x = torch.from_numpy(np.linspace(2, 0, 120).reshape(1, 1, 6, 5, 4))
+        case = make_case(relevance, x=x, fill=torch.zeros(6, 5, 4), score=lambda x: x.sum((1, 2, 3, 4)))
+        found[name] = np.array([flip(replace(case, seed=seed), labels).summarise()["abpc"] for seed in range(40)])
+    hot = float(x[0, 0, 2, 2, 2])
+    rest, counts = 120 - hot, [int(np.ceil((step / STEPS) ** 2 * 120 - 1e-9)) for step in range(1, STEPS + 1)]
+    most = sum(hot + rest * (k - 1) / 119 for k in counts)
+    least = sum(120 if k == 120 else rest * k / 119 for k in counts)
+    expected = (most - least) / (STEPS + 1)
+    for values in found.values():
+        assert values.mean() == pytest.approx(expected, abs=4 * values.std() / np.sqrt(40) + 1e-9)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 3, 7)])
+def test_means_that_are_one_but_for_rounding_rank_nothing(make_case, sizes):
+    labels = np.zeros(120, int)
+    labels[: sum(sizes)] = np.repeat([1, 2, 3], sizes)
+    relevance = np.where(labels > 0, 0.1, 5.0).reshape(6, 5, 4)
+    found = flip(make_case(relevance), labels.reshape(6, 5, 4)).summarise()
+    assert np.isnan(list(found.values())).all()
 
 
 def test_a_network_that_is_not_linear_is_asked_for_the_very_inputs(make_case):
@@ -140,6 +216,8 @@ def test_fills():
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 1, 8, 7, 6)))
     brain = np.zeros((8, 7, 6), bool)
     brain[2:5, 2:5, 2:4] = True
+    with pytest.raises(InputError, match="the brain is empty"):
+        brain_mean(x, np.zeros_like(brain))
     filled = brain_mean(x, brain)
     assert filled.shape == (8, 7, 6) and filled.dtype == x.dtype
     np.testing.assert_allclose(filled, np.mean([x[0, 0][tuple(i)] for i in np.argwhere(brain)]))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from datxai.errors import InputError
 from datxai.metrics.lesion import follow_lesion, measure_change
 
 
@@ -27,3 +28,25 @@ def test_a_change_counts_towards_what_the_lesion_raises():
     assert follow_lesion(*given, 0.5, True) == {"seen_share": pytest.approx(3 / 13), "seen_rank": 1, "seen_point": 1}
     assert follow_lesion(*given, -0.5, True)["seen_point"] == 0
     assert set(follow_lesion(*given, 0.01, False)) == {"unseen_density"}
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, np.nan, np.inf])
+def test_a_map_that_says_nothing_has_no_numbers(value):
+    brain, lesion = np.ones((4, 4, 4), bool), np.zeros((4, 4, 4), bool)
+    lesion[1, 1, 1:3] = True
+    map_, silent = np.random.default_rng(0).normal(size=(4, 4, 4)), np.full((4, 4, 4), value)
+    pairs = [(silent, map_), (silent, silent)] + [(map_, silent)] * (not np.isfinite(value))
+    for lesioned, healthy in pairs:
+        assert measure_change(lesioned, healthy, lesion, brain) == {"share": None, "density": None}
+        seen, unseen = (
+            follow_lesion(lesioned, healthy, lesion, brain, (4.0, 4.0, 4.0), 0.5, seen) for seen in (True, False)
+        )
+        assert all(number is None or np.isnan(number) for number in [*seen.values(), *unseen.values()])
+        assert len(seen) == 3 and len(unseen) == 1
+
+
+def test_a_lesion_outside_the_brain_is_refused():
+    brain, lesion = np.zeros((4, 4, 4), bool), np.zeros((4, 4, 4), bool)
+    brain[:2], lesion[3] = True, True
+    with pytest.raises(InputError, match="no voxel in the brain"):
+        measure_change(brain + 0.0, lesion + 0.0, lesion, brain)

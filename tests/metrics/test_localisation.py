@@ -23,7 +23,7 @@ def test_mass_is_the_share_of_what_is_positive():
     data = volume(v000=3.0, v100=-5.0, v321=1.0, v320=-7.0)
     assert mass(data, MASK) == pytest.approx(3 / 4)
     assert mass(data, ~MASK) == pytest.approx(1 / 4)
-    assert np.isnan(mass(-np.abs(data), MASK))
+    assert np.isnan(mass(-np.abs(data), MASK)) and np.isnan(mass(data, np.zeros_like(MASK)))
 
 
 def test_rank_counts_the_hottest_voxels():

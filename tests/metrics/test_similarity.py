@@ -49,6 +49,25 @@ def test_thin_grids(shape):
     assert np.isfinite(list(found.values())).all() and found["ssim"] < 1
 
 
-def test_a_constant_map_has_no_ranks():
-    found = compare(A, np.zeros_like(A), MASK)
-    assert np.isnan(found["spearman"]) and np.isnan(found["spearman_abs"]) and found["ssim"] < 0.5
+@pytest.mark.parametrize("value", [0.0, 2.5, np.nan, np.inf])
+def test_a_map_that_says_nothing_within_the_mask_is_like_no_other(value):
+    silent = np.where(MASK, value, A)
+    for pair in ((A, silent), (silent, A), (silent, silent)):
+        assert np.isnan(list(compare(*pair, MASK).values())).all()
+
+
+def test_a_voxel_that_is_not_finite_counts_beyond_the_mask_too():
+    """SSIM's windows carry it inside, or not, by where it lies."""
+    broken = A.copy()
+    broken[tuple(np.argwhere(~MASK)[0])] = np.nan
+    assert np.isnan(list(compare(A, broken, MASK).values())).all()
+
+
+def test_a_map_of_one_size_and_both_signs_has_ranks_but_no_sizes_to_compare():
+    found = compare(np.sign(A), B, MASK)
+    assert found["spearman"] == pytest.approx(stats.spearmanr(np.sign(A[MASK]), B[MASK]).statistic, abs=1e-12)
+    assert np.isnan(found["spearman_abs"]) and np.isnan(found["ssim"])
+
+
+def test_an_empty_mask_has_nothing_to_compare():
+    assert np.isnan(list(compare(A, B, np.zeros_like(MASK)).values())).all()

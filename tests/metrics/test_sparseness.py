@@ -9,7 +9,9 @@ from hypothesis.extra import numpy as arrays
 from datxai.metrics import METRICS
 from datxai.metrics.sparseness import gini
 
-MAPS = arrays.arrays(float, (3, 2, 2), elements=st.floats(-100, 100)).filter(lambda a: np.abs(a).sum() > 1e-3)
+MAPS = arrays.arrays(float, (3, 2, 2), elements=st.floats(-100, 100)).filter(
+    lambda a: np.abs(a).sum() > 1e-3 and np.ptp(a) > 0
+)
 
 
 @pytest.mark.parametrize("k", [1, 3, 60, 120])
@@ -27,5 +29,8 @@ def test_mean_difference_of_all_pairs(data):
     assert gini(-5 * data) == pytest.approx(gini(data), abs=1e-9)
 
 
-def test_a_map_of_zeros_has_none():
-    assert np.isnan(gini(np.zeros((2, 2, 2))))
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.0, np.nan, np.inf])
+def test_a_map_that_says_nothing_has_none(value):
+    assert np.isnan(gini(np.full((2, 2, 2), value)))
+    if not np.isfinite(value):
+        assert np.isnan(gini(np.array([1.0, 2.0, value])))

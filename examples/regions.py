@@ -6,7 +6,8 @@
 from nazari2021 import Row, main
 
 from datxai.analysis.classification import FEATURES
-from datxai.results import read_regions, read_roi_relevance
+from datxai.files import read_table
+from datxai.results import read_regions
 from datxai.stages.report import draw
 
 SHOWN = 6
@@ -24,10 +25,8 @@ def make(runs, out):
     volume = sum(row["volume_ml"] for row in rows if row["striatal"]) / sum(row["volume_ml"] for row in rows)
     first = [row for row in rows if not row["striatal"]][:SHOWN]
     striatal = [f"{row['region'].replace('_', ' ')} {row['density']:.1f}" for row in rows if row["striatal"]]
-    relevance, cases = read_roi_relevance(runs[0].run), runs[0].predictions
-    positive = [case["participant_id"] for case in cases if case["label"] == case["predicted"] == 1]
-    reduced = [relevance[name] for name in positive if name in relevance]
-    leading = sum(max(ROIS, key=lambda roi: abs(row[roi])) == "putamen_ipsilateral" for row in reduced)
+    reduced = [row for row in read_table(runs[0].run.roi_relevance) if row["group"] == "TP"]
+    leading = sum(max(ROIS, key=lambda roi: abs(float(row[roi]))) == "putamen_ipsilateral" for row in reduced)
     return [
         Row(
             "reduced scans in which the ipsilateral putamen is most relevant",

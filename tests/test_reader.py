@@ -64,7 +64,6 @@ def test_age_and_sex_are_those_of_the_header(folder, reader, reading):
     assert older.result["normal_range"]["putamen_left"] != reading.result["normal_range"]["putamen_left"]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("age", [-4, 300])
 def test_an_age_that_nobody_has_is_refused(folder, reader, age):
     with pytest.raises(InputError, match=f"the age is {age}, expected years, from 0 to 120"):
@@ -86,6 +85,7 @@ def test_a_tracer_of_something_else_is_named(folder, reader, reading, tmp_path):
     assert "The header names the tracer 123I-IBZM" in " ".join(reader.read(tmp_path / "scan.dcm").result["warnings"])
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
 def test_a_map_goes_back_to_the_scan_and_to_its_side(reader, side, monkeypatch, tmp_path):
     """With the network's input as the map, what comes back is the scan itself, on its own side and in its place."""
     scan = load_asymmetric_scan(reader, side)

@@ -110,9 +110,9 @@ def propagate_differences(decision: Decision, x: Tensor, at_once: int, *, baseli
             return relevance
     raise InputError(
         "attribution.method=deep_lift: its multipliers do not account for the decision. The network has activations or "
-        "pooling that are no modules, are used more than once, or are none that captum knows (GELU and SiLU, for "
-        "example, it does not), or multiplies what depends on the input; choose another method, such as "
-        "integrated_gradients."
+        "pooling that are no modules, are used more than once, or have multipliers in captum that do not add up (GELU, "
+        "SiLU, max pooling from some baselines), or multiplies what depends on the input; choose another method, such "
+        "as integrated_gradients."
     )
 
 

@@ -243,9 +243,11 @@ def build_composite(
                 f"it is for activations. Choose another rule for it, such as epsilon."
             )
         if known[rule] is not None and (list(module.children()) or isinstance(module, _GRADIENT_ALONE)):
+            match = [name or f"type:{type(module).__name__}"]
+            match += [f"{name}.*"] if isinstance(module, nn.MultiheadAttention) else []
             raise InputError(
-                f"composite.layers gives rule {rule} to {_shown(name, module)}, which is more than one layer with "
-                f"weights, or uses its weights in a way of its own; no rule fits but gradient: put a line for it first."
+                f"composite.layers gives rule {rule} to {_shown(name, module)}, which uses its weights in a way of its "
+                f"own, so that no rule fits but gradient; put {{match: {match}, rule: gradient}} first."
             )
     hook_types = known | FAST_RULES if rules == "fast" else known
     return RuleComposite(lines, _named(canonizers), x_bounds, hook_types, PRECISIONS[precision], bias)

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -256,10 +257,13 @@ def test_inputs_that_are_no_batch(paper, cnn, scans, method, change, said):
 def test_compiled_networks_are_refused(paper, cnn, scans):
     """Before anything is compiled: their layers take no rules."""
     outer = torch.compile(cnn, backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.trace(cnn.eval(), scans)
     cnn_inside = nn.Sequential(copy.deepcopy(cnn))
     cnn_inside[0].compile(backend="eager")
-    for model in (outer, cnn_inside):
-        with pytest.raises(InputError, match=r"is compiled \(torch.compile\)"):
+    for model in (outer, cnn_inside, scripted):
+        with pytest.raises(InputError, match=r"is compiled \(torch.compile or torch.jit\)"):
             attribute(model, scans, composite=paper)
 
 

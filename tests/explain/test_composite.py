@@ -338,10 +338,10 @@ EPSILON, PASS = line("type:Linear", rule="epsilon"), line("type:Activation", rul
     ("model", "lines", "said"),
     [
         (Attending(), [EPSILON, PASS], r"no rule to attention \(MultiheadAttention\)"),
-        (Attending(), [line("attention", rule="pass"), EPSILON], r"rule pass to attention \(Multi.* no rule fits"),
+        (Attending(), [line("attention", rule="pass"), EPSILON], r"put {match: \['attention', 'attention.\*'\]"),
         (Attending(), [line("attention"), EPSILON], r"a rule to attention.out_proj \(Non.*\), which did not run"),
         (WithToken(), [EPSILON], r"no rule to the network itself \(type:WithToken\)"),
-        (WithToken(), [line("*", rule="epsilon")], "no rule fits but gradient"),
+        (WithToken(), [line("*", rule="epsilon")], r"put {match: \['type:WithToken'\], rule: gradient}"),
         (nn.LSTM(8, 2), [line("*", rule="epsilon")], r"rule epsilon to .*\(type:LSTM\).* no rule fits but gradient"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(8, 2)), [line("*", rule="epsilon")], "no rule fits but gradi"),
     ],

@@ -29,6 +29,7 @@ class SequentialMergeBatchNorm(canonizers.SequentialMergeBatchNorm):
         super().remove()
         self.batch_norm.eps = self.eps
         for key in self.lacking:
+            vars(self.batch_norm).pop(key, None)  # where Zennit 1.0 puts it
             setattr(self.batch_norm, key, None)
 
 

@@ -1,9 +1,36 @@
 """Canonizers by name: they rewrite a network, while it is explained, into layers that rules can be given to."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from datxai.errors import InputError
 from datxai.explain._zennit import canonizers, layer, zennit
+
+
+class SequentialMergeBatchNorm(canonizers.SequentialMergeBatchNorm):
+    """Zennit's, exact: what remains of the batch norm is the identity, and it may do without weight and bias."""
+
+    def register(self, linears: Sequence[nn.Module], batch_norm: nn.Module) -> None:
+        if batch_norm.running_var is None:
+            raise InputError("a batch norm without running statistics (track_running_stats=False) cannot be merged")
+        self.lacking = [key for key in ("weight", "bias") if getattr(batch_norm, key) is None]
+        for key in self.lacking:
+            value = torch.full_like(batch_norm.running_var, key == "weight")
+            setattr(batch_norm, key, nn.Parameter(value, requires_grad=False))
+        self.eps = batch_norm.eps
+        super().register(linears, batch_norm)
+        batch_norm.eps = 0.0  # Zennit 0.5 leaves it, and with it a factor of 1 / sqrt(1 + eps)
+
+    def remove(self) -> None:
+        super().remove()
+        self.batch_norm.eps = self.eps
+        for key in self.lacking:
+            vars(self.batch_norm).pop(key, None)  # where Zennit 1.0 puts it
+            setattr(self.batch_norm, key, None)
 
 
 class VideoResNetBlockCanonizer(canonizers.AttributeCanonizer):
@@ -33,11 +60,21 @@ class VideoResNetCanonizer(canonizers.CompositeCanonizer):
     """For torchvision's three-dimensional ResNets: merges batch norms, and makes residual additions layers."""
 
     def __init__(self):
-        super().__init__((canonizers.SequentialMergeBatchNorm(), VideoResNetBlockCanonizer()))
+        super().__init__((SequentialMergeBatchNorm(), VideoResNetBlockCanonizer()))
+
+
+def _resnet_canonizer() -> canonizers.Canonizer:
+    """Zennit's, with the exact merge."""
+    made = zennit.torchvision.ResNetCanonizer()
+    made.canonizers = [
+        SequentialMergeBatchNorm() if isinstance(part, canonizers.SequentialMergeBatchNorm) else part
+        for part in made.canonizers
+    ]
+    return made
 
 
 CANONIZERS = {
-    "sequential_merge_batch_norm": canonizers.SequentialMergeBatchNorm,
-    "resnet": lambda: zennit.torchvision.ResNetCanonizer(),
+    "sequential_merge_batch_norm": SequentialMergeBatchNorm,
+    "resnet": _resnet_canonizer,
     "resnet3d": VideoResNetCanonizer,
 }

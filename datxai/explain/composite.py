@@ -1,7 +1,8 @@
 """Composites as data: which rule each layer of a network gets, from the lines of a configuration file.
 
 A composite is a sequence of lines ``{match: [PATTERN, ...], rule: NAME, parameters: {...}}``; the first line that
-matches a layer wins. Layers are the modules without children, in the order in which the network lists them.
+matches a layer wins. Layers are the modules without children, in the order in which the network lists them; modules
+with children and parameters of their own beside them are listed as well, and take no rule but ``gradient``.
 
 ========================== =======================================================================================
 pattern                    matches
@@ -33,9 +34,11 @@ from torch import Tensor, nn
 
 from datxai.errors import InputError
 from datxai.explain import rules as fast
-from datxai.explain._zennit import Composite, Hook, layer, types
+from datxai.explain._zennit import Composite, Hook, canonizers, layer, types
 from datxai.explain._zennit import rules as stock
 from datxai.explain.canonizers import CANONIZERS
+from datxai.explain.untouched import State
+from datxai.explain.watch import Watch
 
 RULES: dict[str, type[Hook] | None] = {  # Zennit's; None is the layer's own gradient
     "epsilon": stock.Epsilon,
@@ -62,7 +65,7 @@ FAST_RULES: dict[str, type[Hook]] = {
 }
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16}  # of convolutions; None: that of the input
 LAYER_TYPES = {
-    "Activation": types.Activation,
+    "Activation": (*(kind for kind in types.Activation.__subclass__ if kind is not nn.MultiheadAttention), nn.Mish),
     "Affine": types.Linear,  # convolutions and linear layers
     "AvgPool": types.AvgPool,
     "BatchNorm": types.BatchNorm,
@@ -74,7 +77,10 @@ LAYER_TYPES = {
 _PATTERN = re.compile(r"(?P<layers>[^\[\]]+)(\[(?P<first>-?\d+)\]|\[(?P<start>-?\d*):(?P<stop>-?\d*)\])?")
 _RANGE_OF_EACH_CASE = ("lowest input", "highest input")  # what a table shows for the bounds of zbox
 _KEEP_SHAPE = ("pass", "norm", "guided_backprop")
-_NEED_RULE = (types.Activation, types.AvgPool, types.BatchNorm, layer.Sum)  # beside all layers with parameters
+_NEED_RULE = (types.AvgPool, layer.Sum)  # beside all layers with parameters, and those that are defined in
+_NEED_RULE_IN = {f"torch.nn.modules.{home}" for home in ("activation", "batchnorm", "instancenorm", "normalization")}
+_GRADIENT_ALONE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+_KEYS = ("match", "rule", "parameters")
 
 
 @dataclass
@@ -96,13 +102,33 @@ class LayerRule:
         return self.hook
 
 
+@dataclass
+class _NamedCanonizer:
+    """A canonizer whose failure says which one it was; ``changed``: whether it found something to do."""
+
+    name: str
+    canonizer: canonizers.Canonizer
+    changed: bool = False
+
+    def apply(self, model: nn.Module) -> list:
+        try:
+            applied = self.canonizer.apply(model)
+        except Exception as error:
+            reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            raise InputError(
+                f"canonizer {self.name} cannot rewrite this network ({reason}); leave it out of canonizers."
+            ) from error
+        self.changed = bool(applied)
+        return applied
+
+
 class RuleComposite(Composite):
     """A Zennit composite whose ``layer_rules``, one per hook, are known while it is registered."""
 
     def __init__(
         self,
         lines: Sequence[Mapping],
-        canonizers: Sequence,
+        canonizers: Sequence[_NamedCanonizer],
         x_bounds: tuple | None,
         hook_types: Mapping,
         precision: torch.dtype | None = None,
@@ -112,6 +138,27 @@ class RuleComposite(Composite):
         self.lines, self.x_bounds, self.hook_types, self.precision = lines, x_bounds, hook_types, precision
         self.bias = bias
         self.layer_rules: dict[str, LayerRule] = {}
+
+    @property
+    def is_canonized(self) -> bool:
+        """Whether canonizers have changed something in the network that this is registered to."""
+        return any(canonizer.changed for canonizer in self.canonizers)
+
+    def register(self, module: nn.Module) -> None:
+        """Rewrite the network and give its layers their rules. After an exception, it is what it was before."""
+        before = State(module)
+        try:
+            super().register(module)
+            self.handles += Watch().open(module, self.layer_rules.values())
+        except BaseException:
+            self.remove()
+            before.restore()
+            raise
+
+    def remove(self) -> None:
+        """Undo `register`, in the opposite order: several canonizers may have changed the same layer."""
+        self.handles.reverse()
+        super().remove()
 
     def _layer_rule(self, context: dict, name: str, module: nn.Module) -> LayerRule | None:
         if name == "":  # the network itself comes first, and by now with what canonizers put into it
@@ -140,7 +187,7 @@ class RuleComposite(Composite):
 def build_composite(
     lines: Sequence[Mapping],
     model: nn.Module,
-    canonizers: Sequence[str] = (),
+    canonizers: Sequence[str | canonizers.Canonizer] = (),
     x_bounds: tuple[Tensor, Tensor] | None = None,
     rules: str = "fast",
     precision: str = "float32",
@@ -155,7 +202,7 @@ def build_composite(
         What each layer gets, see the head of this file. Rules are the names in `RULES`, with Zennit's parameters, and
         those in ``own_rules``. Of alpha_beta's parameters alpha is enough: beta is alpha - 1.
     canonizers
-        Names in `CANONIZERS`, applied before the lines are matched.
+        Names in `CANONIZERS`, or Zennit canonizers, applied before the lines are matched.
     x_bounds
         Lowest and highest input for the rule ``zbox``, numbers or tensors that broadcast against the input, where
         its line gives none.
@@ -174,7 +221,8 @@ def build_composite(
     ------
     InputError
         For an unknown rule, parameter, canonizer, layer or layer type, for a parameter out of range, and for
-        layers that have parameters, or are element-wise or averaging, and get no rule.
+        layers that have parameters, or are element-wise or averaging, and get no rule. For a canonizer that fails,
+        when the composite is registered; and in the forward pass, see `datxai.explain.watch.Watch`.
     """
     if rules not in ("fast", "zennit"):
         raise InputError(f"rules={rules}: expected fast or zennit.")
@@ -183,22 +231,38 @@ def build_composite(
     if precision == "bf16" and rules == "zennit":
         raise InputError("precision=bf16 and rules=zennit: Zennit's rules have no such mode; choose rules=fast.")
     known = known_rules(own_rules)
+    if isinstance(lines, (str, Mapping)) or not isinstance(lines, Sequence):
+        raise InputError(f"composite is {lines!r}, expected a list of lines {{match: [PATTERN], rule: NAME}}.")
     for number, line in enumerate(lines):
         _require_valid(line, number, x_bounds, known)
-    unknown = [name for name in canonizers if name not in CANONIZERS]
-    if unknown:
-        raise InputError(
-            f"composite.canonizers names {_listed(unknown)}, expected some of {_listed(CANONIZERS)}."
-        )
     for name, module, line in assign_rules(lines, model):
-        if line and line["rule"] in _KEEP_SHAPE and isinstance(module, types.Linear):
+        rule = line["rule"] if line else "gradient"
+        if rule in _KEEP_SHAPE and isinstance(module, types.Linear):
             raise InputError(
-                f"composite.layers gives rule {line['rule']} to {name} ({type(module).__name__}), which has weights; "
+                f"composite.layers gives rule {rule} to {name} ({type(module).__name__}), which has weights; "
                 f"it is for activations. Choose another rule for it, such as epsilon."
             )
+        if known[rule] is not None and (list(module.children()) or isinstance(module, _GRADIENT_ALONE)):
+            match = [name or f"type:{type(module).__name__}"]
+            match += [f"{name}.*"] if isinstance(module, nn.MultiheadAttention) else []
+            raise InputError(
+                f"composite.layers gives rule {rule} to {_shown(name, module)}, which uses its weights in a way of its "
+                f"own, so that no rule fits but gradient; put {{match: {match}, rule: gradient}} first."
+            )
     hook_types = known | FAST_RULES if rules == "fast" else known
-    canonizers = [CANONIZERS[name]() for name in canonizers]
-    return RuleComposite(lines, canonizers, x_bounds, hook_types, PRECISIONS[precision], bias)
+    return RuleComposite(lines, _named(canonizers), x_bounds, hook_types, PRECISIONS[precision], bias)
+
+
+def _named(chosen: Sequence[str | canonizers.Canonizer]) -> list[_NamedCanonizer]:
+    unknown = [each for each in chosen if not isinstance(each, canonizers.Canonizer) and each not in CANONIZERS]
+    if isinstance(chosen, str) or unknown:
+        names = chosen if isinstance(chosen, str) else _listed(map(str, unknown))
+        raise InputError(
+            f"composite.canonizers names {names}, expected a list of some of {_listed(CANONIZERS)} "
+            f"(from Python, or instances of zennit.canonizers.Canonizer)."
+        )
+    named = [(each, CANONIZERS[each]()) if isinstance(each, str) else (type(each).__name__, each) for each in chosen]
+    return [_NamedCanonizer(*each) for each in named]
 
 
 def known_rules(own_rules: Mapping[str, type[Hook]] | None) -> dict[str, type[Hook] | None]:
@@ -238,17 +302,17 @@ def load_rules(path: str | Path) -> dict[str, type[Hook]]:
 
 def assign_rules(lines: Sequence[Mapping], model: nn.Module) -> list[tuple[str, nn.Module, Mapping | None]]:
     """Name, module and line of every layer of ``model``; no line where the gradient hands relevance on by itself."""
-    layers = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if not list(module.children()) or any(True for _ in module.parameters(recurse=False))
+    ]
     lines_of: dict[str, Mapping] = {}
     for number, line in enumerate(lines):
         for pattern in line["match"]:
             for name in _matching(pattern, layers, f"composite.layers[{number}].match"):
                 lines_of.setdefault(name, line)
-    without = [
-        f"{name} ({type(module).__name__})"
-        for name, module in layers
-        if name not in lines_of and (isinstance(module, _NEED_RULE) or any(True for _ in module.parameters()))
-    ]
+    without = [_shown(name, module) for name, module in layers if name not in lines_of and _needs_rule(module)]
     if without:
         raise InputError(
             f"composite.layers gives no rule to {_listed(without)}; add a line for them, "
@@ -260,7 +324,7 @@ def assign_rules(lines: Sequence[Mapping], model: nn.Module) -> list[tuple[str, 
 def describe_composite(
     lines: Sequence[Mapping],
     model: nn.Module,
-    canonizers: Sequence[str] = (),
+    canonizers: Sequence[str | canonizers.Canonizer] = (),
     bias: bool = True,
     own_rules: Mapping[str, type[Hook]] | None = None,
 ) -> list[dict[str, str]]:
@@ -325,6 +389,20 @@ def _matching(pattern: str, layers: Sequence[tuple[str, nn.Module]], where: str)
     return found
 
 
+def _needs_rule(module: nn.Module) -> bool:
+    """Whether a layer does more than to move values, as far as its parameters or torch.nn tell."""
+    return (
+        isinstance(module, _NEED_RULE)
+        or any(base.__module__ in _NEED_RULE_IN for base in type(module).__mro__)
+        or any(True for _ in module.parameters())
+    )
+
+
+def _shown(name: str, module: nn.Module) -> str:
+    """A layer in a message; the network itself has no name, but can be matched by its type."""
+    return f"{name} ({type(module).__name__})" if name else f"the network itself (type:{type(module).__name__})"
+
+
 def _is_of_type(module: nn.Module, wanted: str) -> bool:
     if wanted in LAYER_TYPES:
         return isinstance(module, LAYER_TYPES[wanted])
@@ -342,8 +420,14 @@ def _parameters_of(hook_type: type[Hook] | None) -> dict:
 
 def _require_valid(line: Mapping, number: int, x_bounds: tuple | None, rules: Mapping[str, type[Hook] | None]) -> None:
     where = f"composite.layers[{number}]"
-    rule, parameters = line["rule"], line.get("parameters") or {}
-    if rule not in rules:
+    if not isinstance(line, Mapping) or not {"match", "rule"} <= set(line) <= set(_KEYS):
+        raise InputError(f"{where} is {line!r}, expected the keys match and rule and, if wanted, parameters.")
+    match, rule, parameters = line["match"], line["rule"], line.get("parameters") or {}
+    if isinstance(match, str) or not isinstance(match, Sequence) or not all(isinstance(part, str) for part in match):
+        raise InputError(f"{where}.match is {match!r}, expected a list of patterns, such as ['type:Affine'].")
+    if not isinstance(parameters, Mapping):
+        raise InputError(f"{where}.parameters is {parameters!r}, expected names with numbers, as in {{epsilon: 0.01}}.")
+    if not isinstance(rule, str) or rule not in rules:
         raise InputError(
             f"{where}.rule is {rule!r}, expected one of {_listed(rules)}, or a rule of your own (composite.rules_from)."
         )

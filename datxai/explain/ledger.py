@@ -4,6 +4,9 @@ A rule hands on less than it gets (or more) for two reasons: the bias, which is 
 in the image, takes its share, and the stabiliser enlarges the denominators. What a layer absorbs is exactly the sum of
 the two. Outputs without any contribution of the rule's sign belong to the second: with alpha 2, beta 1, an output
 without negative contributions hands on twice its relevance, and the stabiliser's part is minus once.
+
+What no layer absorbed, and yet is not in the map (or is there and was never handed on), came or went between the
+layers with rules: a last row has it, where it is more than rounding.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from datxai.explain import rules
 from datxai.explain._zennit import BasicHook, zero_wrap
 from datxai.explain.composite import LayerRule
 
+BETWEEN = "between layers"
+ROUNDING = 1e-4  # of the magnitudes that a map and its ledger are sums of
 _NOTHING_TO_BIAS = {"flat", "zbox", "norm"}  # Zennit zeroes it, it cancels, there is none
 
 
@@ -36,13 +41,38 @@ class Ledger:
             for handle in entry.handles:
                 handle.remove()
 
-    def rows(self, batch: int) -> list[list[dict]]:
-        """Per case, one row per layer from the output to the input of the network, see `Explanation`."""
+    def rows(self, seed: Tensor, relevance: Tensor) -> list[list[dict]]:
+        """Per case, one row per layer from the output to the input of the network, see `Explanation`.
+
+        ``seed`` [batch, outputs] is what went in, ``relevance`` [batch, ...] what came out.
+        """
         columns = [entry.columns() for entry in reversed(self.entries) if entry.relevance_in is not None]
-        return [
+        if not columns:
+            return [[] for _ in seed]
+        rows = [
             [{key: value[case] if isinstance(value, list) else value for key, value in row.items()} for row in columns]
-            for case in range(batch)
+            for case in range(len(seed))
         ]
+        sums = zip(rows, _sum_up(seed).tolist(), _sum_up(relevance).tolist(), _sum_up(relevance.abs()).tolist())
+        for own, start, end, size in sums:
+            arrived = start - sum(row["absorbed"] for row in own)
+            size += abs(start) + sum(abs(row[side]) for row in own for side in ("relevance_in", "relevance_out"))
+            if abs(arrived - end) > ROUNDING * size:
+                own.append(_between_layers(arrived, end))
+        return rows
+
+
+def _sum_up(relevance: Tensor) -> Tensor:
+    """Sums [batch], float64."""
+    dtype = torch.promote_types(relevance.dtype, torch.float32)
+    return relevance.sum(dim=tuple(range(1, relevance.ndim)), dtype=dtype).double()
+
+
+def _between_layers(arrived: float, end: float) -> dict:
+    """What came or went where no rule was at work, such as additions and activations that are no layers."""
+    nothing = {"by_bias": 0.0, "by_stabiliser": 0.0}
+    sums = {"relevance_in": arrived, "relevance_out": end, "absorbed": arrived - end}
+    return {"layer": BETWEEN, "type": "", "rule": ""} | sums | nothing
 
 
 class _Entry:
@@ -63,6 +93,8 @@ class _Entry:
         ]
 
     def _watch_input(self, module: nn.Module, args: tuple) -> tuple:
+        if not args or not isinstance(args[0], Tensor):  # `Watch` says so
+            return args
         x = args[0].view_as(args[0])  # its gradient is this layer's part alone where others read the input too
         if x.requires_grad:
             x.register_hook(lambda relevance: self._note("relevance_out", relevance))
@@ -73,8 +105,7 @@ class _Entry:
             output.register_hook(lambda relevance: self._note("relevance_in", relevance))
 
     def _note(self, side: str, relevance: Tensor) -> None:
-        noted = getattr(self, side)
-        total = relevance.sum(dim=tuple(range(1, relevance.ndim))).double()
+        noted, total = getattr(self, side), _sum_up(relevance)
         setattr(self, side, total if noted is None else noted + total)
 
     def columns(self) -> dict:

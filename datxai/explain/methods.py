@@ -6,8 +6,9 @@ shape. Keyword arguments are the options that a user may choose. Volumes go thro
 from its own ``seed``, the same for every case.
 
 A *baseline* is the intensity that stands for absence: 0 is no counts at all; in a volume scaled by its reference
-region, 1 is non-specific uptake. Methods that take parcels away share a parcel's attribution evenly among its voxels,
-so that a map's sum over any set of parcels is what these parcels did.
+region, 1 is non-specific uptake. It may be a whole input as well, such as the mean scan: a tensor like ``x``. Methods
+that take parcels away share a parcel's attribution evenly among its voxels, so that a map's sum over any set of parcels
+is what these parcels did.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Decision(nn.Module):
 
 
 def integrate_gradients(
-    decision: Decision, x: Tensor, at_once: int, *, n_steps: int = 32, baseline: float = 0.0
+    decision: Decision, x: Tensor, at_once: int, *, n_steps: int = 32, baseline: float | Tensor = 0.0
 ) -> Tensor:
     """(x - baseline) times the mean gradient along the straight way from the baseline (Sundararajan et al. 2017).
 
@@ -80,7 +81,7 @@ def smooth_gradients(
     return total / n_samples
 
 
-def propagate_differences(decision: Decision, x: Tensor, at_once: int, *, baseline: float = 0.0) -> Tensor:
+def propagate_differences(decision: Decision, x: Tensor, at_once: int, *, baseline: float | Tensor = 0.0) -> Tensor:
     """DeepLIFT's rescale rule (Shrikumar et al. 2017, arXiv 1704.02685), by captum.
 
     The map's sum is the decision's difference between input and baseline. Captum sees activations and pooling that
@@ -92,7 +93,7 @@ def propagate_differences(decision: Decision, x: Tensor, at_once: int, *, baseli
         raise InputError(
             "attribution.method=deep_lift needs captum, which is not installed: pip install 'datxai[methods]'."
         ) from error
-    reference = torch.full_like(x, baseline)
+    reference = _absent(baseline, x)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Setting forward, backward hooks")  # `attribute` undoes them
@@ -108,9 +109,10 @@ def propagate_differences(decision: Decision, x: Tensor, at_once: int, *, baseli
         if missing <= INCOMPLETE * relevance.abs().sum():
             return relevance
     raise InputError(
-        "attribution.method=deep_lift: the network has activations or pooling that are no modules, or modules that "
-        "are used more than once, so its multipliers do not account for the decision; choose another method, such as "
-        "integrated_gradients."
+        "attribution.method=deep_lift: its multipliers do not account for the decision. The network has activations or "
+        "pooling that are no modules, are used more than once, or have multipliers in captum that do not add up (GELU, "
+        "SiLU, max pooling from some baselines), or multiplies what depends on the input; choose another method, such "
+        "as integrated_gradients."
     )
 
 
@@ -144,7 +146,13 @@ def weigh_feature_maps(decision: Decision, x: Tensor, at_once: int, *, layer: st
 
 
 def occlude(
-    decision: Decision, x: Tensor, at_once: int, *, parcels: Tensor | None, block: int = 5, baseline: float = 0.0
+    decision: Decision,
+    x: Tensor,
+    at_once: int,
+    *,
+    parcels: Tensor | None,
+    block: int = 5,
+    baseline: float | Tensor = 0.0,
 ) -> Tensor:
     """What the decision loses when a parcel is set to the baseline (Zeiler and Fergus 2014).
 
@@ -165,7 +173,7 @@ def fit_surrogate(
     n_supervoxels: int = 150,
     kernel_width: float = 0.25,
     ridge: float = 1.0,
-    baseline: float = 0.0,
+    baseline: float | Tensor = 0.0,
     seed: int = 0,
 ) -> Tensor:
     """LIME: the weights of a linear surrogate over random subsets of parcels (Ribeiro et al. 2016).
@@ -196,7 +204,7 @@ def estimate_shapley_values(
     parcels: Tensor | None,
     n_samples: int = 500,
     n_supervoxels: int = 150,
-    baseline: float = 0.0,
+    baseline: float | Tensor = 0.0,
     seed: int = 0,
 ) -> Tensor:
     """Kernel SHAP: Shapley values of parcels, by weighted least squares (Lundberg and Lee 2017, arXiv 1705.07874).
@@ -257,7 +265,10 @@ def check_options(method: str, options: Mapping) -> None:
             expected = f"some of {', '.join(known)}" if known else "no options"
             raise InputError(f"{where}: attribution.method={method} takes {expected}.")
         default = known[name]
-        if default is None:
+        if name == "baseline" and isinstance(value, Tensor):
+            if not torch.isfinite(value).all():
+                raise InputError("attribution.options.baseline: expected finite numbers.")
+        elif default is None:
             if value is not None and not isinstance(value, str):
                 raise InputError(f"{where}: expected a layer's name.")
         elif isinstance(value, bool) or not isinstance(value, (int, type(default))) or not math.isfinite(value):
@@ -274,6 +285,11 @@ def _gradients(decision: Decision, x: Tensor) -> Tensor:
 def _like(values: Tensor, x: Tensor) -> Tensor:
     """Values [n] that broadcast against inputs [n, ...]."""
     return values.view(-1, *[1] * (x.ndim - 1))
+
+
+def _absent(baseline: float | Tensor, x: Tensor) -> Tensor:
+    """The input of which everything is absent, like ``x`` [1, ...]."""
+    return baseline.clone() if isinstance(baseline, Tensor) else torch.full_like(x, baseline)
 
 
 def _counts(total: int, most: int) -> list[int]:
@@ -300,18 +316,18 @@ def _index(parcels: object, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _score_coalitions(
-    decision: Decision, x: Tensor, index: Tensor, kept: Tensor, baseline: float, at_once: int
+    decision: Decision, x: Tensor, index: Tensor, kept: Tensor, baseline: float | Tensor, at_once: int
 ) -> Tensor:
     """The decision [n], float64, for each set of parcels ``kept`` [n, parcels]; the others are at the baseline."""
     kept = torch.cat([torch.ones(len(kept), 1, dtype=torch.bool), kept], dim=1).to(x.device)
-    absent = torch.full_like(x, baseline)
+    absent = _absent(baseline, x)
     parts = kept.split(LIGHTER * at_once)
     with torch.no_grad():
         scores = [decision(torch.where(some[:, index].unsqueeze(1), x, absent)) for some in parts]
     return torch.cat(scores).double().cpu()
 
 
-def _score_without_each(decision: Decision, x: Tensor, index: Tensor, baseline: float, at_once: int) -> Tensor:
+def _score_without_each(decision: Decision, x: Tensor, index: Tensor, baseline: float | Tensor, at_once: int) -> Tensor:
     """The decision [1 + parcels], float64, of the case as it is, and with each parcel in turn at the baseline.
 
     What first layers make of a parcel reaches no farther than their kernels: they are run around the parcel alone.
@@ -319,10 +335,11 @@ def _score_without_each(decision: Decision, x: Tensor, index: Tensor, baseline: 
     from scipy.ndimage import find_objects
 
     first, rest, reach = _split_local(decision.model, x.ndim - 2)
+    absent = _absent(baseline, x)
 
     def without(number: int, box: tuple[slice, ...]) -> Tensor:
         around = tuple(slice(max(side.start - far, 0), side.stop + far) for side, far in zip(box, reach))
-        changed = first(torch.where(index[around] == number, baseline, x[(..., *around)]))
+        changed = first(torch.where(index[around] == number, absent[(..., *around)], x[(..., *around)]))
         place = (slice(side.start, side.start + n) for side, n in zip(around, changed.shape[2:]))
         features = whole.clone()
         features[(..., *place)] = changed
@@ -398,6 +415,11 @@ def _trace_features(decision: Decision, x: Tensor) -> tuple[Tensor, dict[str, _F
 
     def follow(module: nn.Module, args: tuple, output: Tensor) -> None:
         nonlocal size
+        if not args or not isinstance(args[0], Tensor):
+            raise InputError(
+                f"attribution.method=grad_cam: layer {names[module]} ({type(module).__name__}) is not called with a "
+                f"tensor as its first argument; call it as layer(x), not layer(input=x)."
+            )
         if not isinstance(output, Tensor) or output.ndim != x.ndim or not output.requires_grad:
             return
         if args[0].shape[2:] == size:

@@ -17,14 +17,19 @@ def make_blocks(shape: Sequence[int], size: int) -> np.ndarray:
 
 
 def make_supervoxels(volume: np.ndarray, n: int, compactness: float = 0.02) -> np.ndarray:
-    """About ``n`` supervoxels: compact parts of similar intensity, int labels (X, Y, Z) from 1 on, 0 is background.
+    """About ``n`` supervoxels: compact parts of similar intensity, int labels like ``volume`` from 1 on, 0 background.
 
     Simple linear iterative clustering (SLIC; Achanta et al. 2012, doi 10.1109/TPAMI.2012.120) of the foreground, which
     is what lies above the volume's mean. ``compactness`` weighs distance against intensity, which is scaled to [0, 1].
+    ``volume`` has three axes (X, Y, Z) or fewer, else `InputError`.
     """
     from skimage.segmentation import slic
 
+    if volume.ndim > 3:
+        raise InputError(f"supervoxels: the input has {volume.ndim} axes, expected three at most; give parcels.")
     foreground = volume > volume.mean()
     if not foreground.any():
         raise InputError("supervoxels: the volume is constant, there is nothing to divide.")
-    return slic(volume.astype(np.float64), n, compactness, mask=foreground, start_label=1, channel_axis=None)
+    shape = (1, *volume.shape) if volume.ndim == 1 else volume.shape  # SLIC knows no signals
+    image, foreground = volume.astype(np.float64).reshape(shape), foreground.reshape(shape)
+    return slic(image, n, compactness, mask=foreground, start_label=1, channel_axis=None).reshape(volume.shape)

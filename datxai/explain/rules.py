@@ -4,7 +4,8 @@ Zennit's hooks run a layer inside the graph, let autograd compute its gradient, 
 for which they run the layer again, once per branch. The hooks here run the layer as one autograd function: its
 forward pass keeps what the rule needs, its backward pass is the rule. Names, parameters and numbers are those of
 `zennit.rules`, and both kinds may stand in one composite. A layer for which the short form does not hold (transposed
-or grouped convolutions, padding other than zeros, callable stabilisers) gets Zennit's own hook.
+or grouped convolutions, padding other than zeros, callable stabilisers, a ``forward`` that is not PyTorch's) gets
+Zennit's own hook.
 
 Notation (Bach et al. 2015, doi 10.1371/journal.pone.0130140): a layer with inputs x_i, weights w_ij and bias b_j has
 outputs z_j = sum_i x_i w_ij + b_j of relevance R_j. Every rule has the form R_i = sum_j c_ij s_j, with contributions
@@ -71,6 +72,7 @@ class Rule(Hook):
         self.to_bias: Tensor | None = None
         self.module: nn.Module | None = None
         self.fallback: Hook | None = None
+        self.ran = False
 
     def copy(self) -> Rule:
         return type(self)(**self.parameters)
@@ -83,6 +85,7 @@ class Rule(Hook):
         self.plain_forward = plain_forward = module.forward
 
         def forward(input: Tensor) -> Tensor:
+            self.ran = True
             if not (self.active and input.requires_grad and torch.is_grad_enabled()):
                 return plain_forward(input)
             return _Layer.apply(input.clone() if getattr(module, "inplace", False) else input, self, module)
@@ -108,6 +111,7 @@ class Rule(Hook):
         convolution = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         return (
             (isinstance(module, nn.Linear) or convolution)
+            and _computes_as_defined(module)
             and set(self.zeroed) <= {"bias"}
             and not (convolution and (isinstance(module.padding, str) or module.padding_mode != "zeros"))
         )
@@ -376,6 +380,13 @@ class ZBox(Rule):
         low, high = (torch.as_tensor(self.parameters[bound]).to(x).expand_as(x) for bound in ("low", "high"))
         positive, negative = _parts(module.weight)
         return (x, module.weight), (low, -positive), (high, negative)
+
+
+def _computes_as_defined(module: nn.Module) -> bool:
+    """Whether a linear layer or convolution runs PyTorch's code, and not a subclass's own or what replaced it."""
+    defined = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn.modules"))
+    parts = [part for part in ("forward", "_conv_forward") if hasattr(defined, part)]
+    return all(getattr(type(module), part) is getattr(defined, part) and part not in vars(module) for part in parts)
 
 
 def _stabilised(z: Tensor, epsilon: float) -> Tensor:

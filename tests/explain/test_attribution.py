@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from datxai.errors import InputError
-from datxai.explain import attribute
+from datxai.explain import METHODS, attribute
 from datxai.explain._zennit import zennit
 from datxai.model import checkpoint, network
 
@@ -118,6 +119,37 @@ def test_targets(paper, cnn, scans):
     assert torch.equal(seeds["reduced"], seeds[1])
 
 
+@pytest.mark.parametrize("target", [np.int64(1), torch.tensor(1), [1, 1], np.array([1, 1]), torch.tensor([1, 1])])
+def test_outputs_by_number_of_any_kind(cnn, scans, target):
+    found, expected = (attribute(cnn, scans, "gradient", target=chosen) for chosen in (target, 1))
+    assert torch.equal(found.relevance, expected.relevance)
+
+
+@pytest.mark.parametrize("method", ["lrp", "occlusion"])
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_an_output_for_each_case(paper, cnn, scans, kind, method):
+    x, outputs = torch.cat([scans, scans]), [1, 0, 0, 1]
+    chosen = {"composite": paper, "at_once": 3, "options": {"block": 11} if method == "occlusion" else {}}
+    found = attribute(cnn, x, method, target=kind(outputs), **chosen)
+    assert torch.equal(found.seed != 0, torch.eye(2)[outputs] != 0)
+    by_label = attribute(cnn, x, method, target="label", labels=outputs, **chosen)
+    assert torch.equal(found.relevance, by_label.relevance)
+
+
+def test_lrp_starts_with_the_logit_and_other_methods_with_one(paper, cnn, scans):
+    """So that a negative logit does not turn the sign of what is a gradient."""
+    with torch.no_grad():
+        cnn[-1].bias[1] -= 100
+    for method in METHODS:
+        options = {"n_samples": 200} if method in ("lime", "kernel_shap") else {}
+        found = attribute(cnn, scans, method, composite=paper, target="reduced", options=options)
+        assert (found.logits[:, 1] < 0).all()
+        assert torch.equal(found.seed[:, 1], found.logits[:, 1] if method == "lrp" else torch.ones(2).double())
+    x = scans.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(cnn.eval()(x)[:, 1].sum(), x)
+    torch.testing.assert_close(attribute(cnn, scans, "gradient", target="reduced").relevance, expected)
+
+
 def test_maps_are_linear_in_the_seed(paper, cnn, scans):
     def relevance(**choice):
         found = attribute(cnn, scans, composite=paper, ledger=False, **choice)
@@ -159,6 +191,14 @@ def test_a_single_logit_is_the_log_odds_of_reduced(target, labels, expected):
         ({"target": 2}, "there is no class 2, the network has 2"),
         ({"target": "label"}, "labels of the cases are not known"),
         ({"target": "label", "labels": [1]}, "labels of the cases are not known"),
+        ({"target": True}, "target=True: expected one of predicted"),
+        ({"target": 1.0}, "target=1.0: expected one of predicted, .* number of an output, or one for each"),
+        ({"target": [0, 1, 1]}, "target has 3 outputs for 2 cases, expected one for each"),
+        ({"target": torch.tensor([1])}, "target has 1 outputs for 2 cases"),
+        ({"target": [0, 2]}, "there is no class 2, the network has 2"),
+        ({"target": -1}, "there is no class -1"),
+        ({"target": [[0], [1]]}, "or one for each case"),
+        ({"at_once": -1}, "at_once=-1: expected one or more"),
         ({"start": "two"}, "attribution.start=two: expected logit or one"),
         ({"method": "saliency"}, "attribution.method=saliency: expected one of lrp, gradient"),
         ({"precision": "float16"}, "precision=float16: expected one of float32, bf16"),
@@ -171,13 +211,71 @@ def test_mistakes_are_named(paper, cnn, scans, choice, said):
         attribute(cnn, scans, **{"composite": paper} | choice)
 
 
+class Answering(nn.Module):
+    """A network that answers with something made of its logits."""
+
+    def __init__(self, model, answer):
+        super().__init__()
+        self.model, self.answer = model, answer
+
+    def forward(self, x):
+        return self.answer(self.model(x))
+
+
+@pytest.mark.parametrize("method", ["lrp", "gradient", "integrated_gradients"])
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda logits: (logits, logits), "answers with a tuple, expected one tensor of logits"),
+        (lambda logits: {"logits": logits}, "answers with a dict, expected one tensor of logits"),
+        (lambda logits: logits.sum(), r"answers with shape \(\) to 2 cases"),
+        (lambda logits: logits.T[:1], r"answers with shape \(1, 2\) to 2 cases"),
+    ],
+)
+def test_networks_that_do_not_answer_with_logits(paper, cnn, scans, method, answer, said):
+    with pytest.raises(InputError, match=said):
+        attribute(Answering(cnn, answer), scans, method, composite=paper)
+
+
+@pytest.mark.parametrize("method", ["lrp", "gradient", "occlusion"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x[:0], r"of shape \(0, 1, 11, 12, 11\), holds no case"),
+        (lambda x: x[0], r"cannot take an input of shape \(1, 11, 12, 11\) .*, as in x\[None\]"),
+        (lambda x: x[0, 0, 0, 0], r"of shape \(11,\), expected a tensor of floating point numbers \[batch, ...\]"),
+        (lambda x: x.long(), "is a torch.int64 tensor"),
+        (lambda x: x.numpy(), "is a ndarray"),
+    ],
+    ids=["empty", "unbatched", "line", "whole numbers", "array"],
+)
+def test_inputs_that_are_no_batch(paper, cnn, scans, method, change, said):
+    with pytest.raises(InputError, match=said):
+        attribute(cnn, change(scans), method, composite=paper, target=1)
+
+
+def test_compiled_networks_are_refused(paper, cnn, scans):
+    """Before anything is compiled: their layers take no rules."""
+    outer = torch.compile(cnn, backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.trace(cnn.eval(), scans)
+    cnn_inside = nn.Sequential(copy.deepcopy(cnn))
+    cnn_inside[0].compile(backend="eager")
+    for model in (outer, cnn_inside, scripted):
+        with pytest.raises(InputError, match=r"is compiled \(torch.compile or torch.jit\)"):
+            attribute(model, scans, composite=paper)
+
+
 # --- the ledger -----------------------------------------------------------------------------------------------------
 
 
 def test_the_ledger_adds_up(paper, cnn, scans):
     found = attribute(cnn, scans, composite=paper)
     for case, rows in enumerate(found.ledgers):
-        assert [row["layer"] for row in rows] == ["output", "fc2", "fc1", "conv4", "conv3", "conv2", "conv1"]
+        assert [row["layer"] for row in rows] == ["output", "fc2", "fc1", "conv4", "conv3", "conv2", "conv1"], (
+            "nothing between layers"
+        )
         assert rows[0]["relevance_in"] == pytest.approx(found.seed[case].sum().item())
         assert rows[-1]["relevance_out"] == pytest.approx(found.relevance[case].sum().item())
         for above, below in pairwise(rows):

@@ -12,6 +12,8 @@ from torch import nn
 import datxai
 from datxai.errors import InputError
 from datxai.explain import attribute, build_composite, describe_composite
+from datxai.explain._zennit import canonizers
+from datxai.explain.canonizers import SequentialMergeBatchNorm
 from datxai.explain.composite import FAST_RULES, LAYER_TYPES, RULES, assign_rules, load_rules
 
 NAMES = {
@@ -151,6 +153,16 @@ def test_layers_inside_blocks():
         ([line("*", rule="zbox", low=0)], ["zbox needs the parameters low and high"]),
         ([line("conv?", rule="flat"), line("type:ReLU", rule="pass")], ["no rule to fc1 (Linear), fc2", "output"]),
         ([line("type:Affine", rule="epsilon")], ["no rule to relu1 (ReLU)", "rule: pass"]),
+        ([{"match": ["*"], "rule": "epsilon", "parameter": {}}], ["composite.layers[0] is", "match and rule"]),
+        ([REST, {"match": ["*"]}], ["composite.layers[1] is", "match and rule and, if wanted, parameters"]),
+        ([{"rule": "epsilon"}], ["composite.layers[0] is {'rule': 'epsilon'}"]),
+        (["epsilon"], ["composite.layers[0] is 'epsilon'"]),
+        ("epsilon", ["composite is 'epsilon'", "list of lines"]),
+        (REST, ["composite is {", "list of lines"]),
+        ([{"match": "type:Affine", "rule": "epsilon"}], ["match is 'type:Affine'", "list of patterns"]),
+        ([{"match": [3], "rule": "epsilon"}], ["match is [3]", "list of patterns"]),
+        ([{"match": ["*"], "rule": "epsilon", "parameters": [1]}], ["parameters is [1]", "names with numbers"]),
+        ([{"match": ["*"], "rule": None}], ["composite.layers[0].rule is None", "alpha_beta"]),
     ],
 )
 def test_mistakes_are_named(cnn, lines, said):
@@ -163,7 +175,7 @@ def test_mistakes_are_named(cnn, lines, said):
 
 
 def test_unknown_canonizer_and_kind_of_rules(cnn):
-    with pytest.raises(InputError, match="canonizers names vgg, expected some of sequential_merge_batch_norm"):
+    with pytest.raises(InputError, match="canonizers names vgg, expected a list of some of sequential_merge"):
         build_composite([REST], cnn, canonizers=["vgg"])
     with pytest.raises(InputError, match="rules=slow: expected fast or zennit"):
         build_composite([REST], cnn, rules="slow")
@@ -298,6 +310,67 @@ def test_files_of_rules_that_cannot_be_used(tmp_path, text, said):
         load_rules(path)
 
 
+# --- layers that take no rule, and layers that need one ---------------------------------------------------------------
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.output = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.output(self.attention(x, x, x)[0].mean(dim=1))
+
+
+class WithToken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token, self.output = nn.Parameter(torch.ones(8)), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.output(x.mean(dim=1) * self.token)
+
+
+EPSILON, PASS = line("type:Linear", rule="epsilon"), line("type:Activation", rule="pass")
+
+
+@pytest.mark.parametrize(
+    ("model", "lines", "said"),
+    [
+        (Attending(), [EPSILON, PASS], r"no rule to attention \(MultiheadAttention\)"),
+        (Attending(), [line("attention", rule="pass"), EPSILON], r"put {match: \['attention', 'attention.\*'\]"),
+        (Attending(), [line("attention"), EPSILON], r"a rule to attention.out_proj \(Non.*\), which did not run"),
+        (WithToken(), [EPSILON], r"no rule to the network itself \(type:WithToken\)"),
+        (WithToken(), [line("*", rule="epsilon")], r"put {match: \['type:WithToken'\], rule: gradient}"),
+        (nn.LSTM(8, 2), [line("*", rule="epsilon")], r"rule epsilon to .*\(type:LSTM\).* no rule fits but gradient"),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(8, 2)), [line("*", rule="epsilon")], "no rule fits but gradi"),
+    ],
+)
+def test_weights_that_no_rule_reaches_are_not_passed_over(model, lines, said):
+    with pytest.raises(InputError, match=said):
+        attribute(model, torch.rand(2, 5, 8), composite=lines, target=1)
+
+
+def test_what_no_rule_reaches_may_be_left_to_its_gradient():
+    x = torch.rand(2, 5, 8)
+    for model, first in ((Attending(), line("attention", "attention.*")), (WithToken(), line("type:WithToken"))):
+        found = attribute(model, x, composite=[first, line("output")], target=1, start="one").relevance
+        given = x.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(model.eval()(given)[:, 1].sum(), given)
+        torch.testing.assert_close(found, expected)
+        assert attribute(model, x, composite=[first, EPSILON], target=1).relevance.any()
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Mish(), nn.Softmax(dim=1), nn.GLU(), nn.InstanceNorm1d(8), nn.LayerNorm(8, elementwise_affine=False)]
+)
+def test_what_computes_needs_a_rule_with_or_without_weights(layer):
+    model = nn.Sequential(layer, nn.Linear(8, 2))
+    with pytest.raises(InputError, match=rf"no rule to 0 \({type(layer).__name__}\)"):
+        build_composite([EPSILON], model)
+    assert chosen([EPSILON, PASS, REST], model)["0"] == ("pass" if isinstance(layer, nn.Mish) else "gradient")
+
+
 # --- canonizers -----------------------------------------------------------------------------------------------------
 
 
@@ -359,3 +432,132 @@ def test_the_how_to_runs(capsys):
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
     assert names["found"].relevance.shape == names["video"].shape
     assert names["found"].ledgers[0][-1]["layer"] == "stem.0"
+
+
+def with_statistics(model):
+    torch.manual_seed(8)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.2, 3)
+            if module.affine:
+                module.weight.data.uniform_(-2, 2)
+                module.bias.data.normal_()
+    return model.double().eval()
+
+
+RULES_2D = [line("type:Affine", rule="epsilon"), line("type:Activation", "type:BatchNorm", rule="pass")]
+MERGE = ["sequential_merge_batch_norm"]
+
+
+def plain_block(**second):
+    return with_statistics(nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, **second), nn.ReLU(),
+        nn.Flatten(), nn.Linear(64, 2),
+    ))  # fmt: skip
+
+
+@pytest.fixture
+def images():
+    return torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+
+def test_a_canonizer_that_fails_is_named_and_undone(images):
+    model = plain_block(track_running_stats=False)
+    before = copy.deepcopy(model.state_dict())
+    for explain in (
+        lambda: attribute(model, images, composite=RULES_2D, canonizers=MERGE),
+        lambda: describe_composite(RULES_2D, model, canonizers=MERGE),
+        lambda: build_composite(RULES_2D, model, canonizers=MERGE).register(model),
+    ):
+        with pytest.raises(InputError, match=r"sequential_merge_batch_norm .*track_running_stats=False.* leave it out"):
+            explain()
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Failing(SequentialMergeBatchNorm):
+    """Merges, and has then no handle to undo it."""
+
+    def apply(self, model):
+        super().apply(model)
+        raise AttributeError("no such thing")
+
+
+def test_a_canonizer_of_ones_own_that_fails_is_named_and_undone(images):
+    model = plain_block()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match=r"canonizer Failing cannot rewrite .* \(AttributeError: no such thing"):
+        attribute(model, images, composite=RULES_2D, canonizers=[Failing()])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def folded(model):
+    """The network with every batch norm merged into the convolution before it, by PyTorch."""
+    layers = list(copy.deepcopy(model))
+    for place, layer in enumerate(layers):
+        if isinstance(layer, nn.BatchNorm2d):
+            layers[place - 1] = torch.nn.utils.fuse_conv_bn_eval(layers[place - 1], layer)
+            layers[place] = nn.Identity()
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("second", [{}, {"affine": False}, {"eps": 0.1}])
+def test_batch_norms_are_merged_exactly(images, second):
+    model = plain_block(**second)
+    found = attribute(model, images, composite=RULES_2D, canonizers=MERGE, target=1)
+    expected = attribute(folded(model), images, composite=RULES_2D, target=1)
+    torch.testing.assert_close(found.logits, model(images).detach(), **SAME)
+    torch.testing.assert_close(found.relevance, expected.relevance, rtol=1e-7, atol=1e-9)
+    assert model[4].eps == second.get("eps", 1e-5) and model[4].affine == (model[4].weight is not None)
+
+
+def test_zennits_own_canonizers_from_python(images):
+    model = plain_block()
+    found, ours = (
+        attribute(model, images, composite=RULES_2D, canonizers=given, target=1)
+        for given in ([canonizers.SequentialMergeBatchNorm()], MERGE)
+    )
+    torch.testing.assert_close(found.relevance, ours.relevance, rtol=1e-2, atol=1e-3)
+    named = canonizers.NamedMergeBatchNorm([(["c1"], "b1"), (["c2"], "b2")])
+    model = with_statistics(OutOfOrder())
+    logits = attribute(model, images, composite=RULES_2D, canonizers=[named], target=1).logits
+    torch.testing.assert_close(logits, model(images).detach(), rtol=1e-3, atol=1e-3)
+    with pytest.raises(InputError, match="canonizers names resnet, expected a list"):
+        attribute(model, images, composite=RULES_2D, canonizers="resnet")
+
+
+def test_several_canonizers_of_the_same_layers_are_undone(images):
+    model = plain_block()
+    composite = build_composite(RULES_2D, model, canonizers=[*MERGE, *MERGE])
+    before = copy.deepcopy(model.state_dict())
+    with composite.context(model):
+        assert not torch.equal(model[0].weight, before["0.weight"])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class OutOfOrder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c1, self.c2 = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
+        self.b1, self.b2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.relu, self.output = nn.ReLU(), nn.Linear(64, 2)
+
+    def forward(self, x):
+        x = self.relu(self.b1(self.c1(x)))
+        return self.output(self.relu(self.b2(self.c2(x))).flatten(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_canonizer_that_makes_another_network_is_refused(images, dtype):
+    model = with_statistics(OutOfOrder()).to(dtype)
+    with pytest.raises(InputError, match=r"canonizers sequential_merge_batch_norm: .* gives other logits"):
+        attribute(model, images.to(dtype), composite=RULES_2D, canonizers=MERGE, target=1)
+    assert attribute(model, images.to(dtype), composite=RULES_2D, target=1).relevance.any()
+
+
+def test_the_plain_network_runs_once_more_only_where_it_was_rewritten(images):
+    calls = []
+    for model, runs in ((plain_block(), 2), (nn.Sequential(nn.Conv2d(1, 2, 8), nn.ReLU(), nn.Flatten()), 3)):
+        model.double()[0].register_forward_hook(lambda *_: calls.append(1))
+        attribute(model, images, composite=RULES_2D, canonizers=MERGE)
+        assert len(calls) == runs

@@ -439,6 +439,67 @@ def test_lime_takes_supervoxels(small, x):
     assert own.any() and torch.equal(own, given)
 
 
+# --- baselines that are inputs, and inputs of few axes ----------------------------------------------------------------
+
+WITH_BASELINE = [method for method in BY_CASE if "baseline" in options_of(method)]
+
+
+@pytest.mark.parametrize("method", WITH_BASELINE)
+def test_a_baseline_may_be_an_input(small, x, method):
+    """The same as the baseline zero, once the input is less by the baseline and the network adds it."""
+    mean = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+
+    class Moved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small
+
+        def forward(self, x):
+            return self.inner(x + mean)
+
+    if method == "deep_lift":
+        small[3] = nn.AvgPool3d(2)  # captum's multipliers of max pooling do not add up here
+    batch, chosen = torch.cat([x, 2 * x]), few(method, SHAPE) | {"target": 1}
+    options = chosen.pop("options")
+    expected = attribute(Moved(), batch - mean, options=options, **chosen).relevance
+    each = torch.stack([mean, mean + 1])
+    for at_once in (1, 4):
+        found = attribute(small, batch, options=options | {"baseline": mean}, at_once=at_once, **chosen).relevance
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-10)
+        own = attribute(small, batch, options=options | {"baseline": each}, at_once=at_once, **chosen).relevance
+        torch.testing.assert_close(own[0], expected[0], rtol=1e-7, atol=1e-10)
+        assert not torch.allclose(own[1], expected[1])
+    number, filled = (
+        attribute(small, batch, options=options | {"baseline": value}, **chosen).relevance
+        for value in (1.5, torch.full((1, 1, *SHAPE), 1.5))
+    )
+    torch.testing.assert_close(number, filled, **SAME)
+
+
+@pytest.mark.parametrize("method", ["occlusion", "lime", "kernel_shap"])
+def test_signals(method):
+    torch.manual_seed(9)
+    model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(60, 2))
+    signal = torch.rand(2, 1, 32)
+    options = {} if method == "occlusion" else {"n_samples": 40, "n_supervoxels": 6}
+    found = attribute(model, signal, method, target=1, options=options).relevance
+    assert found.shape == signal.shape and found.flatten(1).any(dim=1).all()
+
+
+def test_supervoxels_of_a_signal_are_those_of_an_image_of_one_row():
+    signal = np.random.default_rng(3).random(40)
+    labels = make_supervoxels(signal, 5)
+    assert np.array_equal(labels, make_supervoxels(signal[None], 5)[0])
+    assert labels.max() >= 2 and ((labels > 0) == (signal > signal.mean())).all()
+
+
+@pytest.mark.parametrize("method", ["occlusion", "lime", "kernel_shap", "grad_cam"])
+def test_tables_have_nothing_that_could_be_taken_away_as_a_whole(method):
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(InputError, match=f"{method} is for inputs with axes behind their channels"):
+        attribute(model, torch.rand(2, 6), method, target=1)
+
+
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
 
@@ -452,6 +513,9 @@ def test_lime_takes_supervoxels(small, x):
         ("smoothgrad", {"options": {"seed": -1}}, "options.seed=-1: expected more than zero, or zero"),
         ("smoothgrad", {"options": {"n_samples": 2.5}}, "options.n_samples=2.5: expected a whole number"),
         ("deep_lift", {"options": {"baseline": float("nan")}}, "options.baseline=nan: expected a number"),
+        ("occlusion", {"options": {"baseline": torch.ones(3)}}, r"baseline is of shape \(3,\), expected a number"),
+        ("occlusion", {"options": {"baseline": torch.tensor(float("inf"))}}, "baseline: expected finite numbers"),
+        ("lime", {"options": {"seed": torch.ones(1)}}, "expected a whole number"),
         ("grad_cam", {"options": {"layer": 3}}, "options.layer=3: expected a layer's name"),
         ("grad_cam", {"options": {"layer": "6"}}, "options.layer=6: expected a layer .* such as 2, 3"),
         ("occlusion", {"parcels": np.ones((2, 2, 2))}, r"parcels are of shape \(2, 2, 2\), expected that of a case"),
@@ -492,9 +556,18 @@ class Reusing(Functional):
         return self.relu(self.second(self.relu(self.first(x.flatten(1)))))[:, :2]
 
 
-@pytest.mark.parametrize("network", [Functional, Reusing])
+class Smooth(Functional):
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.GELU()
+
+    def forward(self, x):
+        return self.second(self.relu(3 * self.first(x.flatten(1))))[:, :2]
+
+
+@pytest.mark.parametrize("network", [Functional, Reusing, Smooth])
 def test_deep_lift_refuses_what_it_cannot_see(x, network):
-    with pytest.raises(InputError, match="choose another method, such as integrated_gradients"):
+    with pytest.raises(InputError, match=r"GELU.* choose another method, such as integrated_gradients"):
         attribute(network().double(), x, "deep_lift", target=0)
 
 

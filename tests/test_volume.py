@@ -137,6 +137,21 @@ def _flatten(path):
     nib.save(image, path)
 
 
+RGB = [("R", "u1"), ("G", "u1"), ("B", "u1")]
+
+
+def _store(path, data):
+    """With values of their own type."""
+    nib.save(nib.Nifti1Image(data, np.eye(4)), path)
+
+
+def _patch(path, offset, number):
+    """Other bytes in the header: 40 is the number of axes, 70 the type of the values."""
+    header = bytearray(gzip.decompress(path.read_bytes()))
+    header[offset : offset + 2] = number.to_bytes(2, "little")
+    path.write_bytes(gzip.compress(header))
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -147,6 +162,11 @@ def _flatten(path):
         (lambda p: write(p, np.where(np.arange(7) == 3, np.nan, np.ones(SHAPE)), np.eye(4)), "30 voxels are NaN"),
         (lambda p: write(p, np.zeros(SHAPE), np.eye(4)), "every voxel is zero"),
         (_flatten, "cannot be inverted"),
+        (lambda p: _store(p, np.ones(SHAPE, RGB)), "holds colours, expected one real number per voxel"),
+        (lambda p: _store(p, np.full(SHAPE, 1 + 1j, np.complex64)), "holds values of type complex64"),
+        (lambda p: _store(p, np.full(SHAPE, 1e39)), "210 voxels are NaN or infinite"),
+        (lambda p: _patch(p, 70, 999), "data code 999 not recognized"),
+        (lambda p: _patch(p, 40, 9), "cannot be read as NIfTI"),
     ],
 )
 def test_what_is_no_scan_gets_one_sentence_with_its_name(make, sentence, tmp_path):

@@ -247,13 +247,13 @@ def _is_dicom(path: Path) -> bool:
         return stream.read(132)[128:] == b"DICM"
 
 
-def _find_owner(part: str, identities: Iterable[str], is_file: bool) -> str | None:
+def _find_owner(part: str, identities: set[str], is_file: bool) -> str | None:
     """The participant whom a folder is named after; for a file, whose identity its name begins with."""
     part = strip_prefix(part)
     if not is_file:
         return part if part in identities else None
-    begun = [name for name in identities if re.match(re.escape(name) + r"(?![0-9A-Za-z])", part)]
-    return max(begun, key=len, default=None)
+    ends = (end for end in range(len(part), -1, -1) if not re.match("[0-9A-Za-z]", part[end : end + 1]))
+    return next((part[:end] for end in ends if part[:end] in identities), None)
 
 
 def _name_cases(

@@ -9,7 +9,6 @@ import numpy as np
 from datxai.errors import InputError
 
 SETS = ("train", "validation", "test")
-PAPER_SIZES = (864, 144, 288)
 PAPER_FRACTIONS = (2 / 3, 1 / 9, 2 / 9)
 FRACTION_TOLERANCE = 1e-3  # written fractions need not add up to 1 more closely
 TABLE1_COLUMNS = ("set", "label", "sex", "n", "age_mean", "age_sd")

@@ -27,6 +27,13 @@ def test_replacing_gives_the_permissions_of_an_ordinary_file(tmp_path):
     assert ours.stat().st_mode == ordinary.stat().st_mode
 
 
+def test_replacing_leaves_the_umask_of_the_process_alone(tmp_path, monkeypatch):
+    """It is that of all threads: another would write a file that anyone may read and write."""
+    monkeypatch.setattr("os.umask", lambda mask: pytest.fail("the umask was changed"))
+    with replacing(tmp_path / "a") as temporary:
+        assert temporary.stat().st_mode & 0o111 == 0
+
+
 def test_json_takes_numpy_and_writes_undefined_as_null(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": np.float32(1.5), "b": np.arange(2), "c": float("nan"), "d": (True, None)})
@@ -77,6 +84,17 @@ def test_hash_ignores_the_order_of_keys(content):
 
 def test_hash_sees_every_change():
     assert hash_content({"a": 1}) != hash_content({"a": 2})
+
+
+def test_hash_takes_a_path_by_what_its_file_holds(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.write_text("a")
+    there.write_text("a")
+    before = hash_content({"labels": [here]})
+    assert before == hash_content({"labels": [there]}) != hash_content({"labels": [str(here)]})
+    here.write_text("b")
+    assert hash_content({"labels": [here]}) != before
+    assert hash_content(tmp_path / "missing") == hash_content(str(tmp_path / "missing")), "for a stage to tell of"
 
 
 def test_code_is_that_of_the_modules_and_of_what_they_import(tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ Values live in ``conf/``; one dataclass here per group there. ``MISSING`` marks 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 MISSING: Any = "???"  # OmegaConf's marker, spelt out so that this file imports nothing
@@ -30,6 +31,7 @@ COMMANDS = {
     "reads": "consensus of two readers, and how far they agree: file=READS.tsv [out=DIR]",
 }
 ALL = "all"
+FILES = ("template", "labels", "names")  # settings of registration and atlas that name a file
 
 
 @dataclass
@@ -267,6 +269,12 @@ class Config:
     n_jobs: int = -1
     on_error: str = "raise"  # raise | skip
     dry_run: bool = False  # of `explain`: show which layer gets which rule, make nothing
+
+
+def describe(group: Any) -> dict:
+    """The settings of a group, its files as paths, which `datxai.files.hash_content` takes by what they hold."""
+    chosen = asdict(group)
+    return chosen | {name: Path(chosen[name]) for name in FILES if chosen.get(name) is not None}
 
 
 def restore(values: Any, kind: Any = Config) -> Any:

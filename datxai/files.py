@@ -98,6 +98,12 @@ def hash_file(path: str | os.PathLike) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def has_preamble(path: str | os.PathLike) -> bool:
+    """Whether a file begins as DICOM files do."""
+    with Path(path).open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
 def hash_content(content: object) -> str:
     """SHA-256 of a JSON-like value, independent of the order of keys; a path counts by what its file holds, if any."""
     text = json.dumps(_plain(content, _read_hash), sort_keys=True, separators=(",", ":"))

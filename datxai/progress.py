@@ -6,6 +6,8 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from datxai.errors import InputError
+
 log = logging.getLogger("datxai")
 
 
@@ -50,6 +52,8 @@ def parallel(
     """
     import joblib
 
+    if n_jobs == 0:
+        raise InputError("n_jobs=0: expected a number of processes, or -1 for one per core.")
     with Bar(n if sizes is None else sum(sizes), what) as bar:
         pool = joblib.Parallel(n_jobs=max(1, min(joblib.effective_n_jobs(n_jobs), n)), return_as="generator")
         for number, result in enumerate(pool(joblib.delayed(function)(*task) for task in tasks)):

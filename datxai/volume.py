@@ -254,6 +254,19 @@ def covered_fraction(volume: Volume, grid: Grid, transform: np.ndarray | None = 
     return float(inside.mean())
 
 
+def average_transmission(thickness: np.ndarray, views: int = 12) -> np.ndarray:
+    """Fraction of the photons of each voxel that leave, mean over transaxial directions, (X, Y, Z).
+
+    ``thickness`` (X, Y, Z) is attenuation times the edge of a voxel, whose X and Y edges are equal.
+    """
+    passed = np.zeros_like(thickness)
+    for angle in np.arange(views) * 360.0 / views:
+        turned = ndimage.rotate(thickness, angle, reshape=False, order=1)
+        leaving = np.exp(0.5 * turned - np.cumsum(turned, axis=0))
+        passed += ndimage.rotate(leaving, -angle, reshape=False, order=1, mode="nearest")
+    return passed / views
+
+
 def _indices(index_map: np.ndarray, shape: Sequence[int]) -> Iterator[np.ndarray]:
     """Source index along each source axis of every voxel of a lattice, one axis at a time, (X, Y, Z)."""
     voxels = np.ogrid[tuple(map(slice, shape))]

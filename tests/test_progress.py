@@ -1,5 +1,8 @@
 import os
 
+import pytest
+
+from datxai.errors import InputError
 from datxai.progress import Bar, parallel
 
 
@@ -26,6 +29,11 @@ def test_tasks_count_as_much_as_they_make(capsys, monkeypatch):
 
 def test_nothing_to_do():
     assert list(parallel(square, [], 0, -1, "squares")) == []
+
+
+def test_no_process_at_all_is_refused():
+    with pytest.raises(InputError, match="n_jobs=0: expected a number of processes"):
+        list(parallel(square, [(1,)], 1, 0, "squares"))
 
 
 def test_the_bar_says_what_is_done(capsys):

@@ -113,6 +113,16 @@ def test_outside_the_scan_is_zero_and_counted():
     assert volume.covered_fraction(source, target) == 0.5
 
 
+def test_transmission_of_a_uniform_cylinder():
+    """From its axis the same in all directions, exp(-mu r); more leaves near its surface."""
+    x, y = np.ogrid[-20:21, -20:21]
+    mu, radius = 0.015, 15
+    thickness = np.repeat((x**2 + y**2 <= radius**2)[..., None] * np.float32(mu), 3, axis=2)
+    passed = volume.average_transmission(thickness)
+    assert passed[20, 20] == pytest.approx(np.exp(-mu * (radius + 0.5)), rel=0.01)
+    assert passed[20, 20, 1] < passed[27, 20, 1] < passed[33, 20, 1]
+
+
 def test_saving_and_loading_give_the_same_volume(tmp_path):
     affine = make_affine(_TURN @ np.diag([2.0, 3.0, 4.0]))
     original = Volume(np.random.default_rng(3).normal(size=SHAPE), affine, ({"step": "made", "gain": 2.0},))

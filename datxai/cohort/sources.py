@@ -20,7 +20,7 @@ from datxai.cohort.table import (
     strip_prefix,
 )
 from datxai.errors import InputError
-from datxai.files import read_table
+from datxai.files import has_preamble, read_table
 
 SUFFIXES = ("spect", "pet")  # of BIDS-like names that are DAT scans
 NOT_SCANS = ("derivatives", "sourcedata", "code")  # folders of a BIDS data set without original scans
@@ -241,10 +241,7 @@ def _require_scans(people: Iterable[Participant], found: list, root: Path, advic
 def _is_dicom(path: Path) -> bool:
     if path.name == "DICOMDIR":
         return False
-    if path.suffix.lower() == ".dcm":
-        return True
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+    return path.suffix.lower() == ".dcm" or has_preamble(path)
 
 
 def _find_owner(part: str, identities: set[str], is_file: bool) -> str | None:

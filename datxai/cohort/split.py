@@ -57,6 +57,7 @@ def split(
     strata, stratum = np.unique(
         np.stack([labels[first].astype(str), sexes[first]]), axis=1, return_inverse=True
     )
+    stratum = stratum.ravel()  # NumPy 2.0.0 keeps an axis
     counts = np.bincount(stratum, weights).astype(int)
     quotas = _share_out(strata, counts, totals)
 

@@ -20,7 +20,7 @@ from scipy import ndimage
 from datxai import mni
 from datxai.errors import InputError
 from datxai.files import hash_content, read_table
-from datxai.volume import Grid, Volume, load, resample
+from datxai.volume import Grid, Volume, average_transmission, load, resample
 
 LATTICE = Grid.axis_aligned((153, 193, 165), (1, 1, 1), (-76, -112, -76), "atlas")
 HEAD = Grid.axis_aligned((103, 125, 117), (2, 2, 2), (-102, -142, -120), "head")
@@ -256,14 +256,9 @@ def _dim(brain: np.ndarray) -> np.ndarray:
     head = ndimage.distance_transform_edt(~brain, HEAD.spacing) <= SCALP_MM[1]
     thickness = head[::step, ::step, ::step] * np.float32(WATER_PER_MM * step * HEAD.spacing[0])
     thickness = np.pad(thickness, ((pad, pad), (pad, pad), (0, 0)))
-    passed = np.zeros_like(thickness)
-    for angle in range(0, 360, 30):
-        turned = ndimage.rotate(thickness, angle, reshape=False, order=1)
-        leaving = np.exp(0.5 * turned - np.cumsum(turned, axis=0))
-        passed += ndimage.rotate(leaving, -angle, reshape=False, order=1, mode="nearest") / 12
     index = np.stack(np.meshgrid(*(np.arange(n) / step for n in HEAD.shape), indexing="ij"))
     index[:2] += pad
-    passed = _symmetrise(ndimage.map_coordinates(passed, index, order=1, mode="nearest"))
+    passed = _symmetrise(ndimage.map_coordinates(average_transmission(thickness), index, order=1, mode="nearest"))
     return passed / passed[brain].mean() - 1
 
 

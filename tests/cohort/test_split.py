@@ -48,6 +48,18 @@ def spread_of_ages(sets, labels, sexes, ages):
     return float(np.average(ranges, weights=weights))
 
 
+def test_numpy_2_0_0_keeps_an_axis_of_what_it_inverts(monkeypatch):
+    cohort, unique = make_cohort({key: n // 8 for key, n in WHOLE.items()}), np.unique
+    expected = split(*cohort, candidates=3)
+
+    def as_2_0_0(values, axis=None, **asked):
+        found = unique(values, axis=axis, **asked)
+        return found if axis is None else (found[0], found[1][None])
+
+    monkeypatch.setattr(np, "unique", as_2_0_0)
+    assert split(*cohort, candidates=3) == expected
+
+
 def test_best_of_candidates_by_mean_age():
     cohort = make_cohort({key: n // 8 for key, n in WHOLE.items()})
     best = spread_of_ages(split(*cohort, candidates=40), *cohort[1:])

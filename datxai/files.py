@@ -28,8 +28,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".part-{secrets.token_hex(8)}-{path.name}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))  # less the umask, as any new file
+    mode = temporary.stat().st_mode & 0o777
     try:
         yield temporary
+        if not temporary.is_symlink():
+            temporary.chmod(mode)  # safetensors puts a file of its own there, which its owner alone may read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from datxai.errors import InputError
 from datxai.files import hash_code, hash_content, hash_file, read_json, read_table, replacing, write_json, write_table
@@ -20,11 +21,23 @@ def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):
 
 
 def test_replacing_gives_the_permissions_of_an_ordinary_file(tmp_path):
-    ordinary, ours = tmp_path / "ordinary", tmp_path / "ours"
+    ordinary, ours, weights = (tmp_path / name for name in ("ordinary", "ours", "weights"))
     ordinary.write_text("")
     with replacing(ours) as temporary:
         temporary.write_text("")
-    assert ours.stat().st_mode == ordinary.stat().st_mode
+    with replacing(weights) as temporary:
+        save_file({"a": np.zeros(2)}, temporary)
+    assert ours.stat().st_mode == weights.stat().st_mode == ordinary.stat().st_mode
+
+
+def test_replacing_by_a_link_leaves_what_it_leads_to(tmp_path):
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    folder.mkdir()
+    before = folder.stat().st_mode
+    with replacing(link) as temporary:
+        temporary.unlink()
+        temporary.symlink_to(folder)
+    assert link.is_symlink() and folder.stat().st_mode == before
 
 
 def test_replacing_leaves_the_umask_of_the_process_alone(tmp_path, monkeypatch):

@@ -14,8 +14,9 @@ import torch
 from forked import datxai
 
 import datxai as package
+from datxai.case import Imaging
 from datxai.commands.benchmark import _share_out, check, trials
-from datxai.commands.benchmark.bench import Trial
+from datxai.commands.benchmark.bench import Bench, Trial
 from datxai.config import Attribution, Benchmark, Config, Method, Reconstruction
 from datxai.errors import InputError
 from datxai.files import read_json, read_table, write_json
@@ -160,6 +161,14 @@ def test_pairs_are_reconstructed_as_the_phantom_was_taken(monkeypatch, tmp_path)
     assert asked == {
         "filter": "shepp-logan", "cutoff_per_cm": 1.25, "attenuation_per_cm": None, "post_filter_mm": 5.0,
     }  # fmt: skip
+
+
+def test_a_process_prepares_once_for_all_its_pairs(monkeypatch):
+    made = []
+    monkeypatch.setattr(Imaging, "of", lambda settings: made.append(settings))
+    bench = Bench.__new__(Bench)
+    bench.settings = Config()
+    assert bench.imaging is bench.imaging and made == [bench.settings]
 
 
 def test_work_is_shared_out_by_trials_and_long_work_comes_first():

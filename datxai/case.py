@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datxai.config import Composite, Config
+from datxai.config import Composite, Config, describe
 from datxai.errors import InputError
 from datxai.run import Run
 from datxai.volume import Grid, Volume, covered_fraction, load, resample
@@ -137,6 +137,12 @@ def read_scan(files: Sequence[Path] | Path, form: str, settings: Config) -> Volu
     except InputError as error:
         raise InputError(f"{files if isinstance(files, Path) else files[0]}: {error}") from error
     return replace(volume, history=(*seen.history, *volume.history))
+
+
+def describe_imaging(settings: Config) -> dict:
+    """The settings that shape what `Imaging` makes of a volume."""
+    groups = ("grid", "registration", "atlas", "preprocessing")
+    return {name: describe(getattr(settings, name)) for name in groups}
 
 
 def grid_of(settings: Config) -> Grid:

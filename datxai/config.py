@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from datxai.errors import InputError
@@ -33,6 +34,7 @@ COMMANDS = {
     "reads": "consensus of two readers, and how far they agree: file=READS.tsv [out=DIR]",
 }
 ALL = "all"
+FILES = ("template", "labels", "names")  # settings of registration and atlas that name a file
 
 
 @dataclass
@@ -291,6 +293,12 @@ def require_sensible(settings: Config) -> None:
     ):
         if not holds:
             raise InputError(f"{name} is {value}, expected {expected}; change {name}=VALUE.")
+
+
+def describe(group: Any) -> dict:
+    """The settings of a group, its files as paths, which `datxai.files.hash_content` takes by what they hold."""
+    chosen = asdict(group)
+    return chosen | {name: Path(chosen[name]) for name in FILES if chosen.get(name) is not None}
 
 
 def restore(values: Any, kind: Any = Config) -> Any:

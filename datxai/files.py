@@ -9,8 +9,8 @@ import hashlib
 import json
 import math
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,14 +26,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix="-" + path.name)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".part-{secrets.token_hex(8)}-{path.name}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))  # less the umask, as any new file
+    mode = temporary.stat().st_mode & 0o777
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        if not temporary.is_symlink():
+            temporary.chmod(mode)  # safetensors puts a file of its own there, which its owner alone may read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -102,9 +101,15 @@ def hash_file(path: str | os.PathLike) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def has_preamble(path: str | os.PathLike) -> bool:
+    """Whether a file begins as DICOM files do."""
+    with Path(path).open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
 def hash_content(content: object) -> str:
-    """SHA-256 of a JSON-like value, independent of the order of keys."""
-    text = json.dumps(_plain(content), sort_keys=True, separators=(",", ":"))
+    """SHA-256 of a JSON-like value, independent of the order of keys; a path counts by what its file holds, if any."""
+    text = json.dumps(_plain(content, _read_hash), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -137,17 +142,22 @@ def _source_of(module: str) -> Path | None:
     return next((each for each in (path.with_suffix(".py"), path / "__init__.py") if parts and each.is_file()), None)
 
 
-def _plain(value: object) -> object:
+def _read_hash(path: os.PathLike) -> str:
+    return hash_file(path) if Path(path).is_file() else os.fspath(path)
+
+
+def _plain(value: object, spell: Callable[[os.PathLike], str] = os.fspath) -> object:
+    """A value as JSON takes it; ``spell`` makes text of paths."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, spell) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, spell) for item in value]
     if hasattr(value, "tolist"):  # numpy scalars and arrays
-        return _plain(value.tolist())
+        return _plain(value.tolist(), spell)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        return spell(value)
     return value
 
 

@@ -29,7 +29,7 @@ from datxai.anatomy import load_anatomy
 from datxai.case import SBR, Explainer, Imaging, grid_of, measure_map, outline_of, predict_label, read_path
 from datxai.config import Config, restore
 from datxai.errors import InputError
-from datxai.files import hash_content, read_json, write_json
+from datxai.files import read_json, write_json
 from datxai.results import read_normals, read_predictions
 from datxai.run import Run
 from datxai.volume import Volume, load, resample, save
@@ -127,7 +127,8 @@ class Reader:
         maps were made another way, which a map of this reader must not be held against."""
         from datxai.stages.explain import depends
 
-        if hash_content(depends(self.settings)) != hash_content(self.run.entry("explain", "case")["config"]):
+        made = self.run.entry("explain", "case")
+        if self.run.fingerprint("explain", depends(self.settings), made["inputs"]) != made["fingerprint"]:
             return None
         paths = [self.run.mean_of(f"{group}_relevance") for group in ("TN", "TP")]
         return [load(path, blank=True).data for path in paths] if all(path.exists() for path in paths) else None

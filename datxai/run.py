@@ -23,7 +23,7 @@ from pathlib import Path
 
 from datxai import __version__
 from datxai.errors import InputError
-from datxai.files import hash_content, read_json, write_json
+from datxai.files import hash_content, read_json, replacing, write_json
 from datxai.volume import sidecar_path
 
 PACKAGES = ("torch", "zennit", "numpy", "scipy", "nibabel", "pydicom", "scikit-learn", "hydra-core", "matplotlib")
@@ -51,7 +51,6 @@ class Run:
     predictions = property(lambda self: self.folder / "predictions.tsv")
     relevance = property(lambda self: self.folder / "relevance")
     roi_relevance = property(lambda self: self.folder / "roi_relevance.tsv")
-    ledger = property(lambda self: self.folder / "relevance_ledger.tsv")
     regions = property(lambda self: self.folder / "regions.tsv")
     doubt = property(lambda self: self.folder / "doubt.tsv")
     anatomy = property(lambda self: self.folder / "anatomy.safetensors")
@@ -147,8 +146,9 @@ class Run:
             return False
         here, there = self.folder.resolve(), base.folder.resolve()
         for link in links:
-            link.unlink(missing_ok=True)
-            link.symlink_to(os.path.relpath(there / link.name, here))
+            with replacing(link) as temporary:  # processes of torchrun may do this all at once
+                temporary.unlink()
+                temporary.symlink_to(os.path.relpath(there / link.name, here))
         write_json(self.manifest, {**self.entries(), stage: {**entry, "base": os.path.relpath(there, here)}})
         return True
 

@@ -24,6 +24,11 @@ from datxai.errors import InputError
 from datxai.files import replacing, write_json
 
 MNI_CODE, SCANNER_CODE = 4, 1  # NIfTI-1 xform codes
+UNREADABLE = (
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    nib.spatialimages.HeaderTypeError,
+)
 LARGEST_VOXELS = 2**27  # of one file: 512 x 512 x 512
 AFFINE_TOLERANCE_MM = 1e-3  # two grids are the same if no affine element differs by more
 
@@ -129,11 +134,14 @@ def load(path: str | os.PathLike, blank: bool = False) -> Volume:
         data = np.asanyarray(image.dataobj)
     except InputError:
         raise
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (*UNREADABLE, OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(
             f"{path}: cannot be read as NIfTI ({_first_line(error)}); the file is truncated or of another format, "
             f"export it again."
         ) from error
+    if data.dtype.kind not in "iuf":
+        kind = "colours" if data.dtype.names else f"values of type {data.dtype}"
+        raise InputError(f"{path}: holds {kind}, expected one real number per voxel; export the intensities alone.")
     if data.ndim > 3 and all(n == 1 for n in data.shape[3:]):
         data = data.reshape(data.shape[:3])
     if data.ndim != 3:
@@ -147,7 +155,8 @@ def load(path: str | os.PathLike, blank: bool = False) -> Volume:
         )
     affine = np.asarray(image.affine, float)
     require_invertible(affine, path)
-    data = data.astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+        data = data.astype(np.float32)
     require_signal(data, path, blank)
     volume = to_ras(data, affine)
     return replace(volume, history=({"step": "load", "file": path.name},))
@@ -249,6 +258,19 @@ def covered_fraction(volume: Volume, grid: Grid, transform: np.ndarray | None = 
     for index, n in zip(_indices(index_map, grid.shape), volume.shape):
         inside &= (index > -0.5 - 1e-6) & (index < n - 0.5 + 1e-6)
     return float(inside.mean())
+
+
+def average_transmission(thickness: np.ndarray, views: int = 12) -> np.ndarray:
+    """Fraction of the photons of each voxel that leave, mean over transaxial directions, (X, Y, Z).
+
+    ``thickness`` (X, Y, Z) is attenuation times the edge of a voxel, whose X and Y edges are equal.
+    """
+    passed = np.zeros_like(thickness)
+    for angle in np.arange(views) * 360.0 / views:
+        turned = ndimage.rotate(thickness, angle, reshape=False, order=1)
+        leaving = np.exp(0.5 * turned - np.cumsum(turned, axis=0))
+        passed += ndimage.rotate(leaving, -angle, reshape=False, order=1, mode="nearest")
+    return passed / views
 
 
 def _indices(index_map: np.ndarray, shape: Sequence[int]) -> Iterator[np.ndarray]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from datxai.errors import InputError
 from datxai.files import hash_code, hash_content, hash_file, read_json, read_table, replacing, write_json, write_table
@@ -20,11 +21,30 @@ def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):
 
 
 def test_replacing_gives_the_permissions_of_an_ordinary_file(tmp_path):
-    ordinary, ours = tmp_path / "ordinary", tmp_path / "ours"
+    ordinary, ours, weights = (tmp_path / name for name in ("ordinary", "ours", "weights"))
     ordinary.write_text("")
     with replacing(ours) as temporary:
         temporary.write_text("")
-    assert ours.stat().st_mode == ordinary.stat().st_mode
+    with replacing(weights) as temporary:
+        save_file({"a": np.zeros(2)}, temporary)
+    assert ours.stat().st_mode == weights.stat().st_mode == ordinary.stat().st_mode
+
+
+def test_replacing_by_a_link_leaves_what_it_leads_to(tmp_path):
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    folder.mkdir()
+    before = folder.stat().st_mode
+    with replacing(link) as temporary:
+        temporary.unlink()
+        temporary.symlink_to(folder)
+    assert link.is_symlink() and folder.stat().st_mode == before
+
+
+def test_replacing_leaves_the_umask_of_the_process_alone(tmp_path, monkeypatch):
+    """It is that of all threads: another would write a file that anyone may read and write."""
+    monkeypatch.setattr("os.umask", lambda mask: pytest.fail("the umask was changed"))
+    with replacing(tmp_path / "a") as temporary:
+        assert temporary.stat().st_mode & 0o111 == 0
 
 
 def test_json_takes_numpy_and_writes_undefined_as_null(tmp_path):
@@ -77,6 +97,17 @@ def test_hash_ignores_the_order_of_keys(content):
 
 def test_hash_sees_every_change():
     assert hash_content({"a": 1}) != hash_content({"a": 2})
+
+
+def test_hash_takes_a_path_by_what_its_file_holds(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.write_text("a")
+    there.write_text("a")
+    before = hash_content({"labels": [here]})
+    assert before == hash_content({"labels": [there]}) != hash_content({"labels": [str(here)]})
+    here.write_text("b")
+    assert hash_content({"labels": [here]}) != before
+    assert hash_content(tmp_path / "missing") == hash_content(str(tmp_path / "missing")), "for a stage to tell of"
 
 
 def test_code_is_that_of_the_modules_and_of_what_they_import(tmp_path, monkeypatch):

@@ -266,7 +266,8 @@ def test_example_of_any_network():
 
 @pytest.mark.parametrize(
     ("setting", "word"),
-    [("data.camera.pixel_mm=-4", "positive"), ("+data.camera.bin=3", "bins"), ("data.camera.rows=2.5", "whole")],
+    [("data.camera.pixel_mm=-4", "positive"), ("+data.camera.bin=3", "bins"), ("data.camera.rows=2.5", "whole"),
+     ("+data.camera.counts=0", "positive")],
 )
 def test_a_camera_that_cannot_be(tmp_path, setting, word):
     answer = datxai("simulate", setting, "data.n_subjects=2", f"run={tmp_path / 'run'}", status=2)
@@ -281,6 +282,25 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_processes(tmp
         made.append({path.name: path.read_bytes() for path in (folder / "simulated").iterdir()})
     assert made[0] == made[1]
     assert len([name for name in made[0] if name.endswith(".dcm")]) == 3
+
+
+def test_a_larger_phantom_cohort_begins_with_the_scans_that_are_there(tmp_path):
+    def simulate(*words, run="run"):
+        datxai("simulate", "data.raw=false", "n_jobs=1", *words, f"run={tmp_path / run}")
+        return {path.name: path for path in (tmp_path / run / "simulated").glob("*.nii.gz")}
+
+    before = {name: path.stat().st_mtime_ns for name, path in simulate("data.n_subjects=2").items()}
+    larger = simulate("data.n_subjects=3")
+    assert len(larger) == 3
+    assert before == {name: larger[name].stat().st_mtime_ns for name in before}
+    alone = simulate("data.n_subjects=3", run="alone")
+    assert {name: path.read_bytes() for name, path in larger.items()} == {
+        name: path.read_bytes() for name, path in alone.items()
+    }
+    for word in ("data.seed=1", "+data.camera.motion_mm=0", "+data.camera.start_angle_deg=0"):
+        before = {name: path.stat().st_mtime_ns for name, path in larger.items()}
+        simulate("data.n_subjects=3", word)
+        assert all(path.stat().st_mtime_ns != before[name] for name, path in larger.items()), word
 
 
 def test_the_reads_of_the_phantom_come_to_its_labels(finished):

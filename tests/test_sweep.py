@@ -3,6 +3,7 @@
 import gzip
 import math
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import pytest
@@ -64,6 +65,22 @@ def test_making_a_stage_anew_leaves_the_base_as_it_is(base, repeat):
 
 def test_only_what_was_made_with_the_same_settings_is_taken_over(base, repeat):
     assert not repeat.adopt("split", repeat.fingerprint("split", {"seed": 1}, {}), base)
+
+
+def test_processes_may_take_over_at_once(base, repeat, monkeypatch):
+    """What another has linked just before is linked again, not stumbled over."""
+    fingerprint = base.entries()["split"]["fingerprint"]
+    symlink_to = Path.symlink_to
+
+    def linked_by_another(link, target):
+        monkeypatch.setattr(Path, "symlink_to", symlink_to)
+        assert Run(repeat.folder).adopt("split", fingerprint, base)
+        symlink_to(link, target)
+
+    monkeypatch.setattr(Path, "symlink_to", linked_by_another)
+    assert repeat.adopt("split", fingerprint, base)
+    assert (repeat.folder / "tables" / "split.tsv").read_text() == "made by base"
+    assert sorted(path.name for path in repeat.folder.iterdir()) == ["manifest.json", "tables"]
 
 
 def test_files_of_ones_own_are_not_replaced(base, repeat):

@@ -122,6 +122,16 @@ def test_outside_the_scan_is_zero_and_counted():
     assert volume.covered_fraction(source, target) == 0.5
 
 
+def test_transmission_of_a_uniform_cylinder():
+    """From its axis the same in all directions, exp(-mu r); more leaves near its surface."""
+    x, y = np.ogrid[-20:21, -20:21]
+    mu, radius = 0.015, 15
+    thickness = np.repeat((x**2 + y**2 <= radius**2)[..., None] * np.float32(mu), 3, axis=2)
+    passed = volume.average_transmission(thickness)
+    assert passed[20, 20] == pytest.approx(np.exp(-mu * (radius + 0.5)), rel=0.01)
+    assert passed[20, 20, 1] < passed[27, 20, 1] < passed[33, 20, 1]
+
+
 def test_saving_and_loading_give_the_same_volume(tmp_path):
     affine = make_affine(_TURN @ np.diag([2.0, 3.0, 4.0]))
     original = Volume(np.random.default_rng(3).normal(size=SHAPE), affine, ({"step": "made", "gain": 2.0},))
@@ -146,6 +156,21 @@ def _flatten(path):
     nib.save(image, path)
 
 
+RGB = [("R", "u1"), ("G", "u1"), ("B", "u1")]
+
+
+def _store(path, data):
+    """With values of their own type."""
+    nib.save(nib.Nifti1Image(data, np.eye(4)), path)
+
+
+def _patch(path, offset, number):
+    """Other bytes in the header: 40 is the number of axes, 70 the type of the values."""
+    header = bytearray(gzip.decompress(path.read_bytes()))
+    header[offset : offset + 2] = number.to_bytes(2, "little")
+    path.write_bytes(gzip.compress(header))
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -156,6 +181,11 @@ def _flatten(path):
         (lambda p: write(p, np.where(np.arange(7) == 3, np.nan, np.ones(SHAPE)), np.eye(4)), "30 voxels are NaN"),
         (lambda p: write(p, np.zeros(SHAPE), np.eye(4)), "every voxel is zero"),
         (_flatten, "cannot be inverted"),
+        (lambda p: _store(p, np.ones(SHAPE, RGB)), "holds colours, expected one real number per voxel"),
+        (lambda p: _store(p, np.full(SHAPE, 1 + 1j, np.complex64)), "holds values of type complex64"),
+        (lambda p: _store(p, np.full(SHAPE, 1e39)), "210 voxels are NaN or infinite"),
+        (lambda p: _patch(p, 70, 999), "data code 999 not recognized"),
+        (lambda p: _patch(p, 40, 9), "cannot be read as NIfTI"),
     ],
 )
 def test_what_is_no_scan_gets_one_sentence_with_its_name(make, sentence, tmp_path):

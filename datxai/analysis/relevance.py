@@ -50,34 +50,26 @@ def summarise_peaks(peaks: Sequence[Mapping], near_mm: float = 4.0) -> dict:
 
 
 class MeanMap:
-    """Mean and standard deviation of maps added one at a time (Welford's recurrence, float64).
+    """Mean of maps added one at a time, float64; memory does not grow with their number.
 
-    Memory does not grow with the number of maps. ``mean`` and ``sd`` (n - 1 in the denominator) have the
-    shape of the maps; they are None before the first and the second map.
+    ``mean`` has the shape of the maps; it is None before the first.
     """
 
     def __init__(self):
         self.n = 0
         self.mean: np.ndarray | None = None
-        self._squares: np.ndarray | None = None
 
     def add(self, data: np.ndarray) -> None:
         """Take one more map into the mean."""
         if self.mean is None:
-            self.mean, self._squares = np.zeros(data.shape), np.zeros(data.shape)
+            self.mean = np.zeros(data.shape)
         assert data.shape == self.mean.shape, (data.shape, self.mean.shape)
         self.n += 1
-        step = data - self.mean
-        self.mean += step / self.n
-        self._squares += step * (data - self.mean)
+        self.mean += (data - self.mean) / self.n
 
     def without(self, data: np.ndarray) -> np.ndarray | None:
         """The mean of all maps but ``data``, one that was added; None if there is no other."""
         return None if self.n < 2 else self.mean + (self.mean - data) / (self.n - 1)
-
-    @property
-    def sd(self) -> np.ndarray | None:
-        return np.sqrt(self._squares / (self.n - 1)) if self.n > 1 else None
 
 
 def make_heat_map(true_positive: np.ndarray, true_negative: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from datxai.cohort.table import (
     strip_prefix,
 )
 from datxai.errors import InputError
-from datxai.files import read_table
+from datxai.files import has_preamble, read_table
 
 SUFFIXES = ("spect", "pet")  # of BIDS-like names that are DAT scans
 NOT_SCANS = ("derivatives", "sourcedata", "code")  # folders of a BIDS data set without original scans
@@ -241,19 +241,16 @@ def _require_scans(people: Iterable[Participant], found: list, root: Path, advic
 def _is_dicom(path: Path) -> bool:
     if path.name == "DICOMDIR":
         return False
-    if path.suffix.lower() == ".dcm":
-        return True
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+    return path.suffix.lower() == ".dcm" or has_preamble(path)
 
 
-def _find_owner(part: str, identities: Iterable[str], is_file: bool) -> str | None:
+def _find_owner(part: str, identities: set[str], is_file: bool) -> str | None:
     """The participant whom a folder is named after; for a file, whose identity its name begins with."""
     part = strip_prefix(part)
     if not is_file:
         return part if part in identities else None
-    begun = [name for name in identities if re.match(re.escape(name) + r"(?![0-9A-Za-z])", part)]
-    return max(begun, key=len, default=None)
+    ends = (end for end in range(len(part), -1, -1) if not re.match("[0-9A-Za-z]", part[end : end + 1]))
+    return next((part[:end] for end in ends if part[:end] in identities), None)
 
 
 def _name_cases(

@@ -9,7 +9,6 @@ import numpy as np
 from datxai.errors import InputError
 
 SETS = ("train", "validation", "test")
-PAPER_SIZES = (864, 144, 288)
 PAPER_FRACTIONS = (2 / 3, 1 / 9, 2 / 9)
 FRACTION_TOLERANCE = 1e-3  # written fractions need not add up to 1 more closely
 TABLE1_COLUMNS = ("set", "label", "sex", "n", "age_mean", "age_sd")
@@ -58,6 +57,7 @@ def split(
     strata, stratum = np.unique(
         np.stack([labels[first].astype(str), sexes[first]]), axis=1, return_inverse=True
     )
+    stratum = stratum.ravel()  # NumPy 2.0.0 keeps an axis
     counts = np.bincount(stratum, weights).astype(int)
     quotas = _share_out(strata, counts, totals)
 

@@ -12,12 +12,15 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 from datxai.errors import InputError
 
 CHUNK = 1 << 20
+PIECE = 1 << 16  # what a member of a gzip file leaves over is copied
+GZIP = b"\x1f\x8b"
 HEAD = 512  # bytes that tell what a file is
 MEDIA_DIRECTORY = b"1.2.840.10008.1.3.10\0"  # the class of a DICOMDIR, which lists files and holds no scan
 
@@ -44,7 +47,7 @@ def unpack(body: BinaryIO, sizes: Sequence[int], folder: Path, limits: UploadLim
             head = b""
             while len(head) < HEAD and (chunk := next(chunks, b"")):
                 head += chunk
-            if head[:2] == b"\x1f\x8b":
+            if head[:2] == GZIP:
                 chunks = _gunzip(head, chunks)
                 head = next(chunks, b"")
             if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0":
@@ -107,14 +110,20 @@ def _require_few_entries(body: BinaryIO, limits: UploadLimits) -> None:
 
 def _gunzip(head: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
     """Unpack a gzip file, in pieces of bounded size, the first at least as long as a NIfTI header."""
-    unpack, made = zlib.decompressobj(zlib.MAX_WBITS | 16), b""
-    while not unpack.eof:
-        if not (piece := unpack.unconsumed_tail or head or next(chunks, b"")):
-            raise EOFError
-        head = b""
-        made += unpack.decompress(piece, CHUNK)
-        if len(made) >= HEAD:
-            yield made
-            made = b""
+    pieces = (chunk[at : at + PIECE] for chunk in chain([head], chunks) for at in range(0, len(chunk), PIECE))
+    packed, made = next(pieces, b""), b""
+    while packed[:2] == GZIP:  # of every member; what is no member, such as zeros that fill a block, is left out
+        unpack = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        while not unpack.eof:
+            if not (packed := packed or next(pieces, b"")):
+                raise EOFError
+            made += unpack.decompress(packed, CHUNK)
+            packed = unpack.unconsumed_tail
+            if len(made) >= HEAD:
+                yield made
+                made = b""
+        packed = unpack.unused_data
+        while len(packed) < len(GZIP) and (piece := next(pieces, b"")):
+            packed += piece
     if made:
         yield made

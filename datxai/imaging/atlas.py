@@ -6,9 +6,10 @@ onto the grid that is asked for; a voxel belongs to a region that fills at least
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from scipy import ndimage
 
 from datxai import mni
 from datxai.errors import InputError
-from datxai.files import read_table
-from datxai.volume import Grid, Volume, load, resample
+from datxai.files import hash_content, read_table
+from datxai.volume import Grid, Volume, average_transmission, load, resample
 
 LATTICE = Grid.axis_aligned((153, 193, 165), (1, 1, 1), (-76, -112, -76), "atlas")
 HEAD = Grid.axis_aligned((103, 125, 117), (2, 2, 2), (-102, -142, -120), "head")
@@ -74,7 +75,6 @@ class Atlas:
     masks: Mapping[str, np.ndarray] = field(repr=False)
 
 
-@cache
 def load_atlas(labels: Path | None = None, names: Path | None = None) -> Atlas:
     """The packaged Desikan-Killiany atlas, or a user's own.
 
@@ -88,6 +88,11 @@ def load_atlas(labels: Path | None = None, names: Path | None = None) -> Atlas:
     """
     if (labels is None) != (names is None):
         raise InputError("atlas: give both a label image and a table of its names, or neither.")
+    return _load_atlas(labels, names, hash_content([None if file is None else Path(file) for file in (labels, names)]))
+
+
+@lru_cache(maxsize=2)
+def _load_atlas(labels: Path | None, names: Path | None, content: str) -> Atlas:
     if labels is None:
         image, table = mni.load_labels()
     else:
@@ -165,7 +170,6 @@ def make_template(grid: Grid, atlas: Atlas) -> Volume:
     return resample(Volume(data, HEAD.affine, ({"step": "template", "fwhm_mm": TEMPLATE_FWHM_MM},)), grid)
 
 
-@cache
 def make_template_bases(atlas: Atlas, template: Volume | None = None) -> dict[str, Volume]:
     """The template's ingredients on `HEAD`, blurred: brain, dimming, each part of the striatum, scalp, glands.
 
@@ -175,6 +179,25 @@ def make_template_bases(atlas: Atlas, template: Volume | None = None) -> dict[st
     a site's own normal scans, takes the place of the brain, less what of it is striatum. Raises `InputError` if it
     does not look like FP-CIT in MNI space.
     """
+    return _make_bases(atlas, None if template is None else _Known(template))
+
+
+class _Known:
+    """A volume that equals any other with its content."""
+
+    def __init__(self, volume: Volume):
+        self.volume = volume
+        self.content = hashlib.sha256(volume.affine.tobytes() + volume.data.tobytes()).digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Known) and self.content == other.content
+
+    def __hash__(self) -> int:
+        return hash(self.content)
+
+
+@lru_cache(maxsize=2)
+def _make_bases(atlas: Atlas, template: _Known | None) -> dict[str, Volume]:
     labels = atlas.labels.data.astype(np.int16)
     front = LATTICE.world_coordinates()[..., 1]
     factor = np.ones(max(atlas.names) + 1, np.float32)
@@ -197,7 +220,7 @@ def make_template_bases(atlas: Atlas, template: Volume | None = None) -> dict[st
     sigma = TEMPLATE_FWHM_MM / np.sqrt(8 * np.log(2)) / HEAD.spacing
     bases = {name: ndimage.gaussian_filter(data, sigma) for name, data in bases.items()}
     if template is not None:
-        bases["brain"] = _take_brain(resample(template, HEAD).data, bases)
+        bases["brain"] = _take_brain(resample(template.volume, HEAD).data, bases)
     bases["dimming"] = bases["brain"] * _dim(_fill(atlas.masks["brain"], HEAD))
     return {name: Volume(bases[name], HEAD.affine) for name in BASES}
 
@@ -233,14 +256,9 @@ def _dim(brain: np.ndarray) -> np.ndarray:
     head = ndimage.distance_transform_edt(~brain, HEAD.spacing) <= SCALP_MM[1]
     thickness = head[::step, ::step, ::step] * np.float32(WATER_PER_MM * step * HEAD.spacing[0])
     thickness = np.pad(thickness, ((pad, pad), (pad, pad), (0, 0)))
-    passed = np.zeros_like(thickness)
-    for angle in range(0, 360, 30):
-        turned = ndimage.rotate(thickness, angle, reshape=False, order=1)
-        leaving = np.exp(0.5 * turned - np.cumsum(turned, axis=0))
-        passed += ndimage.rotate(leaving, -angle, reshape=False, order=1, mode="nearest") / 12
     index = np.stack(np.meshgrid(*(np.arange(n) / step for n in HEAD.shape), indexing="ij"))
     index[:2] += pad
-    passed = _symmetrise(ndimage.map_coordinates(passed, index, order=1, mode="nearest"))
+    passed = _symmetrise(ndimage.map_coordinates(average_transmission(thickness), index, order=1, mode="nearest"))
     return passed / passed[brain].mean() - 1
 
 

@@ -53,14 +53,13 @@ class Registration:
     """How a scan lies in the template's space.
 
     ``affine`` (4 x 4) maps world mm of the template to world mm of the scan, as `resample` takes it; its inverse takes
-    the scan to the template. ``weights`` are those of the bases in units of the scan, ``iterations`` counts the
-    accepted steps. ``orientation`` is empty, or says how the scan seems to be stored, if it fits the template clearly
-    better that way than as its header says: "upside down". Left and right cannot be told apart.
+    the scan to the template. ``weights`` are those of the bases in units of the scan. ``orientation`` is empty,
+    or says how the scan seems to be stored, if it fits the template clearly better that way than as its header says:
+    "upside down". Left and right cannot be told apart.
     """
 
     affine: np.ndarray
     weights: dict[str, float]
-    iterations: int
     orientation: str = ""
 
 
@@ -85,12 +84,12 @@ def register(volume: Volume, bases: Mapping[str, Volume]) -> Registration:
     turned = coarse.search(_start(middle, centre, 0.0, lift, turn) for turn, lift in product(TURNS[1:], LIFTS_MM))
     orientation = _describe(turned.pose)
     if orientation and turned.unexplained < CLEARLY * upright.unexplained:
-        return Registration(np.linalg.inv(turned.pose), {}, turned.steps, orientation)
+        return Registration(np.linalg.inv(turned.pose), {}, orientation)
     fits = [upright if orientation else min(upright, turned, key=lambda fit: fit.unexplained)]
     for problem in finer:
         fits.append(problem.fit(fits[-1].pose, _AFFINE))
     weights = dict(zip(bases, (finer[-1].unit * fits[-1].weights).tolist()))
-    return Registration(np.linalg.inv(fits[-1].pose), weights, sum(fit.steps for fit in fits))
+    return Registration(np.linalg.inv(fits[-1].pose), weights)
 
 
 def prepare(bases: Mapping[str, Volume]) -> None:
@@ -120,7 +119,6 @@ class _Fit:
     pose: np.ndarray  # world mm of the scan -> world mm of the template
     unexplained: float  # part of the scan's variance
     weights: np.ndarray
-    steps: int
 
 
 # Directions in the space of 3 x 4 matrices [linear | translation], shape (n, 3, 4).
@@ -214,13 +212,13 @@ class _Problem:
         values = self.values[inside]
         variance = (emphasis * (values - np.average(values, weights=emphasis)) ** 2).sum() if len(values) else 0.0
         if len(values) < 100 or variance == 0:
-            return _Fit(pose, 1.0, np.zeros(self.template.count), 0)
+            return _Fit(pose, 1.0, np.zeros(self.template.count))
         values = values * row
         relative = np.column_stack([(positions - self.centre) / _RADIUS_MM, np.ones(len(positions))])
         n = len(generators)
         directions = generators.reshape(n, 12).T
         columns, cells, weights, residual = self._explain(pose, positions, values, row)
-        unexplained, damping, accepted = residual @ residual / variance, 1e-3, 0
+        unexplained, damping = residual @ residual / variance, 1e-3
         for _ in range(steps):
             slope = self._slope(pose, cells, weights) * row[:, None]
             moved = (slope[:, :, None] * relative[:, None, :]).reshape(-1, 12) @ directions
@@ -240,10 +238,10 @@ class _Problem:
             else:
                 break
             pose, (columns, cells, weights, residual) = candidate, trial
-            unexplained, damping, accepted = unexplained - gain, damping / 10, accepted + 1
+            unexplained, damping = unexplained - gain, damping / 10
             if gain < CONVERGED * unexplained:
                 break
-        return _Fit(pose, float(unexplained), weights[: self.template.count], accepted)
+        return _Fit(pose, float(unexplained), weights[: self.template.count])
 
     def compare(self, pose: np.ndarray) -> tuple[float, float]:
         """Correlation and overlap of scan and fitted template, as `compare` has them."""

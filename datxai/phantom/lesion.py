@@ -53,7 +53,7 @@ def draw_healthy(n: int, seed: int, beyond: int) -> list[Subject]:
     return list(itertools.islice((subject for subject in drawn if subject.pattern == "normal"), n))
 
 
-def simulate_pair(subject: Subject, lesion: str, device: str = "cpu", **settings) -> Pair:
+def simulate_pair(subject: Subject, lesion: str, **settings) -> Pair:
     """The scan of a subject, as `scan.simulate_projections` makes it, and the same scan with a lesion.
 
     ``lesion`` is one of `REGIONS`, ``settings`` are those of `scan.subject_camera`. The lesioned scan has the same
@@ -64,7 +64,7 @@ def simulate_pair(subject: Subject, lesion: str, device: str = "cpu", **settings
     grid = centred_grid(HEAD_SHAPE, VOXEL_MM)
     activity, attenuation = place(subject.head, subject.uptake, grid)
     without, _ = place(subject.head, subject.uptake | _lower(subject.uptake, regions), grid)
-    expected, left = (project(image, attenuation, camera, device) for image in (activity, without))
+    expected, left = (project(image, attenuation, camera) for image in (activity, without))
     rng = np.random.default_rng([*subject.seed, PROJECTIONS])
     healthy = count(expected, camera.counts, rng)
     share = np.divide(left, expected, out=np.zeros_like(expected), where=expected > 0).clip(0.0, 1.0)

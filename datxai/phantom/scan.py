@@ -8,10 +8,10 @@ from scipy import fft, ndimage
 from datxai.phantom.anatomy import place
 from datxai.phantom.camera import COLLIMATORS, FWHM_OF_SIGMA, Camera, acquire
 from datxai.phantom.population import Subject
-from datxai.volume import Grid, Volume
+from datxai.volume import Grid, Volume, average_transmission
 
 VOXEL_MM, HEAD_SHAPE = 4.0, (64, 64, 64)  # of the activity that the camera looks at
-TRANSMISSION_VOXEL_MM, TRANSMISSION_VIEWS = 12.0, 12
+TRANSMISSION_VOXEL_MM = 12.0
 PROJECTIONS, _VOLUME = 1, 2  # streams of random numbers of a subject
 
 
@@ -80,11 +80,6 @@ def _transmission(attenuation: Volume) -> np.ndarray:
     coarse = ndimage.zoom(
         attenuation.data, attenuation.grid.spacing[0] / TRANSMISSION_VOXEL_MM, order=1, grid_mode=True, mode="nearest"
     )
-    thickness = coarse * (TRANSMISSION_VOXEL_MM / 10.0)
-    total = np.zeros_like(thickness)
-    for angle in np.arange(TRANSMISSION_VIEWS) * 360.0 / TRANSMISSION_VIEWS:
-        turned = ndimage.rotate(thickness, angle, reshape=False, order=1)
-        leaving = np.exp(0.5 * turned - np.cumsum(turned, axis=0))
-        total += ndimage.rotate(leaving, -angle, reshape=False, order=1, mode="nearest")
+    passed = average_transmission(coarse * (TRANSMISSION_VOXEL_MM / 10.0))
     ratio = np.array(fine) / coarse.shape
-    return ndimage.zoom(total / TRANSMISSION_VIEWS, ratio, order=1, grid_mode=True, mode="nearest")
+    return ndimage.zoom(passed, ratio, order=1, grid_mode=True, mode="nearest")

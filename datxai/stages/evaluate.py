@@ -14,7 +14,7 @@ from datxai.analysis.regions import COLUMNS, label_regions, measure_regions, sum
 from datxai.analysis.relevance import MeanMap, check_consistency, find_peak, make_heat_map, summarise_peaks
 from datxai.case import grid_of, measure_map
 from datxai.cohort.dataset import open_store
-from datxai.config import Config
+from datxai.config import Config, describe
 from datxai.files import write_json, write_table
 from datxai.imaging.atlas import load_atlas, make_parcellation, make_regions
 from datxai.results import GROUPS, read_cases, read_predictions, read_sbr
@@ -23,7 +23,7 @@ from datxai.volume import Grid, Volume, load, save
 
 
 def depends(settings: Config) -> dict:
-    return {"atlas": asdict(settings.atlas), "preprocessing": asdict(settings.preprocessing)}
+    return {"atlas": describe(settings.atlas), "preprocessing": asdict(settings.preprocessing)}
 
 
 def outputs(run: Run) -> list[Path]:

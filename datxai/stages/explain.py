@@ -9,7 +9,7 @@ import torch
 
 from datxai.case import Explainer, grid_of, read_composite
 from datxai.cohort.dataset import CaseDataset, open_store
-from datxai.config import Config
+from datxai.config import Config, describe
 from datxai.errors import InputError
 from datxai.files import hash_file, read_json
 from datxai.progress import Bar
@@ -23,7 +23,8 @@ def depends(settings: Config) -> dict:
     if composite and composite["rules_from"] and Path(composite["rules_from"]).is_file():
         composite["rules_from"] = hash_file(composite["rules_from"])
     chosen = {key: value for key, value in asdict(settings.attribution).items() if key != "batch_size"}
-    return {"attribution": chosen, "composite": composite, "target": settings.target}
+    atlas = {"atlas": describe(settings.atlas)} if settings.attribution.parcels else {}
+    return {"attribution": chosen, "composite": composite, "target": settings.target, **atlas}
 
 
 def show(settings: Config) -> None:

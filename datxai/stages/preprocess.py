@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from datxai.case import SBR, Imaging, grid_of, outline_of, read_scan
+from datxai.case import SBR, Imaging, describe_imaging, grid_of, outline_of, read_scan
 from datxai.cohort import sources
 from datxai.cohort.dataset import open_store, write_store
 from datxai.config import Config
@@ -23,8 +23,12 @@ log = logging.getLogger("datxai")
 
 
 def depends(settings: Config) -> dict:
-    names = ("data", "grid", "reconstruction", "registration", "atlas", "preprocessing")
-    return {name: asdict(getattr(settings, name)) for name in names}
+    return {"data": asdict(settings.data), **_depends_of_scan(settings)}
+
+
+def _depends_of_scan(settings: Config) -> dict:
+    """The settings that shape a volume, its files given: not who else is in the cohort, nor what a table says."""
+    return {"reconstruction": asdict(settings.reconstruction), **describe_imaging(settings)}
 
 
 def inputs(settings: Config, run: Run) -> dict:
@@ -41,7 +45,7 @@ def outputs(run: Run) -> list[Path]:
 def make(settings: Config, run: Run, fingerprint: str) -> None:
     scans, skipped = find_scans(settings, run)
     measures = {}
-    for scan, outcome in zip(scans, _preprocess_all(scans, settings, run, fingerprint)):
+    for scan, outcome in zip(scans, _preprocess_all(scans, settings, run)):
         if isinstance(outcome, str):
             skipped.append((scan.case_id, outcome))
         else:
@@ -73,15 +77,14 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
 def make_part(settings: Config, run: Run, fingerprint: str, part: slice) -> None:
     """Preprocess some of the scans; `make` finds them done."""
     scans, _ = find_scans(settings, run)
-    for _ in _preprocess_all(scans[part], settings, run, fingerprint):
+    for _ in _preprocess_all(scans[part], settings, run):
         pass
 
 
-def _preprocess_all(
-    scans: list[sources.Scan], settings: Config, run: Run, fingerprint: str
-) -> Iterator[dict | str]:
+def _preprocess_all(scans: list[sources.Scan], settings: Config, run: Run) -> Iterator[dict | str]:
     """What `_preprocess` says of each scan."""
-    tasks = ((scan, run.scan_of(scan.case_id), settings, fingerprint) for scan in scans)
+    how = hash_content(_depends_of_scan(settings))
+    tasks = ((scan, run.scan_of(scan.case_id), settings, how) for scan in scans)
     return parallel(_preprocess, tasks, len(scans), settings.n_jobs, "scans preprocessed")
 
 
@@ -155,13 +158,13 @@ def describe(scan: sources.Scan) -> dict:
     }
 
 
-def _preprocess(scan: sources.Scan, path: Path, settings: Config, fingerprint: str) -> dict | str:
-    """The measures of a scan, found or made; the reason, where it is skipped."""
-    mark = hash_content([fingerprint, [hash_file(file) for file in scan.files]])
+def _preprocess(scan: sources.Scan, path: Path, settings: Config, how: str) -> dict | str:
+    """The measures of a scan, found or made; the reason, where it is skipped. ``how``: a hash of `_depends_of_scan`."""
+    mark = hash_content([how, scan.format, [hash_file(file) for file in scan.files]])
     if Run.made_with(path, mark):
         return read_json(sidecar_path(path))["measures"]
     try:
-        volume, measures = _imaging(fingerprint, settings).process(
+        volume, measures = _imaging(how, settings).process(
             read_scan(scan.files, scan.format, settings), scan.case_id
         )
     except InputError as error:
@@ -175,9 +178,9 @@ def _preprocess(scan: sources.Scan, path: Path, settings: Config, fingerprint: s
 _of_this_process: dict[str, Imaging] = {}
 
 
-def _imaging(fingerprint: str, settings: Config) -> Imaging:
+def _imaging(how: str, settings: Config) -> Imaging:
     """What scans are preprocessed with, made once in each process."""
-    if fingerprint not in _of_this_process:
+    if how not in _of_this_process:
         _of_this_process.clear()
-        _of_this_process[fingerprint] = Imaging.of(settings)
-    return _of_this_process[fingerprint]
+        _of_this_process[how] = Imaging.of(settings)
+    return _of_this_process[how]

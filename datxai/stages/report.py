@@ -186,7 +186,7 @@ FIGURES: dict[str, Callable[[Findings], figures.Figure]] = {
 
 
 def depends(settings: Config) -> dict:
-    return {"atlas": asdict(settings.atlas)}
+    return {}
 
 
 def outputs(run: Run) -> list[Path]:

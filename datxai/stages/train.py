@@ -19,7 +19,7 @@ import torch
 
 from datxai.case import choose_device, grid_of, predict_label
 from datxai.cohort.dataset import CaseDataset, open_store
-from datxai.config import Config
+from datxai.config import Config, describe
 from datxai.files import hash_content, write_table
 from datxai.imaging.atlas import load_atlas, make_view
 from datxai.model import checkpoint, distributed, network, training
@@ -38,7 +38,7 @@ FORWARD_SHARE = 1 / 3  # of a training step; validation is a forward pass
 def depends(settings: Config) -> dict:
     chosen = asdict(settings.training)
     del chosen["tracking"]  # changes nothing in the result
-    looked_up = asdict(settings.atlas) if settings.network.see != "all" else {}
+    looked_up = describe(settings.atlas) if settings.network.see != "all" else {}
     return {"network": asdict(settings.network), "training": chosen, **looked_up}
 
 

@@ -50,13 +50,12 @@ def test_summary_of_peaks():
 def test_mean_map_equals_that_of_all_maps_at_once():
     maps = np.random.default_rng(2).normal(1e3, 1e-2, (17, *GRID.shape)).astype(np.float32)
     running = MeanMap()
-    assert running.mean is running.sd is None
+    assert running.mean is None
     for data in maps:
         running.add(data)
     stacked = maps.astype(np.float64)
     assert running.n == 17
     assert np.allclose(running.mean, stacked.mean(axis=0), rtol=ROUNDING, atol=0)
-    assert np.allclose(running.sd, stacked.std(axis=0, ddof=1), rtol=1e-8, atol=0)
 
 
 def test_a_mean_without_one_of_its_maps():
@@ -70,13 +69,6 @@ def test_a_mean_without_one_of_its_maps():
     single = MeanMap()
     single.add(maps[0])
     assert single.without(maps[0]) is None
-
-
-def test_one_map_has_a_mean_but_no_deviation():
-    running = MeanMap()
-    running.add(np.full((2, 2, 2), 3.0, np.float32))
-    assert (running.mean == 3).all()
-    assert running.sd is None
 
 
 def test_heat_map_is_positive_where_relevance_speaks_for_reduced(striatum):

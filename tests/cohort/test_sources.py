@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from datxai.cohort.sources import find_dicom, find_folder, find_ppmi
+from datxai.cohort.sources import _find_owner, find_dicom, find_folder, find_ppmi
 from datxai.errors import InputError
 
 TABLE = "participant_id\tage\tsex\tlabel\nsub-01\t60\tF\t0\nsub-02\t70\tM\t1\n"
@@ -138,6 +138,25 @@ def test_dicom_names_are_not_mistaken_for_longer_ones(folder):
     touch(folder, "01.dcm", "01_2.dcm")
     scans, _ = find_dicom(folder)
     assert [(scan.case_id, scan.files[0].name) for scan in scans] == [("sub-01", "01.dcm"), ("sub-01_2", "01_2.dcm")]
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [
+        ("a1.dcm", "a1"), ("a1", "a1"), ("sub-a1_x.dcm", "a1"), ("a12.dcm", None), ("a1_2.dcm", "a1_2"),
+        ("a1_23.dcm", "a1"), ("a1é.dcm", "a1"), ("a.1+.dcm", "a.1+"), ("A1.dcm", None), ("", None),
+    ],
+)  # fmt: skip
+def test_whose_file_it_is(name, owner):
+    assert _find_owner(name, {"a1", "a1_2", "a.1+"}, is_file=True) == owner
+
+
+def test_files_are_matched_without_a_look_at_every_participant():
+    class Asked(set):
+        def __iter__(self):
+            pytest.fail("a cohort of 1296 files took 48 s")
+
+    assert _find_owner("sub-0777_spect.dcm", Asked(["0777", "07"]), is_file=True) == "0777"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +14,15 @@ import torch
 from forked import datxai
 
 import datxai as package
-from datxai.commands.benchmark import _share_out, check
-from datxai.commands.benchmark.bench import Trial
-from datxai.config import Attribution, Benchmark, Config, Method
+from datxai.case import Imaging
+from datxai.commands.benchmark import _share_out, check, trials
+from datxai.commands.benchmark.bench import Bench, Trial
+from datxai.config import Attribution, Benchmark, Config, Method, Reconstruction
 from datxai.errors import InputError
 from datxai.files import read_json, read_table, write_json
 from datxai.imaging.atlas import load_atlas, make_regions
 from datxai.model import checkpoint
+from datxai.phantom.camera import Camera
 from datxai.volume import load
 
 SMALL = [
@@ -137,6 +140,35 @@ def test_code_that_has_changed_makes_its_numbers_anew_and_no_others(compared, tm
     assert after["sparseness"]["gini"] == known and after["relevance_mass"] == {"striatum": -1.0}
     anew = {path.parent.name for path, time in made.items() if path.stat().st_mtime_ns != time}
     assert anew == {"uptake", "noise"}
+
+
+def test_pairs_are_reconstructed_as_the_phantom_was_taken(monkeypatch, tmp_path):
+    """Not about the centre, or from the angle, of a clinic's camera."""
+    asked = {}
+
+    def reconstruct(*_, **how):
+        asked.update(how)
+        raise NotImplementedError
+
+    pair = SimpleNamespace(camera=Camera(), lesioned=None, healthy=None)
+    bench = SimpleNamespace(pair=lambda name, kind: tmp_path / f"{kind}.nii.gz")
+    monkeypatch.setattr(trials, "reconstruct", reconstruct)
+    monkeypatch.setattr(trials, "simulate_pair", lambda *_, **__: pair)
+    monkeypatch.setattr(trials, "of_this_process", lambda *_: bench)
+    settings = Config(reconstruction=Reconstruction(post_filter_mm=5.0, centre=63.5, start_angle_deg=9, flip=["rows"]))
+    with pytest.raises(NotImplementedError):
+        trials._make_pair(settings, tmp_path, SimpleNamespace(seed=(0, 1)), "putamen_left", "putamen_left-1")
+    assert asked == {
+        "filter": "shepp-logan", "cutoff_per_cm": 1.25, "attenuation_per_cm": None, "post_filter_mm": 5.0,
+    }  # fmt: skip
+
+
+def test_a_process_prepares_once_for_all_its_pairs(monkeypatch):
+    made = []
+    monkeypatch.setattr(Imaging, "of", lambda settings: made.append(settings))
+    bench = Bench.__new__(Bench)
+    bench.settings = Config()
+    assert bench.imaging is bench.imaging and made == [bench.settings]
 
 
 def test_work_is_shared_out_by_trials_and_long_work_comes_first():

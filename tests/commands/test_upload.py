@@ -58,6 +58,14 @@ def test_files_are_told_apart_by_content(unpack_all, form):
     assert unpack_all(packed) == ("scan.nii", {"scan.nii": scan})
 
 
+def test_a_gzip_file_may_have_several_members(unpack_all):
+    """As bgzip writes them, with an empty one at the end; zeros that fill up a block are no content."""
+    scan = make_nifti() + np.random.default_rng(0).bytes(200_000)  # more than is unpacked in one go
+    parts = [scan[at : at + 60_000] for at in range(0, len(scan), 60_000)]
+    packed = b"".join(map(gzip.compress, [parts[0][:100], parts[0][100:], *parts[1:], b""]))
+    assert unpack_all(packed + bytes(512)) == ("scan.nii", {"scan.nii": scan})
+
+
 def test_names_in_an_archive_are_never_paths(unpack_all):
     link = zipfile.ZipInfo("link")
     link.external_attr = 0o120777 << 16
@@ -100,6 +108,8 @@ BAD = {
     "many entries": ([make_zip({str(i): b"" for i in range(9)})], "more than 8 files"),
     "cut archive": ([make_zip({"a": make_nifti()})[:-30]], "damaged"),
     "cut gzip": ([gzip.compress(make_nifti() + np.random.default_rng(0).bytes(5000))[:-900]], "damaged"),
+    "bomb in two members": ([gzip.compress(BOMB[:150_000]) + gzip.compress(bytes(150_000))], "unpack to more"),
+    "cut second member": ([gzip.compress(make_nifti()) + gzip.compress(bytes(900))[:-9]], "damaged"),
     "no gzip": ([b"\x1f\x8b" + bytes(600)], "damaged"),
     "bzip2": ([make_zip({"a": make_nifti()}, zipfile.ZIP_BZIP2)], "unusual way"),
     "archive in archive": ([make_zip({"a": make_zip({"b": make_nifti()})})], "neither"),

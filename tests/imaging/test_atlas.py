@@ -151,6 +151,14 @@ def test_the_template_shows_a_healthy_subject(atlas, regions):
     assert caudate.data.sum() * caudate.grid.voxel_ml == pytest.approx(caudate_ml, rel=1e-3)  # blur keeps counts
 
 
+def test_bases_are_made_once_for_a_template_of_the_same_content_and_not_kept_for_ever(atlas):
+    template = make_template(rooms.HEAD, atlas)
+    bases = make_template_bases(atlas, template)
+    assert make_template_bases(atlas, Volume(template.data.copy(), template.affine)) is bases
+    assert make_template_bases(atlas, Volume(2 * template.data, template.affine)) is not bases
+    assert rooms._make_bases.cache_info().maxsize
+
+
 def test_a_grid_without_striata_is_refused(atlas):
     high = Grid.axis_aligned((91, 109, 10), (2, 2, 2), (-90, -126, 50), "crown")
     with pytest.raises(InputError, match=r"grid crown: holds no voxel of .*putamen_left"):
@@ -205,6 +213,14 @@ def test_a_table_that_does_not_fit_gets_one_sentence(own, change, sentence):
     write_table(names, change(rows), ["index", "name", "hemisphere"])
     with pytest.raises(InputError, match=sentence):
         load_atlas(labels, names)
+
+
+def test_another_atlas_under_the_same_name_is_read_anew(own):
+    labels, names, _ = own
+    before = load_atlas(labels, names)
+    assert load_atlas(labels, names) is before
+    names.write_text(names.read_text() + "\n")
+    assert load_atlas(labels, names) is not before
 
 
 def test_labels_without_names_are_refused(own):

@@ -8,7 +8,7 @@ import torch
 
 from datxai.case import Explainer
 from datxai.cohort.dataset import write_store
-from datxai.config import Attribution, Composite, Config, Lattice, LayerRule
+from datxai.config import Atlas, Attribution, Composite, Config, Lattice, LayerRule
 from datxai.errors import InputError
 from datxai.explain import attribute
 from datxai.files import read_json, write_table
@@ -154,6 +154,20 @@ def test_options_and_files_of_rules_are_reasons_to_make_maps_anew(tmp_path):
     assert before == depends(rules_from=str(other)), "the content counts, not where it lies"
     path.write_text("RULES = {'mine': None}")
     assert depends(rules_from=str(path)) != before
+
+
+def test_an_atlas_is_a_reason_to_make_maps_anew_if_its_regions_are_taken_away(tmp_path):
+    def depends(content, **chosen):
+        (tmp_path / "labels.nii").write_text(content)
+        found = settings(**chosen)
+        found.atlas = Atlas(str(tmp_path / "labels.nii"), None)
+        return Run(tmp_path).fingerprint("explain", explain.depends(found), {})
+
+    assert depends("a") == depends("b"), "lrp has no use for an atlas"
+    assert depends("a", method="occlusion") == depends("b", method="occlusion")
+    before = depends("a", method="occlusion", parcels="atlas")
+    assert before == depends("a", method="occlusion", parcels="atlas")
+    assert before != depends("b", method="occlusion", parcels="atlas")
 
 
 def test_only_missing_maps_are_made(run):

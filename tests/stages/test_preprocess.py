@@ -1,5 +1,7 @@
 """Quality control from the scans to its table and sheets, through the command."""
 
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -44,6 +46,43 @@ def test_every_scan_is_in_the_table_of_quality_control(run):
     record = read_json(folder / "preprocessed" / "sub-0001_space-MNI_spect.json")["measures"]
     assert record["quality"]["verdict"] == "green"
     assert np.shape(record["transform"]) == (4, 4)
+
+
+@pytest.fixture
+def again(run, tmp_path):
+    """Makes the stage again with more words: which scans were made anew. The scans lie in ``tmp_path / "scans"``."""
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    scans = shutil.copytree(run[0].parent / "made" / "simulated", tmp_path / "scans")
+    words = ["data=folder", f"data.root={scans}", "grid=slab_12mm", "n_jobs=1", "on_error=skip", f"run={folder}"]
+
+    def again(*more):
+        before = {path: path.stat().st_mtime_ns for path in folder.glob("preprocessed/sub-*.json")}
+        assert "up to date" not in datxai("preprocess", *words, *more).stdout
+        made = {path for path in folder.glob("preprocessed/sub-*.json") if path.stat().st_mtime_ns != before.get(path)}
+        return {path.name[:8] for path in made}
+
+    return again
+
+
+def test_a_scan_more_or_another_age_is_no_reason_to_make_the_others_anew(again, tmp_path):
+    table, scans = tmp_path / "scans" / "participants.tsv", tmp_path / "scans"
+    header, first, *rest = table.read_text().splitlines()
+    name, _, *cells = first.split("\t")
+    fourth = rest[-1].replace("sub-0003", "sub-0004")
+    table.write_text("\n".join([header, "\t".join([name, "41.5", *cells]), *rest, fourth]))
+    shutil.copy(scans / "sub-0003_spect.nii.gz", scans / "sub-0004_spect.nii.gz")
+    assert again() == {"sub-0004"}
+    rows = {row["participant_id"]: row for row in read_table(tmp_path / "run" / "participants.tsv")}
+    assert rows["sub-0001"]["age"] == "41.5"
+    sbr = {row["participant_id"]: row["putamen_left"] for row in read_table(tmp_path / "run" / "sbr.tsv")}
+    assert sbr["sub-0001"] != sbr["sub-0003"] == sbr["sub-0004"]
+
+
+def test_what_shapes_a_scan_is_a_reason_to_make_it_anew(again, tmp_path):
+    scans = tmp_path / "scans"
+    shutil.copy(scans / "sub-0001_spect.nii.gz", scans / "sub-0003_spect.nii.gz")
+    assert again() == {"sub-0003"}
+    assert again("preprocessing.putamen_ml=9") == {"sub-0001", "sub-0003"}
 
 
 def test_a_template_needs_more_normal_scans(run):

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from datxai.case import Explainer, choose_device, grid_of, outline_of
+from datxai.case import Explainer, Imaging, choose_device, grid_of, outline_of
 from datxai.cohort.dataset import open_store
-from datxai.config import Config, Method
+from datxai.config import Config, Method, describe
 from datxai.errors import InputError
 from datxai.explain.answers import Answers
 from datxai.explain.controls import CONTROLS
@@ -79,6 +79,11 @@ class Bench:
         return Explainer.of(self.settings, self.run)
 
     @cached_property
+    def imaging(self) -> Imaging:
+        """What pairs are preprocessed with."""
+        return Imaging.of(self.settings)
+
+    @cached_property
     def explain(self) -> dict[str, Explain]:
         """The ways to explain, by the name of the method."""
         return {name: self._prepare(self.chosen.catalogue[name]) for name in self.chosen.methods}
@@ -120,7 +125,7 @@ class Bench:
         """What a map follows from, the code that makes it included."""
         pair, chosen = self.pair(trial.name, "lesioned"), self.chosen.catalogue[method]
         made = read_json(sidecar_path(pair))["fingerprint"] if trial.lesion else None
-        how = [asdict(chosen), asdict(self.settings.atlas), self.settings.seed]
+        how = [asdict(chosen), describe(self.settings.atlas), self.settings.seed]
         code = hash_code(*(MAP_CODE if chosen.control is None else CONTROL_CODE))
         own_rules = chosen.composite and chosen.composite.rules_from
         code += hash_file(own_rules) if own_rules and Path(own_rules).is_file() else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datxai.case import Imaging
+from datxai.case import describe_imaging
 from datxai.commands.benchmark.bench import Bench, Trial, of_this_process
 from datxai.config import Config
 from datxai.files import hash_code, hash_content
@@ -87,22 +87,20 @@ def _make_pair(settings: Config, folder: Path, head: object, lesion: str, name: 
     """The scans of a head with and without a lesion, alike in all else, and where the lesion is."""
     bench = of_this_process(settings, folder)
     camera = set_camera(settings.data.camera) if settings.data.kind == "phantom" else {}
-    parts = ("grid", "reconstruction", "registration", "atlas", "preprocessing")
-    how = [asdict(getattr(settings, part)) for part in parts]
-    mark = hash_content([lesion, head.seed, camera, how, hash_code(*PAIR_CODE)])
+    how = asdict(settings.reconstruction)
+    del how["start_angle_deg"], how["flip"], how["centre"]  # of other cameras
+    mark = hash_content([lesion, head.seed, camera, describe_imaging(settings), how, hash_code(*PAIR_CODE)])
     if Run.made_with(bench.pair(name, "lesioned"), mark):
         return
     pair = simulate_pair(head, lesion, **camera)
-    used, how = pair.camera, asdict(settings.reconstruction)
-    del how["start_angle_deg"], how["flip"]  # of other cameras
+    used = pair.camera
     lesioned, healthy = (
         reconstruct(counts, used.angles_deg, used.pixel_mm, used.pixel_mm, **how)
         for counts in (pair.lesioned, pair.healthy)
     )
-    imaging = Imaging.of(settings)
-    lesioned, measures = imaging.process(lesioned, name)
-    healthy = imaging.follow(healthy, measures)
+    lesioned, measures = bench.imaging.process(lesioned, name)
+    healthy = bench.imaging.follow(healthy, measures)
     scaled = healthy.data / np.float32(measures["reference_value"])
     save(healthy.after("scale", scaled, reference_value=measures["reference_value"]), bench.pair(name, "healthy"))
-    save(imaging.follow(locate_lesion(head.head, lesion), measures), bench.pair(name, "lesion"))
+    save(bench.imaging.follow(locate_lesion(head.head, lesion), measures), bench.pair(name, "lesion"))
     save(lesioned, bench.pair(name, "lesioned"), {"fingerprint": mark, "measures": measures})  # last: now all are there

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from datxai.errors import InputError
+from datxai.files import has_preamble
 
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 PROJECTIONS = "TOMO"  # third value of Image Type, DICOM PS3.3 C.8.4.9
@@ -64,7 +65,8 @@ def list_files(files: str | os.PathLike | Iterable[str | os.PathLike]) -> list[P
     paths = [Path(files)] if single else sorted(map(Path, files))
     if single and paths[0].is_dir():
         folder = paths[0]
-        paths = sorted(path for path in folder.iterdir() if path.name != "DICOMDIR" and _has_preamble(path))
+        inside = (path for path in folder.iterdir() if path.name != "DICOMDIR" and path.is_file())
+        paths = sorted(filter(has_preamble, inside))
         if not paths:
             raise InputError(f"{folder}: holds no DICOM file, expected the files of one series.")
     for path in paths:
@@ -227,10 +229,3 @@ def _require_bounded(content: mmap.mmap, path: Path) -> None:
                     f"is damaged or made to fill the memory, export it uncompressed."
                 )
     content.seek(0)
-
-
-def _has_preamble(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"

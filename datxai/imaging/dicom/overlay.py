@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from datxai.imaging.dicom.volumes import LPS_TO_RAS
 from datxai.volume import Volume
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 LEAST_COLUMNS = 256  # smaller pictures are enlarged, so that letters can be read
 BRIGHT_PERCENTILE = 99.9  # of the scan, about the size of the striata ...
 HEADROOM = 1.3  # ... which are this far from black: relevance must be seen on them

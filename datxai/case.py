@@ -124,6 +124,7 @@ def read_scan(files: Sequence[Path] | Path, form: str, settings: Config) -> Volu
         return load(files[0])
     from datxai.imaging import dicom
 
+    files = dicom.keep_scans(files)
     if dicom.identify(files) == "volume":
         return dicom.read_series(files)
     from datxai.imaging.reconstruction import reconstruct
@@ -135,7 +136,7 @@ def read_scan(files: Sequence[Path] | Path, form: str, settings: Config) -> Volu
     try:
         volume = reconstruct(seen.counts, seen.angles_deg, seen.pixel_mm, seen.row_spacing_mm, **chosen)
     except InputError as error:
-        raise InputError(f"{files if isinstance(files, Path) else files[0]}: {error}") from error
+        raise InputError(f"{files[0]}: {error}") from error
     return replace(volume, history=(*seen.history, *volume.history))
 
 

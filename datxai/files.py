@@ -86,6 +86,9 @@ def read_table(path: str | os.PathLike) -> list[dict[str, str]]:
         delimiter = ";" if lines[0].count(";") > lines[0].count(",") else ","
     header, *body = csv.reader(lines, delimiter=delimiter)
     header = [name.strip() for name in header]
+    twice = [name for name in header if name and header.count(name) > 1]
+    if twice:
+        raise InputError(f"{path}: column {twice[0]!r} stands there more than once, expected once; remove the others.")
     for number, cells in enumerate(body, start=2):
         if len(cells) != len(header):
             raise InputError(
@@ -96,9 +99,14 @@ def read_table(path: str | os.PathLike) -> list[dict[str, str]]:
 
 
 def hash_file(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """SHA-256 of a file's bytes, hexadecimal; an `InputError` if it cannot be read."""
+    try:
+        with Path(path).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); a link may lead nowhere, or the file may not be yours to read."
+        ) from error
 
 
 def has_preamble(path: str | os.PathLike) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from datxai.cohort.table import (
     Participant,
+    compose,
     make_participant,
     read_participants,
     refuse,
@@ -241,7 +242,10 @@ def _require_scans(people: Iterable[Participant], found: list, root: Path, advic
 def _is_dicom(path: Path) -> bool:
     if path.name == "DICOMDIR":
         return False
-    return path.suffix.lower() == ".dcm" or has_preamble(path)
+    try:
+        return path.suffix.lower() == ".dcm" or has_preamble(path)
+    except OSError:
+        return True  # whoever reads it says why it cannot be read
 
 
 def _find_owner(part: str, identities: set[str], is_file: bool) -> str | None:
@@ -291,11 +295,11 @@ def _name_files(
     files: Iterable[Path], root: Path, pattern: str | None, identities: Mapping[str, object]
 ) -> Iterator[tuple[Path, str, str | None]]:
     """(file, participant without ``sub-``, session or None) of the files that are DAT scans."""
-    matcher = _compile_pattern(pattern) if pattern else None
+    matcher = _compile_pattern(pattern, identities) if pattern else None
     for path in files:
         stem = re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
         if matcher:
-            if match := matcher.fullmatch(path.relative_to(root).as_posix()):
+            if match := matcher.fullmatch(compose(path.relative_to(root).as_posix())):
                 yield path, strip_prefix(match["participant_id"]), match.groupdict().get("session")
         elif strip_prefix(stem) in identities or not stem.startswith("sub-"):
             yield path, strip_prefix(stem), None
@@ -306,9 +310,12 @@ def _name_files(
                 yield path, entities["sub"], entities.get("ses")
 
 
-def _compile_pattern(pattern: str) -> re.Pattern:
-    """Regular expression of a path pattern; a field that comes again must have the same value."""
+def _compile_pattern(pattern: str, identities: Iterable[str]) -> re.Pattern:
+    """Regular expression of a path pattern; a field that comes again must have the same value. Where a participant's
+    identity could end at several places, it is one of ``identities``, if it can be."""
     fields = Counter()
+    known = "|".join(map(re.escape, sorted(identities, key=len, reverse=True)))
+    of_field = {"participant_id": f"(?:sub-)?(?:{known})|[^/]+?" if known else "[^/]+?", "session": "[^/]+?"}
 
     def translate(match: re.Match) -> str:
         name = match[1]
@@ -319,7 +326,7 @@ def _compile_pattern(pattern: str) -> re.Pattern:
                 f"data.pattern: unknown field {{{name}}} in {pattern!r}, expected {{participant_id}} and {{session}}."
             )
         fields[name] += 1
-        return f"(?P<{name}>[^/]+?)" if fields[name] == 1 else f"(?P={name})"
+        return f"(?P<{name}>{of_field[name]})" if fields[name] == 1 else f"(?P={name})"
 
     expression = re.sub(r"\{(\w*)\}|\*|[^{*]+|\{", translate, pattern)
     if not fields["participant_id"]:

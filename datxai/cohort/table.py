@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from datxai.errors import InputError
@@ -76,7 +77,7 @@ def read_participants(
         except InputError as error:
             refuse(identity, str(error), skipped)
     if require_label:
-        require_classes((participant.label for participant in participants), path)
+        require_classes((participant.label for participant in participants), path, skipped)
     return participants
 
 
@@ -111,17 +112,25 @@ def make_participant(
 
 def strip_prefix(participant_id: str) -> str:
     """The identity without the ``sub-`` of BIDS, for comparison."""
-    return participant_id.removeprefix("sub-")
+    return compose(participant_id).removeprefix("sub-")
 
 
-def require_classes(labels: Iterable[int | None], source: object) -> None:
-    """Raise `InputError` unless both labels, 0 and 1, occur."""
+def compose(text: str) -> str:
+    """Text with its accents composed, as tables have them: macOS writes names of files with the accents apart."""
+    return unicodedata.normalize("NFC", text)
+
+
+def require_classes(
+    labels: Iterable[int | None], source: object, skipped: Sequence[tuple[str, str]] | None = None
+) -> None:
+    """Raise `InputError` unless both labels, 0 and 1, occur; it says why the first of ``skipped`` was left out."""
     counts = Counter(labels)
     for label, name in enumerate(("normal", "reduced")):
         if not counts[label]:
             raise InputError(
                 f"{source}: no participant with label {label} ({name}) among {counts.total()}, expected both "
                 f"classes; check the label column and what its values mean."
+                + (f" {len(skipped)} rows are left out, the first because: {skipped[0][1]}" if skipped else "")
             )
 
 
@@ -174,14 +183,13 @@ def _parse_sex(text: str, where: str) -> str | None:
 
 
 def _parse_label(text: str, values: Mapping[str, int] | None, where: str, required: bool) -> int | None:
-    if values is None:
-        values, text = LABELS, text.lower()
-    if text in values:
-        if values[text] not in (0, 1):
+    values, found = (LABELS, text.lower()) if values is None else (values, text)
+    if found in values:
+        if values[found] not in (0, 1):
             raise InputError(
-                f"data.label_values: {text!r} means {values[text]!r}, expected 0 (normal) or 1 (reduced)."
+                f"data.label_values: {found!r} means {values[found]!r}, expected 0 (normal) or 1 (reduced)."
             )
-        return values[text]
+        return values[found]
     if text.lower() in MISSING and not required:
         return None
     raise InputError(

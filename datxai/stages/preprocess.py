@@ -11,6 +11,7 @@ from pathlib import Path
 from datxai.case import SBR, Imaging, describe_imaging, grid_of, outline_of, read_scan
 from datxai.cohort import sources
 from datxai.cohort.dataset import open_store, write_store
+from datxai.cohort.table import refuse
 from datxai.config import Config
 from datxai.errors import InputError
 from datxai.files import hash_content, hash_file, read_json, write_table
@@ -34,7 +35,19 @@ def _depends_of_scan(settings: Config) -> dict:
 def inputs(settings: Config, run: Run) -> dict:
     """Hashes of the scans and of what the table says of them, where the cohort comes from outside."""
     scans, skipped = find_scans(settings, run)
-    content = [[scan.case_id, describe(scan), [hash_file(file) for file in scan.files]] for scan in scans]
+    content, cases = [], {}
+    for scan in scans:
+        try:
+            hashes = [hash_file(file) for file in scan.files]
+        except InputError as error:
+            refuse(scan.case_id, str(error), skipped if settings.on_error == "skip" else None)
+            continue
+        content.append([scan.case_id, describe(scan), hashes])
+        if (other := cases.setdefault(tuple(sorted(hashes)), scan)) is not scan:
+            raise InputError(
+                f"{other.files[0]} and {scan.files[0]}: are the same scan, byte by byte, for {other.case_id} and "
+                f"{scan.case_id}, expected scans of their own; keep one."
+            )
     return {"scans": hash_content([content, skipped])}
 
 
@@ -138,11 +151,12 @@ def _labels(mapping: object, name: str) -> dict[str, int] | None:
     """A setting that gives labels to texts, checked."""
     if mapping is None:
         return None
-    if not isinstance(mapping, dict) or not mapping or not set(mapping.values()) <= {0, 1}:
+    if not isinstance(mapping, dict) or not mapping or any(label not in (0, 1) for label in mapping.values()):
         raise InputError(
             f"{name}={mapping}: expected a mapping to 0 (normal) or 1 (reduced), such as {{HC: 0, PD: 1}}."
         )
-    return {str(text): label for text, label in mapping.items()}
+    truths = {"True": ("True", "TRUE", "true"), "False": ("False", "FALSE", "false")}  # YAML has one value for each
+    return {word: label for text, label in mapping.items() for word in truths.get(str(text), (str(text),))}
 
 
 def describe(scan: sources.Scan) -> dict:
@@ -160,17 +174,17 @@ def describe(scan: sources.Scan) -> dict:
 
 def _preprocess(scan: sources.Scan, path: Path, settings: Config, how: str) -> dict | str:
     """The measures of a scan, found or made; the reason, where it is skipped. ``how``: a hash of `_depends_of_scan`."""
-    mark = hash_content([how, scan.format, [hash_file(file) for file in scan.files]])
-    if Run.made_with(path, mark):
-        return read_json(sidecar_path(path))["measures"]
     try:
+        mark = hash_content([how, scan.format, [hash_file(file) for file in scan.files]])
+        if Run.made_with(path, mark):
+            return read_json(sidecar_path(path))["measures"]
         volume, measures = _imaging(how, settings).process(
             read_scan(scan.files, scan.format, settings), scan.case_id
         )
     except InputError as error:
         if settings.on_error == "skip":
             return str(error)
-        raise
+        raise InputError(f"{error} (on_error=skip leaves out what cannot be used.)") from error
     save(volume, path, {"fingerprint": mark, "measures": measures})
     return measures
 

@@ -1,5 +1,6 @@
 """Scans found in folders of NIfTI and DICOM files and in a PPMI download."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,25 @@ def test_pattern(folder, pattern, names):
     touch(folder, *names)
     scans, _ = find_folder(folder, pattern=pattern)
     assert [scan.files[0].relative_to(folder).as_posix() for scan in scans] == list(names[:2])
+
+
+def test_an_identity_may_hold_what_follows_it_in_a_pattern(tmp_path):
+    (tmp_path / "participants.tsv").write_text("participant_id\tlabel\nMUC_001\t0\nMUC_001_2\t1\n")
+    touch(tmp_path, "MUC_001_DaTSCAN.nii.gz", "MUC_001_2_DaTSCAN.nii.gz")
+    scans, _ = find_folder(tmp_path, pattern="{participant_id}_*.nii.gz")
+    assert {scan.case_id: scan.files[0].name for scan in scans} == {
+        "MUC_001": "MUC_001_DaTSCAN.nii.gz", "MUC_001_2": "MUC_001_2_DaTSCAN.nii.gz",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", [None, "{participant_id}.nii.gz"])
+def test_accents_apart_from_their_letters_as_macos_writes_them(tmp_path, pattern):
+    together, apart = (unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD"))
+    assert together != apart
+    (tmp_path / "participants.tsv").write_text(f"participant_id\tlabel\n{together}\t0\n2\t1\n", encoding="utf-8")
+    touch(tmp_path, f"{apart}.nii.gz", "2.nii.gz")
+    scans, _ = find_folder(tmp_path, pattern=pattern)
+    assert [scan.case_id for scan in scans] == ["2", together]
 
 
 def test_pattern_with_session(folder):

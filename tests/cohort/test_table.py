@@ -82,6 +82,12 @@ def test_unusable_rows_are_listed_where_asked(tmp_path):
     assert [name for name, _ in skipped] == ["2", "4", "4"]
 
 
+def test_why_no_row_can_be_used_is_told(tmp_path):
+    path = write(tmp_path, "participant_id\tlabel\n1\to.B.\n2\tPD\n")
+    with pytest.raises(InputError, match=r"2 rows are left out, the first because: .*label is 'o\.B\.'"):
+        read_participants(path, skipped=[])
+
+
 def test_renamed_column_must_exist(tmp_path):
     path = write(tmp_path, TSV)
     with pytest.raises(InputError, match="no column 'Alter' for age"):

@@ -15,11 +15,12 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     NuclearMedicineImageStorage,
     RLELossless,
+    SecondaryCaptureImageStorage,
     generate_uid,
 )
 
 from datxai.errors import InputError
-from datxai.imaging.dicom import read_series
+from datxai.imaging.dicom import identify, keep_scans, read_series
 from datxai.volume import Volume
 
 COLUMNS, ROWS, SLICES = 6, 5, 4
@@ -227,6 +228,17 @@ def test_other_files_of_a_folder_are_passed_over(tmp_path, frames):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "more").mkdir()
     assert read_series(tmp_path).shape == (COLUMNS, ROWS, SLICES)
+
+
+def test_what_an_archive_files_beside_a_scan_is_passed_over(tmp_path, frames):
+    scan = save(tmp_path / "a.dcm", make_nm(frames))
+    save_all(tmp_path, make_classic(frames, Modality="CT"))
+    save(tmp_path / "screen.dcm", make(frames[0], SecondaryCaptureImageStorage, ImageType=["DERIVED", "SECONDARY"]))
+    assert keep_scans(tmp_path) == [scan]
+    assert read_series(keep_scans(tmp_path)).shape == (COLUMNS, ROWS, SLICES)
+    scan.unlink()
+    with pytest.raises(InputError, match="expected a SPECT or PET scan"):
+        identify(keep_scans(tmp_path))
 
 
 def change(**elements):

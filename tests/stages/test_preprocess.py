@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from forked import datxai
 
+from datxai.errors import InputError
 from datxai.files import read_json, read_table
+from datxai.stages.preprocess import _labels
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +72,42 @@ def test_a_scan_more_or_another_age_is_no_reason_to_make_the_others_anew(again, 
     name, _, *cells = first.split("\t")
     fourth = rest[-1].replace("sub-0003", "sub-0004")
     table.write_text("\n".join([header, "\t".join([name, "41.5", *cells]), *rest, fourth]))
-    shutil.copy(scans / "sub-0003_spect.nii.gz", scans / "sub-0004_spect.nii.gz")
+    image = nib.load(scans / "sub-0003_spect.nii.gz")
+    nib.save(nib.Nifti1Image(2 * image.get_fdata(dtype=np.float32), image.affine), scans / "sub-0004_spect.nii.gz")
     assert again() == {"sub-0004"}
     rows = {row["participant_id"]: row for row in read_table(tmp_path / "run" / "participants.tsv")}
     assert rows["sub-0001"]["age"] == "41.5"
     sbr = {row["participant_id"]: row["putamen_left"] for row in read_table(tmp_path / "run" / "sbr.tsv")}
-    assert sbr["sub-0001"] != sbr["sub-0003"] == sbr["sub-0004"]
+    assert float(sbr["sub-0004"]) == pytest.approx(float(sbr["sub-0003"]), rel=1e-4)
+    assert sbr["sub-0001"] != sbr["sub-0003"]
+
+
+def test_one_scan_under_two_names_is_refused(run, tmp_path):
+    scans = shutil.copytree(run[0].parent / "made" / "simulated", tmp_path / "scans")
+    shutil.copy(scans / "sub-0001_spect.nii.gz", scans / "sub-0003_spect.nii.gz")
+    said = datxai("preprocess", "data=folder", f"data.root={scans}", f"run={tmp_path / 'run'}", status=2).stderr
+    assert "are the same scan, byte by byte, for sub-0001 and sub-0003" in said
+
+
+def test_a_link_that_leads_nowhere_is_a_scan_that_cannot_be_used(run, tmp_path):
+    scans = shutil.copytree(run[0].parent / "made" / "simulated", tmp_path / "scans")
+    (scans / "sub-0001_spect.nii.gz").unlink()
+    (scans / "sub-0001_spect.nii.gz").symlink_to(tmp_path / "gone")
+    words = ["preprocess", "data=folder", f"data.root={scans}", "grid=slab_12mm", "n_jobs=1", f"run={tmp_path / 'run'}"]
+    assert "sub-0001_spect.nii.gz: cannot be read (No such file" in datxai(*words, status=2).stderr
+    datxai(*words, "on_error=skip")
+    assert "sub-0001" in [row["participant_id"] for row in read_table(tmp_path / "run" / "skipped.tsv")]
+
+
+@pytest.mark.parametrize("words", [{"0": [0]}, {"HC": 2}, {}, "HC"])
+def test_labels_that_are_none_are_refused(words):
+    with pytest.raises(InputError, match="expected a mapping to 0 .normal. or 1 .reduced."):
+        _labels(words, "data.label_values")
+
+
+def test_truths_of_a_spreadsheet_are_words_in_any_case():
+    found = _labels({True: 1, False: 0, "PD": 1}, "data.label_values")
+    assert (found["TRUE"], found["false"], found["PD"]) == (1, 0, 1)
 
 
 def test_what_shapes_a_scan_is_a_reason_to_make_it_anew(again, tmp_path):

@@ -5,7 +5,7 @@
 `deidentify` takes that away again, and `write_dicom_results` files a relevance map beside the scan.
 """
 
-from datxai.imaging.dicom.dataset import identify
+from datxai.imaging.dicom.dataset import identify, keep_scans
 from datxai.imaging.dicom.export import write_projections
 from datxai.imaging.dicom.projections import Projections, read_projections
 from datxai.imaging.dicom.result import write_dicom_results, write_parametric_map, write_secondary_capture
@@ -18,6 +18,7 @@ __all__ = [
     "deidentify",
     "identify",
     "is_dat_tracer",
+    "keep_scans",
     "read_projections",
     "read_series",
     "read_source",

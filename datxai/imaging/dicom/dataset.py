@@ -25,6 +25,7 @@ PROJECTIONS = "TOMO"  # third value of Image Type, DICOM PS3.3 C.8.4.9
 PLANAR = {"STATIC", "DYNAMIC", "WHOLE BODY"}
 GATED = {"GATED", "GATED TOMO", "RECON GATED TOMO"}
 TRANSMISSION = {"TRANSMISSION"}
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 SCANS = {"NM", "PT", "ST"}  # modalities that DAT scans come as
 PHOTOPEAK_KEV = 159.0  # of I-123
 LARGEST_PIXELS = 2**27  # of one file: 512 x 512 x 512
@@ -53,10 +54,25 @@ def identify(files: str | os.PathLike | Iterable[str | os.PathLike]) -> str:
             kinds[kind_of(dataset, path)] = path
     if len(kinds) > 1:
         raise InputError(
-            f"{paths[0].parent}: holds projections ({kinds['projections'].name}) and a reconstructed volume "
-            f"({kinds['volume'].name}), expected one of them; remove the other."
+            f"{kinds['projections']}: holds projections, and {kinds['volume']} of the same participant and session a "
+            f"reconstructed volume, expected one of them; remove the other."
         )
     return next(iter(kinds))
+
+
+def keep_scans(files: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
+    """The paths without what an archive files beside a scan: other modalities, as the CT of a SPECT/CT, and captures
+    of the screen. All of them, if nothing else is there."""
+    paths = list_files(files)
+    if len(paths) == 1:
+        return paths
+    scans = []
+    for path in paths:
+        with reading(path, stop_before_pixels=True) as dataset:
+            is_capture = str(dataset.get("SOPClassUID") or "").startswith(SECONDARY_CAPTURE)
+            if dataset.get("Modality") in SCANS and not is_capture:
+                scans.append(path)
+    return scans or paths
 
 
 def list_files(files: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:

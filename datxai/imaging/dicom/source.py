@@ -16,7 +16,7 @@ from functools import cache
 
 from datxai import __version__
 from datxai.errors import InputError
-from datxai.imaging.dicom.dataset import kind_of, list_files, reading
+from datxai.imaging.dicom.dataset import keep_scans, kind_of, reading
 from datxai.imaging.dicom.objects import code
 
 REQUIRED = (  # type 2 of the modules Patient and General Study (DICOM PS3.3 C.7.1.1, C.7.2.1): there, maybe empty
@@ -59,7 +59,7 @@ def read_source(files: str | os.PathLike | Iterable[str | os.PathLike]) -> Sourc
     """
     from pydicom.uid import generate_uid
 
-    paths = list_files(files)
+    paths = keep_scans(files)
     name = paths[0] if len(paths) == 1 else paths[0].parent
     found, instances, frames = {}, [], set()
     for path in paths:
@@ -94,7 +94,7 @@ def read_subject(files: str | os.PathLike | Iterable[str | os.PathLike]) -> dict
 
     The age is Patient's Age, or else the full years from birth to the scan, as far as both dates make sense.
     """
-    with reading(list_files(files)[0], stop_before_pixels=True) as dataset:
+    with reading(keep_scans(files)[0], stop_before_pixels=True) as dataset:
         age, sex = _parse_age(dataset), str(dataset.get("PatientSex") or "")
         told = [dataset, *(dataset.get("RadiopharmaceuticalInformationSequence") or ())]
         tracers = [str(item.get("Radiopharmaceutical") or "").strip() for item in told]

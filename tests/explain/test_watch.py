@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from datxai.errors import InputError
 from datxai.explain import attribute, build_composite
@@ -130,6 +131,24 @@ def test_several_forward_passes_under_one_composite(x):
             model(x.requires_grad_())
 
 
+class Recomputing(Twice):
+    """Forgets what its inner layers hand on, and runs them again when relevance comes back."""
+
+    def forward(self, x):
+        inner = checkpoint(lambda x: self.b(self.relu(self.a(x))), self.relu(self.first(x)), use_reentrant=False)
+        return self.output(inner.flatten(1))
+
+
+def test_layers_that_run_again_for_the_backward_pass(x):
+    torch.manual_seed(6)
+    inner = grouped()
+    found, expected = (
+        attribute(model(inner, shared=False).double(), x, composite=lines("alpha_beta"), target=1).relevance
+        for model in (Recomputing, Twice)
+    )
+    torch.testing.assert_close(found, expected, **SAME)
+
+
 # --- layers that do not run as layers -------------------------------------------------------------------------------
 
 
@@ -148,6 +167,12 @@ def test_layers_with_a_rule_that_never_run(x):
         attribute(model, x, composite=lines(), target=1)
     left = [{"match": ["first", "aside"], "rule": "gradient"}, *lines()]
     assert attribute(model, x, composite=left, target=1).relevance.any()
+
+
+def test_guided_backpropagation_has_no_line_to_change(x):
+    model = nn.Sequential(Skipping(), nn.ReLU())
+    model[0].idle = nn.ReLU()
+    assert attribute(model.double(), x, "guided_backprop", target=1).relevance.shape == x.shape
 
 
 class Direct(Skipping):

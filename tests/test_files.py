@@ -76,7 +76,10 @@ def test_csv_dialects(tmp_path, text):
     assert read_table(path) == [{"a": "1", "b": "2"}]
 
 
-@pytest.mark.parametrize(("content", "word"), [(b"", "empty"), (b"a\tb\n1\n", "row 2"), (b"\xff\xfe\x00", "UTF-8"), (b"a\ta\n1\t2\n", "'a' stands there more")])
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [(b"", "empty"), (b"a\tb\n1\n", "row 2"), (b"\xff\xfe\x00", "UTF-8"), (b"a\ta\n1\t2\n", "'a' stands there more")],
+)
 def test_bad_tables_are_explained(tmp_path, content, word):
     path = tmp_path / "a.tsv"
     path.write_bytes(content)

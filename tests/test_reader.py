@@ -16,7 +16,8 @@ from datxai.config import Config
 from datxai.errors import InputError
 from datxai.files import read_json, read_table
 from datxai.reader import Reader
-from datxai.volume import Volume, load, resample
+from datxai.run import Run
+from datxai.volume import Volume, load, resample, save
 
 DOCS = Path(datxai.__file__).parents[1] / "docs"
 
@@ -70,9 +71,12 @@ def test_an_age_that_nobody_has_is_refused(folder, reader, age):
         reader.read(folder / "simulated" / "sub-0002_spect.dcm", age=age)
 
 
-def test_a_map_is_held_against_mean_maps_made_alike_alone(folder, reader):
+def test_a_map_is_held_against_mean_maps_made_alike_alone(folder, reading, tmp_path):
     """LRP from the other output has the opposite sign, and would look like a wrong decision."""
-    assert reader.means is not None
+    folder = shutil.copytree(folder, tmp_path / "run")
+    for group in ("TN", "TP"):
+        save(reading.relevance, Run(folder).mean_of(f"{group}_relevance"))
+    assert Reader.open(folder).means is not None
     assert Reader.open(folder, target="difference").means is None
 
 

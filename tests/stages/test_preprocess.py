@@ -66,14 +66,19 @@ def again(run, tmp_path):
     return again
 
 
+def double(scan, path):
+    """The same scan with twice the counts, which makes no difference but to the file."""
+    image = nib.load(scan)
+    nib.save(nib.Nifti1Image(2 * image.get_fdata(dtype=np.float32), image.affine), path)
+
+
 def test_a_scan_more_or_another_age_is_no_reason_to_make_the_others_anew(again, tmp_path):
     table, scans = tmp_path / "scans" / "participants.tsv", tmp_path / "scans"
     header, first, *rest = table.read_text().splitlines()
     name, _, *cells = first.split("\t")
     fourth = rest[-1].replace("sub-0003", "sub-0004")
     table.write_text("\n".join([header, "\t".join([name, "41.5", *cells]), *rest, fourth]))
-    image = nib.load(scans / "sub-0003_spect.nii.gz")
-    nib.save(nib.Nifti1Image(2 * image.get_fdata(dtype=np.float32), image.affine), scans / "sub-0004_spect.nii.gz")
+    double(scans / "sub-0003_spect.nii.gz", scans / "sub-0004_spect.nii.gz")
     assert again() == {"sub-0004"}
     rows = {row["participant_id"]: row for row in read_table(tmp_path / "run" / "participants.tsv")}
     assert rows["sub-0001"]["age"] == "41.5"
@@ -111,8 +116,7 @@ def test_truths_of_a_spreadsheet_are_words_in_any_case():
 
 
 def test_what_shapes_a_scan_is_a_reason_to_make_it_anew(again, tmp_path):
-    scans = tmp_path / "scans"
-    shutil.copy(scans / "sub-0001_spect.nii.gz", scans / "sub-0003_spect.nii.gz")
+    double(tmp_path / "scans" / "sub-0001_spect.nii.gz", tmp_path / "scans" / "sub-0003_spect.nii.gz")
     assert again() == {"sub-0003"}
     assert again("preprocessing.putamen_ml=9") == {"sub-0001", "sub-0003"}
 

@@ -20,6 +20,7 @@ from datxai.errors import InputError
 from datxai.imaging.dicom import (
     Projections,
     deidentify,
+    is_dat_tracer,
     read_series,
     read_source,
     read_subject,
@@ -431,7 +432,18 @@ def test_the_age_is_told_or_follows_from_two_dates(tmp_path, frames, told, age):
         else:
             setattr(dataset, keyword, value)
     dataset.save_as(path)
-    assert read_subject(path) == {"age": age, "sex": "M"}
+    assert read_subject(path) == {"age": age, "sex": "M", "tracer": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("Ioflupane I-123", True), ("123I-FP-CIT", True), ("DaTSCAN", True), ("[123I]β-CIT", True), ("I-123", True),
+        ("Tc-99m TRODAT-1", True), ("123I-IBZM", False), ("FDG", False), ("Tc-99m HMPAO", False), ("MIBG I123", False),
+    ],
+)  # fmt: skip
+def test_tracers_of_the_dopamine_transporter_are_known(name, is_one):
+    assert is_dat_tracer(name) == is_one
 
 
 def test_nifti_has_no_study(tmp_path):

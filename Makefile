@@ -1,4 +1,5 @@
 # make demo   set up, then run the main job: phantom cohort to report
+# make types   set up, then check the types
 # make test   set up, then run all tests (TESTS=tests/explain: some; VENV=.venv-other PYTHON=python3.13: elsewhere)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -7,7 +8,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 # Where there is no NVIDIA driver, PyTorch's own index gives its CPU build in place of the far larger CUDA build.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint types clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/datxai
@@ -18,6 +19,9 @@ test: $(VENV)/installed
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
+
+types: $(VENV)/installed
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "datxai needs Python 3.11 or newer; make PYTHON=...")'

@@ -1,12 +1,13 @@
 """How long one new scan takes, from raw projections to prediction, relevance map and report.
 
-    python -m benchmarks.case [--rounds 5] [--folder DIR]
+    python -m benchmarks.case [--rounds 5] [--folder DIR] [--settings experiment=paper]
 
-On the paper's grid and network (2 mm, 236 million parameters), with two threads: the weights lie on disk and are
-random, since the time does not depend on them, and so are the tables of the run they belong to. Each round starts the
-command ``datxai case`` anew on projections of 60 views and 64 rows. ``work`` is everything after what the scan has no
-part in: imports, opening the network, template and atlas. Targets: work 3 s, all 8 s, and weights that are mapped, not
-copied: they count as memory of the process once, as pages of the file, and not a second time.
+On the paper's grid and network (2 mm, 236 million parameters), or those of other settings, with two threads: the
+weights lie on disk and are random, since the time does not depend on them, and so are the tables of the run they belong
+to. Each round starts the command ``datxai case`` anew on projections of 60 views and 64 rows. ``work`` is everything
+after what the scan has no part in: imports, opening the network, template and atlas. Targets: work 3 s, all 8 s, and
+weights that are mapped, not copied: they count as memory of the process once, as pages of the file, and not a second
+time.
 """
 
 import argparse
@@ -16,57 +17,64 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from datxai.case import SBR, grid_of
-from datxai.config import Config, restore
+from datxai.anatomy import grid_of
+from datxai.case import SBR
+from datxai.config import CALL, Config, restore
 from datxai.files import read_json, write_json, write_table, write_text
 from datxai.imaging.dicom import Projections, write_projections
 from datxai.model.checkpoint import CONFIG, WEIGHTS, save_network, save_weights
 from datxai.model.network import build
 from datxai.phantom.population import draw_population
 from datxai.phantom.scan import simulate_projections
+from datxai.record import RECORD, Record
 from datxai.run import Run
 from datxai.volume import Volume, save
 
 CAMERA = {"views": 60, "rows": 64}
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2")
-OVERRIDES = ["experiment=paper"]
 NORMAL_CASES = 40
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the run is made, and kept; else a temporary folder")
-    arguments = parser.parse_args()
+    parser.add_argument("--settings", nargs="+", default=["experiment=paper"], help="words of the command")
+    arguments = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         run, scan = Run(folder / "run"), folder / "scan.dcm"
         if not run.manifest.is_file():
-            make_run(run)
+            make_run(run, arguments.settings)
             make_scan(scan)
         rounds = [read_once(run, scan) for _ in range(arguments.rounds + 1)]
     first, *rounds = rounds
     print(f"{'':22}  median   range (s), {len(rounds)} rounds; the first of the run: {first['all']:.2f}")
-    for name in rounds[0]:
-        values = [each[name] for each in rounds]
+    for name in first:
+        values = [seconds[name] for seconds in rounds or [first]]
         print(f"{name:22}  {statistics.median(values):6.2f}   {min(values):.2f} to {max(values):.2f}")
 
 
-def make_run(run: Run) -> None:
-    """A finished run of the paper's configuration, but for what it found: weights, means and tables are random."""
+def begin_run(run: Run, words: list[str]) -> Config:
+    """Write the record of a run of some settings, in words of the command, by which it counts as begun."""
     text = subprocess.run(
-        [sys.executable, "-m", "datxai", "--cfg", "job", "--resolve", *OVERRIDES],
+        [sys.executable, "-m", "datxai", "--cfg", "job", "--resolve", *words],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    write_text(run.folder / ".hydra" / "config.yaml", text)
-    write_text(run.folder / ".hydra" / "overrides.yaml", yaml.safe_dump(OVERRIDES))
-    write_text(run.folder / ".hydra" / "hydra.yaml", yaml.safe_dump({"hydra": {"runtime": {"config_sources": []}}}))
-    settings: Config = restore(yaml.safe_load(text))
+    values = {name: value for name, value in yaml.safe_load(text).items() if name not in CALL}
+    write_text(run.folder / RECORD, Record(values).text())
+    return restore(values)
+
+
+def make_run(run: Run, words: list[str]) -> None:
+    """A finished run of some settings, but for what it found: weights, means and tables are random."""
+    settings = begin_run(run, words)
     grid, rng = grid_of(settings), np.random.default_rng(0)
     chosen = settings.network
     network = {
@@ -92,9 +100,9 @@ def make_run(run: Run) -> None:
         for case, margin in zip(cases, rng.normal(size=len(cases)))
     ]  # fmt: skip
     write_table(run.predictions, predictions, list(predictions[0]))
-    write_json(run.metrics, {"calibration": {"temperature": 1.0, "determined": True}})
-    finished = {"finished": "", "fingerprint": "random", "inputs": {}, "outputs": ["metrics.json"]}
-    write_json(run.manifest, {"evaluate": finished})
+    write_json(run.metrics, {"classifiers": {}, "calibration": {"temperature": 1.0, "determined": True}})
+    finished = {"finished": "", "fingerprint": "random", "config": {}, "inputs": {}, "outputs": ["metrics.json"]}
+    write_json(run.manifest, {"explain": finished, "evaluate": finished})
 
 
 def make_scan(path: Path) -> None:

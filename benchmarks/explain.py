@@ -49,7 +49,7 @@ if not (torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported(
     del LRP["LRP, bf16"]  # minutes a map on a processor without instructions for it
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grids", nargs="+", default=["mni_4mm"], help="names of files in conf/grid")
     parser.add_argument("--batches", type=int, nargs="*", default=[1], help="to be timed")
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # one variant, in a process of its own
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     if options.peak_of:

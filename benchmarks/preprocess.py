@@ -10,6 +10,7 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from datxai.case import Imaging
@@ -22,10 +23,10 @@ from datxai.volume import load, resample, save
 STEPS = ("read", "process (registration none)", "process (affine)", "write")
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scans", type=int, default=8)
-    scans = parser.parse_args().scans
+    scans = parser.parse_args(words).scans
     grid = Lattice("mni_2mm", [91, 109, 91], [2, 2, 2], [-90, -126, -72])
     imaging = {
         kind: Imaging.of(

@@ -1,6 +1,6 @@
 """Is filtered back projection right, and how long does it take? One table, targets beside what is measured.
 
-    python -m benchmarks.reconstruction [--rounds 7]
+    python -m benchmarks.reconstruction [--rounds 7] [--tiny]
 
 Oracles are closed formulas (`benchmarks.analytic`) and scikit-image's iradon. Seconds are medians of interleaved
 rounds on one thread of the CPU, where reconstruction runs.
@@ -10,6 +10,7 @@ import argparse
 import os
 import statistics
 import time
+from collections.abc import Sequence
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -23,19 +24,22 @@ from datxai.imaging.reconstruction import FILTERS, reconstruct
 PIXEL_MM = 4.0
 EDGE_BINS = 4  # nearer to an edge, ringing is all there is
 FINE = 8  # parts of a bin, where an image is band-limited
-CASES = {  # rows, views, bins
-    "64 slices x 60 views x 64 bins": (64, 60, 64),
-    "64 slices x 60 views x 128 bins": (64, 60, 128),
-    "128 slices x 120 views x 128 bins": (128, 120, 128),
-}
+CASES = ((64, 60, 64), (64, 60, 128), (128, 120, 128))  # rows, views, bins; iradon takes the last
+TINY = ((4, 30, 16), (4, 30, 32), (8, 40, 32))
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--tiny", action="store_true", help="coarse objects, to see that everything runs")
+    given = parser.parse_args(words)
+    head, beside = ((64, 60), (47, 45)) if given.tiny else ((128, 180), (95, 90))
+    cases = TINY if given.tiny else CASES
     print("| measured | target | here |\n|---|---|---|")
-    for row in [*measure_head(), *compare_iradon(), *measure_points(), *count(), *measure_chang(), *clock(rounds)]:
+    for row in [
+        *measure_head(*head), *compare_iradon(*beside), *measure_points(), *count(), *measure_chang(),
+        *clock(given.rounds, cases),
+    ]:  # fmt: skip
         print("| {} | {} | {} |".format(*row))
 
 
@@ -47,7 +51,7 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def measure_head(bins: int = 128, views: int = 180):
+def measure_head(bins: int, views: int):
     """Error against the analytic head, and how much of it is the blur that bins, filter and interpolation must make."""
     angles = np.arange(views) * 180.0 / views
     lines, image = analytic.shepp_logan(bins, angles)
@@ -66,7 +70,7 @@ def measure_head(bins: int = 128, views: int = 180):
             )
 
 
-def compare_iradon(bins: int = 95, views: int = 90):
+def compare_iradon(bins: int, views: int):
     """An odd number of bins, where both rotate about the same bin."""
     angles = np.arange(views) * 360.0 / views
     lines, _ = analytic.shepp_logan(bins, angles)
@@ -131,15 +135,16 @@ def measure_chang(disc_cm: float = 9.0, per_cm: float = 0.11, bins: int = 64):
         )
 
 
-def clock(rounds: int):
+def clock(rounds: int, cases: Sequence[tuple[int, int, int]]):
     rng = np.random.default_rng(0)
     counts = {
-        name: rng.poisson(5.0, (views, rows, bins)).astype(np.float32) for name, (rows, views, bins) in CASES.items()
+        f"{rows} slices x {views} views x {bins} bins": rng.poisson(5.0, (views, rows, bins)).astype(np.float32)
+        for rows, views, bins in cases
     }
-    ours: dict[str, list[float]] = {name: [] for name in CASES}
-    first: dict[str, list[float]] = {name: [] for name in CASES}
+    ours: dict[str, list[float]] = {name: [] for name in counts}
+    first: dict[str, list[float]] = {name: [] for name in counts}
     theirs = []
-    name = list(CASES)[-1]
+    *coarser, name = counts
     for _ in range(rounds):  # interleaved: a slow moment hits all alike
         for case, projections in counts.items():
             angles = np.arange(len(projections)) * 360.0 / len(projections)
@@ -151,14 +156,15 @@ def clock(rounds: int):
         begin = time.perf_counter()
         iradon(counts[name][:, 0].T, theta=angles, filter_name="shepp-logan", circle=True)
         theirs.append(time.perf_counter() - begin)
-    for case in list(CASES)[:2]:
+    for case in coarser:
         yield (
             f"{case}: s (with the matrix of a new geometry)",
             "<= 0.5",
             f"{statistics.median(ours[case]):.3f} ({statistics.median(first[case]):.3f})",
         )
-    slice_s, slice_iradon_s = statistics.median(ours[name]) / CASES[name][0], statistics.median(theirs)
-    new_s = statistics.median(first[name]) / CASES[name][0]
+    slices = cases[-1][0]
+    slice_s, slice_iradon_s = statistics.median(ours[name]) / slices, statistics.median(theirs)
+    new_s = statistics.median(first[name]) / slices
     yield (
         f"{name}: ms per slice (with the matrix of a new geometry); iradon; ratio",
         ">= 5 x",

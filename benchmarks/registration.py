@@ -14,24 +14,25 @@ percentile, failures (beyond 8 mm) at most 0.5 % and all flagged, at most 3 % fl
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
-from datxai.case import WORKING_GRID
+from datxai.anatomy import WORKING_GRID
 from datxai.errors import InputError
 from datxai.imaging import quality
-from datxai.imaging.atlas import HEAD, STRIATUM, load_atlas, make_regions, make_template, make_template_bases
+from datxai.imaging.atlas import load_atlas, make_regions
 from datxai.imaging.intensity import scale
 from datxai.imaging.quantification import measure_sbr
 from datxai.imaging.reconstruction import reconstruct
 from datxai.imaging.registration import register
+from datxai.imaging.template import HEAD, STRIATUM, make_template, make_template_bases
 from datxai.phantom.anatomy import Head, mni_positions
 from datxai.phantom.population import Subject, draw_population
 from datxai.phantom.scan import simulate_projections
-from datxai.volume import Grid, Volume, resample
+from datxai.volume import Grid, Volume, field_of_view, find_covered, resample
 
 FAILURE_MM = 8.0
 CLASSES = ("all", "normal", "reduced, milder half", "reduced, worse half", "cut at the top", "cut at the bottom")
@@ -121,12 +122,11 @@ class Examiner:
             affine, flagged = np.eye(4), "red"
         seconds = time.process_time() - begin
         placed = move(affine, points)
-        true = measure_sbr(self.to_mni(case.scan, head.mni_to_scan), self.regions)
+        true = self.measure(case.scan, head.mni_to_scan)[0]
         try:
-            volume = self.to_mni(case.scan, affine)
-            found = measure_sbr(volume, self.regions)
+            found, uptake = self.measure(case.scan, affine)
             fit = quality.measure_fit(case.scan, affine, self.bases)
-            verdict = quality.judge(fit | quality.measure_uptake(volume, self.regions))["verdict"]
+            verdict = quality.judge(fit | uptake)["verdict"]
             flagged = flagged or ("" if verdict == quality.GREEN else verdict)
         except InputError:
             found, flagged = dict.fromkeys(true, np.nan), "red"
@@ -139,9 +139,13 @@ class Examiner:
             flagged,
         )
 
-    def to_mni(self, scan: Volume, affine: np.ndarray) -> Volume:
+    def measure(self, scan: Volume, affine: np.ndarray) -> tuple[dict, dict]:
+        """Binding ratios, and what quality control sees of the uptake."""
         assert np.linalg.norm(affine[:3, :3], axis=0).max() < 5, affine
-        return scale(resample(scan, WORKING_GRID, affine), self.regions["reference_region"])
+        covered = find_covered(field_of_view(scan), WORKING_GRID, affine)
+        volume = scale(resample(scan, WORKING_GRID, affine), self.regions["reference_region"] & covered)
+        sbr = measure_sbr(volume, self.regions, covered=covered)
+        return sbr, quality.measure_uptake(volume, self.regions["brain"], covered)
 
 
 def move(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -277,12 +281,12 @@ HEADER = (
 )
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scans", type=int, default=200)
     parser.add_argument("--seed", type=int, default=4000)
     parser.add_argument("--against", default="", help=f"comma-separated: {', '.join([*METHODS][1:])}")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(words)
     examiner = Examiner()
     methods, absent = {}, []
     for name in ["datxai", *filter(None, chosen.against.split(","))]:

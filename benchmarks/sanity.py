@@ -13,6 +13,7 @@ network than for each of the random ones in more cases than chance would have it
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,16 +22,16 @@ import torch
 import yaml
 
 from datxai.analysis.classification import wilson_interval
-from datxai.analysis.tables import format_percent
 from datxai.cohort.dataset import open_store
 from datxai.explain import attribute
 from datxai.explain.attribution import NORMAL, REDUCED
 from datxai.files import write_text
+from datxai.findings import Findings
 from datxai.imaging.atlas import load_atlas, make_parcellation, make_regions
 from datxai.metrics import METRICS, Case
 from datxai.metrics.randomisation import cascade, randomise
 from datxai.model import checkpoint
-from datxai.results import read_predictions
+from datxai.pages.tables import format_percent
 from datxai.run import Run
 
 COMPOSITE = Path(__file__).parents[1] / "conf" / "composite" / "nazari2021.yaml"
@@ -42,17 +43,19 @@ METHODS = {
 COMPARED = ("patch_flipping", "parcel_flipping", "relevance_mass", "relevance_rank", "pointing_game", "sparseness")
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--cases", type=int, default=20, help="correctly classified test cases, half of each class")
     parser.add_argument("--networks", type=int, default=3, help="with random weights")
     parser.add_argument("--markdown", type=Path, help="write the tables here as well")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     run = Run(options.run)
     model, _ = checkpoint.load(run.model)
     untaught = [[*randomise(model, seed)][-1][1] for seed in range(options.networks)]
     cases, chance = list(read_cases(run, model, options.cases)), 1 / (1 + options.networks)
+    if not cases:
+        raise SystemExit(f"{run.folder}: no test cases of both classes are classified correctly; train for longer.")
     lines = [
         "# Do the metrics tell a trained network from a random one?",
         "",
@@ -90,7 +93,7 @@ def main() -> None:
 
 def read_cases(run: Run, model: torch.nn.Module, n: int):
     """For each case a function of a network and a method to the `Case` of its map; the score is of the trained one."""
-    store, atlas, rows = open_store(run.store), load_atlas(), read_predictions(run)
+    store, atlas, rows = open_store(run.store), load_atlas(), Findings(run).predictions
     regions, (parcels, _) = make_regions(store.grid, atlas), make_parcellation(store.grid, atlas)
     regions = {"brain": regions["brain"], "striatum": regions["striatum_left"] | regions["striatum_right"]}
     groups = [[row for row in rows if row["set"] == "train" and row["label"] == label] for label in (0, 1)]

@@ -1,17 +1,18 @@
 """How long the command takes to answer, against what cannot be avoided.
 
-    python -m benchmarks.startup
+    python -m benchmarks.startup [--rounds 11]
 
 Target: ``datxai --help`` takes at most 1.5 times as long as ``python -c "import hydra"``.
 """
 
+import argparse
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-ROUNDS = 11
 COMMANDS = {
     "python": [sys.executable, "-c", ""],
     "import hydra": [sys.executable, "-c", "import hydra"],
@@ -21,9 +22,12 @@ COMMANDS = {
 }
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=11)
+    rounds = parser.parse_args(words).rounds
     seconds = {name: [] for name in COMMANDS}
-    for _ in range(ROUNDS):  # interleaved: a slow moment hits all alike
+    for _ in range(rounds):  # interleaved: a slow moment hits all alike
         for name, command in COMMANDS.items():
             begin = time.perf_counter()
             subprocess.run(command, stdout=subprocess.DEVNULL, check=True)

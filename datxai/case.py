@@ -1,25 +1,31 @@
-"""One scan through the house: imaging, network, explanation. The stages do it for many, the command `case` for one."""
+"""Imaging of one scan: into MNI space, quality control, intensity scaling, binding ratios, mirroring, the network's
+grid."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from datxai.config import Composite, Config, describe
+from datxai.anatomy import WORKING_GRID, Anatomy
+from datxai.config import Config, describe
 from datxai.errors import InputError
-from datxai.run import Run
-from datxai.volume import Grid, Volume, covered_fraction, load, resample
-
-log = logging.getLogger("datxai")
+from datxai.volume import AFFINE_TOLERANCE_MM, Grid, Volume, field_of_view, find_covered, resample
 
 SBR = [f"{region}_{side}" for region in ("putamen", "caudate", "striatum") for side in ("left", "right")]
-SIDES = {"ipsilateral": "left", "contralateral": "right"}  # after mirroring
-WORKING_GRID = Grid.axis_aligned((91, 109, 91), (2, 2, 2), (-90, -126, -72), "mni_2mm")  # where scans are measured
+MEASURED = {"reference_region": "reference region"} | {
+    f"{region}_roi_{side}": f"{side} {region}"
+    for region in ("putamen", "caudate", "striatum")
+    for side in ("left", "right")
+}  # regions that the binding ratios rest on, in words
+
+
+def describe_imaging(settings: Config) -> dict:
+    """The settings that shape what `Imaging` makes of a volume."""
+    groups = ("grid", "registration", "atlas", "preprocessing")
+    return {name: describe(getattr(settings, name)) for name in groups} | {"orientation": settings.data.orientation}
 
 
 @dataclass(frozen=True)
@@ -32,23 +38,22 @@ class Imaging:
     bases: Mapping[str, Volume]  # what a scan is registered to, and compared with
 
     @classmethod
-    def of(cls, settings: Config) -> Imaging:
-        from datxai.imaging.atlas import load_atlas, make_regions, make_template_bases
-
-        atlas = load_atlas(settings.atlas.labels, settings.atlas.names)
-        kind, file = settings.registration.kind, settings.registration.template
+    def of(cls, settings: Config, anatomy: Anatomy | None = None) -> Imaging:
+        """For these settings; ``anatomy`` is that of the settings too, where it is known already."""
+        kind = settings.registration.kind
         if kind not in ("affine", "none"):
             raise InputError(f"registration.kind={kind}: expected affine or none.")
-        bases = make_template_bases(atlas, None if file is None else load(file))
-        return cls(settings, grid_of(settings), make_regions(WORKING_GRID, atlas), bases)
+        anatomy = anatomy or Anatomy.of(settings)
+        return cls(settings, anatomy.grid, anatomy.working, anatomy.bases)
 
     def process(self, scan: Volume, name: object) -> tuple[Volume, dict]:
         """One scan through imaging: MNI space, quality control, intensity scaling, SBR, mirroring, the network's grid.
 
         Returns the volume and its measures: SBR of the patient's own sides, ``mirrored``, ``reference_value``,
-        ``transform`` (world mm of MNI space to those of the scan; its inverse takes the scan to MNI space),
-        ``similarity`` to the template and ``quality``, as `datxai.imaging.quality.judge` has it. What cannot be used
-        is an `InputError` that begins with ``name``.
+        ``coverage`` (which part of each region the field of view holds; the rest is measured nowhere), ``transform``
+        (world mm of MNI space to those of the scan; its inverse takes the scan to MNI space), ``similarity`` to the
+        template and ``quality``, as `datxai.imaging.quality.judge` has it. What cannot be used is an `InputError` that
+        begins with ``name``.
         """
         try:
             return self._process(scan)
@@ -60,30 +65,45 @@ class Imaging:
         from datxai.imaging.intensity import scale
         from datxai.imaging.mirror import mirror_to_lower_left
         from datxai.imaging.quantification import measure_sbr
+        from datxai.imaging.values import measure_values
 
-        chosen = self.settings.preprocessing
-        transform = self._register(scan)
+        sizes = self.settings.preprocessing
+        registered = self.settings.registration.kind != "none"  # which takes a whole head
+        values = measure_values(scan)
+        if scan.recorded("reconstruct"):  # of counts that were looked at themselves; its noise knows no limit of a type
+            values = dict.fromkeys(values)
+        quality.judge(values)
+        transform, upright, stored = self._register(scan)
+        if stored:
+            scan = scan.after("turn", scan.data, upright @ scan.affine, stored=stored)
         fit = quality.measure_fit(scan, transform, self.bases)
-        quality.judge(fit)
-        covered = covered_fraction(scan, self.grid, transform)
-        if covered < chosen.min_coverage:
-            raise InputError(
-                f"the scan covers {covered:.0%} of grid {self.grid.name}, expected "
-                f"{chosen.min_coverage:.0%} or more; choose a smaller grid or a scan with a larger field of view."
-            )
+        if registered:  # where that went wrong, it is why little is covered
+            quality.judge(fit)
+        covered = find_covered(field_of_view(scan), WORKING_GRID, transform)
+        self._require_coverage(scan, transform, covered)
         volume = resample(scan, WORKING_GRID, transform, step="register")
-        volume = scale(volume, self.regions["reference_region"], chosen.reference_percentile)
-        sbr = measure_sbr(volume, self.regions, chosen.putamen_ml, chosen.caudate_ml, chosen.striatum_ml)
-        seen = quality.measure_uptake(volume, self.regions) | {"contrast": max(sbr.values())}
-        judged = quality.judge(fit | seen)
+        volume = scale(volume, self.regions["reference_region"] & covered, sizes.reference_percentile)
+        sbr = measure_sbr(volume, self.regions, sizes.putamen_ml, sizes.caudate_ml, sizes.striatum_ml, covered)
+        brain = self.regions["brain"]
+        if not registered and not covered[brain].all():  # a slab, of which the striatum takes more than of a brain
+            striatum = self.regions["striatum_roi_left"] | self.regions["striatum_roi_right"]
+            brain = brain & self.within & ~striatum
+        seen = quality.measure_uptake(volume, brain, covered) | {"contrast": max(sbr.values())}
+        judged = quality.judge(fit | seen | values)
+        if stored:
+            turned = f"stored {stored}, turned as the registration found it; left and right are as the header says"
+            judged |= {"verdict": quality.AMBER, "reason": "; ".join(filter(None, [turned, judged["reason"]]))}
         mirrored = False
-        if chosen.mirror:
+        if sizes.mirror:
             volume, mirrored = mirror_to_lower_left(volume, sbr)
+        scaled = volume.recorded("scale")
+        assert scaled is not None
         return resample(volume, self.grid), {
             **sbr,
             "mirrored": mirrored,
-            "reference_value": volume.recorded("scale")["reference_value"],
-            "transform": transform,
+            "reference_value": scaled["reference_value"],
+            "coverage": {name: float(covered[self.regions[name]].mean()) for name in MEASURED},
+            "transform": np.linalg.inv(upright) @ transform,
             "similarity": judged["similarity"],
             "quality": judged,
         }
@@ -95,211 +115,56 @@ class Imaging:
         volume = resample(volume, WORKING_GRID, measures["transform"], step="register")
         return resample(mirror(volume) if measures["mirrored"] else volume, self.grid)
 
-    def _register(self, scan: Volume) -> np.ndarray:
+    @cached_property
+    def within(self) -> np.ndarray:
+        """Voxels of `WORKING_GRID` that lie within the network's grid."""
+        return find_covered(self.grid, WORKING_GRID)
+
+    def _require_coverage(self, scan: Volume, transform: np.ndarray, covered: np.ndarray) -> None:
+        """Refuse a scan that does not show the network's grid, or what lies in it of the regions that are measured."""
+        least = self.settings.preprocessing.min_coverage
+        for axis, n in enumerate(self.grid.shape):
+            thickness = self.grid.spacing[axis]
+            if n == scan.shape[axis] == 1 and abs(scan.grid.spacing[axis] - thickness) > AFFINE_TOLERANCE_MM:
+                raise InputError(
+                    f"the scan is one slice of {scan.grid.spacing[axis]:g} mm, expected {thickness:g} mm as grid "
+                    f"{self.grid.name} has; give slices of that thickness or a grid of theirs."
+                )
+        part = find_covered(scan.grid, self.grid, transform).mean()
+        if part < least:
+            raise InputError(
+                f"the scan covers {part:.0%} of grid {self.grid.name}, expected {least:.0%} or more; choose a smaller "
+                f"grid or a scan with a larger field of view."
+            )
+        short = []
+        for name, words in MEASURED.items():
+            needed = covered[self.regions[name] & self.within]
+            part = needed.mean() if needed.size else 0.0  # a grid may miss a region
+            if not part or part < least:
+                short.append(f"{part:.0%} of the {words}")
+        if short:
+            raise InputError(
+                f"the field of view holds {', '.join(short)} within grid {self.grid.name}, expected "
+                f"{max(least, 0.01):.0%} or more of each; give a scan that shows them."
+            )
+
+    def _register(self, scan: Volume) -> tuple[np.ndarray, np.ndarray, str]:
+        """MNI space to the scan as it lies upright, what takes its world there (4 x 4), and how it is stored, if that
+        is wrong and to be put right (``data.orientation=as_fitted``)."""
         if self.settings.registration.kind == "none":
-            return np.eye(4)
+            return np.eye(4), np.eye(4), ""
         from datxai.imaging.registration import register
 
-        found = register(scan, self.bases)
-        if found.orientation:
-            raise InputError(
-                f"the scan seems to be stored {found.orientation}: it fits the template clearly better that way than "
-                f"as its header says; correct the orientation in the header or, if it is right, give the whole head: "
-                f"one that is cut at the top cannot be registered."
-            )
-        return found.affine
-
-
-def read_path(path: Path, settings: Config) -> Volume:
-    """A scan from a NIfTI file, a DICOM file or a folder with one DICOM series."""
-    if not path.exists():
-        raise InputError(f"scan={path}: no such file or folder.")
-    nifti = path.is_file() and path.name.lower().endswith((".nii", ".nii.gz"))
-    return read_scan([path] if nifti else path, "nifti" if nifti else "dicom", settings)
-
-
-def read_scan(files: Sequence[Path] | Path, form: str, settings: Config) -> Volume:
-    """A scan from its files (or their folder), ``form`` 'nifti' or 'dicom'; raw projections are reconstructed."""
-    if form == "nifti":
-        return load(files[0])
-    from datxai.imaging import dicom
-
-    files = dicom.keep_scans(files)
-    if dicom.identify(files) == "volume":
-        return dicom.read_series(files)
-    from datxai.imaging.reconstruction import reconstruct
-
-    chosen = asdict(settings.reconstruction)
-    seen = dicom.read_projections(files, chosen.pop("start_angle_deg"), chosen.pop("flip"))
-    if chosen["centre"] is None:
-        chosen["centre"] = seen.centre_bin
-    try:
-        volume = reconstruct(seen.counts, seen.angles_deg, seen.pixel_mm, seen.row_spacing_mm, **chosen)
-    except InputError as error:
-        raise InputError(f"{files[0]}: {error}") from error
-    return replace(volume, history=(*seen.history, *volume.history))
-
-
-def describe_imaging(settings: Config) -> dict:
-    """The settings that shape what `Imaging` makes of a volume."""
-    groups = ("grid", "registration", "atlas", "preprocessing")
-    return {name: describe(getattr(settings, name)) for name in groups}
-
-
-def grid_of(settings: Config) -> Grid:
-    """The grid of the network's input."""
-    chosen = settings.grid
-    return Grid.axis_aligned(chosen.shape, chosen.spacing, chosen.origin, chosen.name)
-
-
-def outline_of(regions: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Caudate and putamen of both sides: what figures draw to show where the striatum lies."""
-    structures = ("caudate_left", "caudate_right", "putamen_left", "putamen_right")
-    return np.logical_or.reduce([regions[name] for name in structures])
-
-
-def predict_label(logits: Sequence[float]) -> dict:
-    """What a pair of logits (normal, reduced) says: label, probability of reduced, the logits."""
-    normal, reduced = map(float, logits)
-    return {
-        "predicted": int(reduced > normal),
-        "p_reduced": float(1 / (1 + np.exp(np.clip(normal - reduced, -700, 700)))),
-        "logit_normal": normal,
-        "logit_reduced": reduced,
-    }
-
-
-def read_composite(chosen: Composite) -> tuple[list[dict], dict]:
-    """The lines of a composite, and the rest of it as keywords of `attribute`; a file of own rules is executed."""
-    from datxai.explain.composite import load_rules
-
-    own_rules = None if chosen.rules_from is None else load_rules(chosen.rules_from)
-    how = {"canonizers": chosen.canonizers, "bias": chosen.bias, "own_rules": own_rules}
-    return [asdict(layer) for layer in chosen.layers], how
-
-
-@dataclass(frozen=True)
-class Explainer:
-    """A trained network and how its decisions are explained."""
-
-    model: object
-    settings: Config
-    device: str
-
-    @classmethod
-    def of(cls, settings: Config, run: Run) -> Explainer:
-        from datxai.model import checkpoint
-
-        device = choose_device(settings)
-        model, _ = checkpoint.load(run.model, device)
-        return cls(model, settings, device)
-
-    def batch_size(self, shape: Sequence[int]) -> int:
-        """How many cases of this shape (X, Y, Z) to explain at once."""
-        from datxai.explain.batches import choose_batch_size
-
-        chosen = self.settings.attribution
-        if chosen.batch_size == "auto":
-            kind = "fast" if chosen.method == "lrp" and chosen.rules == "fast" else "zennit"
-            return choose_batch_size(self.model, (1, *shape), self.device, kind)
-        if not chosen.batch_size.isdecimal() or int(chosen.batch_size) == 0:
-            raise InputError(f"attribution.batch_size={chosen.batch_size}: expected auto or a number, such as 4.")
-        return int(chosen.batch_size)
-
-    @cached_property
-    def parcels(self) -> np.ndarray | None:
-        """The atlas as parcels (X, Y, Z), if these are asked for; what is brain and has no label is one more."""
-        chosen = self.settings.attribution.parcels
-        if chosen not in (None, "atlas"):
-            raise InputError(f"attribution.parcels={chosen}: expected atlas, or null for the method's own parts.")
-        if chosen is None:
-            return None
-        from datxai.imaging.atlas import load_atlas, make_parcellation, make_regions
-
-        atlas, grid = load_atlas(self.settings.atlas.labels, self.settings.atlas.names), grid_of(self.settings)
-        parcels, _ = make_parcellation(grid, atlas)
-        return np.where((parcels == 0) & make_regions(grid, atlas)["brain"], parcels.max() + 1, parcels)
-
-    def attribute(self, x, target: str | int | None = None, labels=None, model=None, ledger=True, answers=None):
-        """The `Explanation` of a batch, a float32 tensor (n, 1, X, Y, Z); another target or model goes first.
-
-        ``answers``: what networks have answered so far (`datxai.explain.answers`), to be used and added to.
-        """
-        from datxai.explain.attribution import attribute
-
-        chosen, composite = self.settings.attribution, self.settings.composite
-        lines, how = read_composite(composite) if chosen.method == "lrp" else ((), {})
-        return attribute(
-            self.model if model is None else model,
-            x.to(self.device),
-            chosen.method,
-            lines,
-            target=self.settings.target if target is None else target,
-            labels=labels,
-            start=chosen.start,
-            ledger=ledger,
-            rules=chosen.rules,
-            precision=chosen.precision,
-            at_once=len(x) if chosen.method == "lrp" else self.batch_size(x.shape[2:]),
-            parcels=self.parcels,
-            options=chosen.options,
-            answers=answers,
-            **how,
+        fitted = register(scan, self.bases)
+        if not fitted.orientation:
+            return fitted.affine, np.eye(4), ""
+        if self.settings.data.orientation == "as_fitted":
+            assert fitted.upright is not None
+            again = register(replace(scan, affine=fitted.upright @ scan.affine), self.bases)
+            if not again.orientation:
+                return again.affine, fitted.upright, fitted.orientation
+        raise InputError(
+            f"the scan seems to be stored {fitted.orientation}: it fits the template clearly better that way than "
+            f"as its header says; correct the orientation in the header (or set data.orientation=as_fitted) or, if it "
+            f"is right, give the whole head: one that is cut at the top cannot be registered."
         )
-
-    def explain(self, x, labels: Sequence[int] | None = None) -> list[tuple[np.ndarray, dict]]:
-        """Relevance map (X, Y, Z) and its record for each case of a batch, a float32 tensor (n, 1, X, Y, Z)."""
-        found = self.attribute(x, labels=labels)
-        chosen, composite = self.settings.attribution, self.settings.composite
-        method = {"attribution": chosen.method, "target": self.settings.target, "start": chosen.start}
-        if chosen.method == "lrp":
-            method |= {"composite": composite.name, "rules": chosen.rules, "precision": chosen.precision}
-            method |= {} if composite.bias else {"bias": False}
-        method |= {key: value for key in ("options", "parcels") if (value := getattr(chosen, key))}
-        maps = found.relevance[:, 0].cpu().numpy()
-        return [
-            (
-                data,
-                {"method": method, "logits": pair, "seed": seed, "sum": float(data.sum(dtype=float)), "ledger": ledger},
-            )
-            for data, pair, seed, ledger in zip(maps, found.logits.tolist(), found.seeds, found.ledgers)
-        ]
-
-
-def measure_map(
-    relevance: np.ndarray, grid: Grid, regions: Mapping[str, np.ndarray], settings: Config
-) -> dict[str, float]:
-    """Mean relevance of the hottest voxels in putamen and caudate of both sides, as the SBR is measured."""
-    from datxai.imaging.quantification import average_hottest
-
-    return {
-        f"{region}_{side}": average_hottest(
-            relevance,
-            regions[f"{region}_roi_{hemisphere}"],
-            getattr(settings.preprocessing, f"{region}_ml"),
-            grid.voxel_ml,
-        )
-        for region in ("putamen", "caudate")
-        for side, hemisphere in SIDES.items()
-    }
-
-
-def choose_device(settings: Config) -> str:
-    """The device asked for; ``auto`` is a GPU where there is one. Warns of bf16 where it has no instructions for it."""
-    import torch
-
-    from datxai.memory import keep_freed_memory
-
-    keep_freed_memory()
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device={settings.device} cannot be used here ({reason}); try device=auto.") from error
-    lowered = "bf16" in (settings.training.precision, settings.attribution.precision)
-    if lowered and device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        log.warning("  precision=bf16: this processor has no instructions for it, float32 takes far less time")
-    return device

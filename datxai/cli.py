@@ -1,6 +1,7 @@
 """The command ``datxai``: a Hydra application whose first word may be a stage or a command.
 
-This is the only file that imports Hydra, and it imports nothing heavy, so that ``datxai --help`` answers at once.
+`main` reads an order, decides where it is carried out and on which settings (`prepare`), and hands over to Hydra.
+Nothing heavy is imported before that, so that ``datxai --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -8,332 +9,413 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datxai.config import ALL, COMMANDS, STAGES
-from datxai.errors import InputError
+from datxai.config import COMMANDS, Config, require_name
+from datxai.errors import InputError, escape
+from datxai.order import FROM_TRAINING_ON, HELP, NEED_NO_RUN, VERSION, Order, group_of, key_of, quote, read_order
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from datxai.record import Record
+
 log = logging.getLogger("datxai")
 
-HELP = """\
-datxai: DAT-SPECT scans to classified scans with relevance maps that can be checked.
-Research use, not diagnostic.
-
-  datxai                                  the whole journey with the phantom cohort
-  datxai STAGE [overrides]                one stage, in the run folder of `run=`
-  datxai experiment=paper                 the configuration of Nazari et al. 2022
-  datxai COMMAND [overrides]              what stands beside the journey
-  datxai explain --dry-run                which layer gets which rule; makes nothing
-
-Stages, in order
-{stages}
-
-Commands
-{commands}
-
-Choices (GROUP=NAME), and every setting in them (GROUP.KEY=VALUE)
-{groups}
-
-Settings
-  run=DIR base=DIR seed=0 target=predicted device=auto n_jobs=-1 on_error=raise
-
-Hydra's own
-  --cfg job        show the configuration and stop (--resolve: with interpolations replaced)
-  --config-dir D   add your own configuration files, e.g. D/composite/mine.yaml: composite=mine
-  -m               sweep: datxai -m run=DIR training.seed=1,2,3, a run each in DIR/training.seed=1, ...
-  --hydra-help     everything else
-"""
+PLACE_FAULTS = {  # what a place brings about, and what to do
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room or choose another place"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "mend its permissions or choose another place"),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG),
+        "move what is there or choose another place",
+    ),
+    errno.EIO: "the disk may be damaged",
+}
+MAKE_FOLDERS = ("benchmark", "spectral")  # commands that read a run and make a folder of their own name in it
 
 
-PLACE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
-NEED_NO_RUN = {"compare", "reads"}
-FROM_TRAINING_ON = list(STAGES)[list(STAGES).index("train") :]
-PATHS = (  # settings whose value is a path, or a pattern of paths
-    "run", "base", "scan", "file", "out", "data.root", "data.participants", "data.collection", "data.pattern",
-    "registration.template", "atlas.labels", "atlas.names", "composite.rules_from",
-)  # fmt: skip
-UNNAMED = ("stage", "run", "base", "shard", "device", "n_jobs")  # settings that do not name the folder of a job
+@dataclass(frozen=True)
+class Plan:
+    """How an order is carried out: the configuration and the words that Hydra composes, and what they rest on."""
+
+    order: Order
+    config: str
+    words: tuple[str, ...]
+    run: Path | None = None
+    record: Record | None = None  # that the run goes on with, if it has been begun
+    rests_on: Path | None = None  # the folder that has it
+    fixed: tuple[str, ...] = ()  # settings that shaped what has been made before
 
 
 def main() -> None:
     """Entry point. Exit status: 0 done, 2 something given cannot be used, 1 a fault of ours, 130 interrupted."""
-    arguments = ["dry_run=true" if word == "--dry-run" else word for word in sys.argv[1:]]
-    if "--help" in arguments or "-h" in arguments:
-        print(help_text())
-        return
-    if "--version" in arguments:
-        from datxai import __version__
-
-        print(__version__)
-        return
-    flags, words = _parse(arguments)
-    stage = next((word for word in words if "=" not in word and not word.startswith("~")), ALL)
-    if stage not in (*STAGES, *COMMANDS, ALL):
-        known = f"the stages are {', '.join(STAGES)}, the commands {', '.join(COMMANDS)}"
-        _fail(f"'{stage}' is neither stage nor command; {known} (see `datxai --help`).")
-    if stage in words:
-        words.remove(stage)
-    if stage == "compare":
-        words = _gather_runs(words)
-    if stage in FROM_TRAINING_ON and not any(_key(word) == "training.seed" for word in words):
-        # Cohort and split are those of the run, whatever the seed; what the seed is left to choose is the training.
-        words = [f"training.{word}" if _key(word) == "seed" else word for word in words]
-    sweep = bool({"-m", "--multirun"} & set(flags))
-    overrides = [_quote(word, sweep) for word in words]
-    given = {_key(word): word.partition("=")[2].strip("'\"") for word in words}
-    run, base = (Path("."), None) if stage in NEED_NO_RUN else _choose_folders(given, flags, overrides, sweep)
-    if sweep and stage in ["split", *FROM_TRAINING_ON] and base is None and given.get("dry_run") != "true":
-        _fail(
-            f"run={run}: no run there whose cohort the jobs of `{stage} -m` could share; make one first, `datxai "
-            f"run={run}` with its settings, or leave out '{stage}', so that each job makes all that it needs."
-        )
-    if sweep:
-        folders = {"run": str(run)} | ({"base": str(base)} if base else {})
-        overrides = [word for word in overrides if _key(word) not in folders]
-        overrides += [_quote(f"{key}={folder}") for key, folder in folders.items()]
-        given |= folders
-    if stage in COMMANDS and stage not in NEED_NO_RUN:
-        _require_run(stage, run, given)
-    if not {"--cfg", "-c"} & set(flags) and stage not in NEED_NO_RUN:
-        begun = [base] if sweep else [run, base]
-        begun = next((folder for folder in begun if folder and _is_begun(folder)), None)
-        kept_flags, kept = _take_over(begun, given) if begun else ([], [])
-        if stage == ALL and "experiment" in given and f"experiment={given['experiment']}" not in kept:
-            kept_flags, kept = [], []  # a configuration of its own
-        flags, overrides = [*kept_flags, *flags], [*kept, *overrides]
-        if begun and "run" not in given:  # what is taken over must not lead elsewhere
-            overrides.append(_quote(f"run={run}"))
-        if given.get("dry_run") != "true":
-            _require_writable(run)
-        if sweep:  # a job's folder is named after what was given now
-            unnamed = ",".join(f"'{key}'" for key in (*UNNAMED, *map(_key, kept)))
-            overrides.append(f"hydra.job.config.override_dirname.exclude_keys=[{unnamed}]")
-        if "shard" in given:  # all shards are of one run
-            overrides.append("hydra.sweep.subdir=.")
-    if stage == "benchmark" and "benchmark" not in given:
-        overrides.append("benchmark=default")
-    if stage in NEED_NO_RUN:
-        overrides.append("run=.")
-    if given.get("dry_run") == "true":
-        if sweep:
-            _fail("--dry-run shows one composite; leave out -m.")
-        overrides.append("hydra.run.dir=.")  # no trace of it
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and stage != "train":
-        _fail("Under torchrun only `train` runs; start the other stages without it.")
-    if stage != ALL:
-        overrides.append(f"stage={stage}")
-    for folder in _config_folders(flags):
-        _require_settings_alone(folder)
-    sys.argv[1:] = [*flags, *overrides]
-    _launch(given)
-
-
-def help_text() -> str:
-    """The text of ``datxai --help``, with the choices found in the installed configuration tree."""
-    conf = _conf()
-    width = max(map(len, [*STAGES, *COMMANDS])) + 2
-    stages, commands = (
-        "\n".join(f"  {name:<{width}}{text}" for name, text in listed.items()) for listed in (STAGES, COMMANDS)
-    )
-    groups = sorted(
-        path for path in conf.iterdir() if path.is_dir() and path.name != "hydra" and any(path.glob("*.yaml"))
-    )
-    width = max(len(path.name) for path in groups) + 2
-    lines = [f"  {path.name:<{width}}{', '.join(sorted(p.stem for p in path.glob('*.yaml')))}" for path in groups]
-    return HELP.format(stages=stages, commands=commands, groups="\n".join(lines))
-
-
-def _conf() -> Path:
-    import datxai.conf
-
-    return Path(datxai.conf.__file__).parent
-
-
-_FLAGS_WITH_VALUE = {
-    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
-    "--info", "-i", "--experimental-rerun",
-}  # fmt: skip
-
-
-def _parse(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Flags with their values, and the other words: Hydra wants its overrides together, a user puts them anywhere."""
-    flags, words = [], []
-    for position, word in enumerate(arguments):
-        is_value = position > 0 and arguments[position - 1] in _FLAGS_WITH_VALUE
-        (flags if is_value or word.startswith("-") else words).append(word)
-    return flags, words
-
-
-def _choose_folders(
-    given: dict[str, str], flags: list[str], overrides: list[str], sweep: bool
-) -> tuple[Path, Path | None]:
-    """The run folder, and the base run; the jobs of a sweep lie in the folder of their base."""
-    if "run" in given:
-        run = Path(given["run"])
-    elif "base" in given and sweep:
-        run = Path(given["base"])
-    elif "base" in given:
-        _fail(f"base={given['base']}: a run on that base needs run=RUN_DIR, or -m to be made within the base.")
-    else:
-        run = _compose_run(flags, overrides)
-    if "base" in given:
-        return run, Path(given["base"])
-    return run, run if sweep and (run / "manifest.json").is_file() else None
-
-
-def _compose_run(flags: list[str], overrides: list[str]) -> Path:
-    """The run folder that the configuration names with these overrides, but for those that a sweep varies."""
-    from hydra import compose, initialize_config_module
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    register_schemas()
-    folders = [f"'file://{folder}'" for folder in _config_folders(flags)]
+    interrupts = _hear_interrupts()
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        single = [override.input_line for override in parsed if not override.is_sweep_override()]
-        with initialize_config_module("datxai.conf", version_base="1.3"):
-            return Path(compose("config", [*single, f"hydra.searchpath=[{','.join(folders)}]"]).run)
-    except (HydraException, OmegaConfBaseException):
-        return Path("runs")  # that the settings do not fit is said when they are composed for good
+        order = read_order(sys.argv[1:])
+        if order.task == HELP:
+            from datxai.help import help_text
+
+            print(help_text(order.topic))
+        elif order.task == VERSION:
+            from datxai import __version__
+
+            print(__version__)
+        else:
+            _launch(order)
+    except InputError as error:
+        _fail(str(error))
+    except OSError as error:
+        if _errno_of(error) not in PLACE_FAULTS:
+            raise
+        _fail(_say(error))
+    except BaseException as error:  # what an interrupt comes to, in the middle of an import above all
+        if not (interrupts or isinstance(error, KeyboardInterrupt)):
+            raise
+        _say_interrupted()
+        sys.exit(130)
 
 
-def _config_folders(flags: list[str]) -> list[str]:
-    """The folder given with ``--config-dir``, if one is."""
-    import argparse
+def _hear_interrupts() -> list[int]:
+    """The interrupts so far: the first ends the command in order, the next at once."""
+    interrupts: list[int] = []
 
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config-dir", "-cd", action="append", default=[])
-    return parser.parse_known_args(flags)[0].config_dir
+    def hear(number: int, _: object) -> None:
+        interrupts.append(number)
+        if len(interrupts) > 1:
+            _say_interrupted()
+            os._exit(130)
+        raise KeyboardInterrupt
 
-
-def _require_settings_alone(folder: str) -> None:
-    """Refuse a configuration directory in which a file, other than those of its ``hydra/`` that the command line can
-    choose, has settings of Hydra: they can execute code, and a composite that somebody sends must not."""
-    import re
-
-    import yaml
-
-    def reaches(node: object, key: str = "") -> bool:
-        """Whether Hydra is named in a key, or in the words of a list of defaults."""
-        if isinstance(node, dict):
-            return any("hydra" in str(key) or reaches(value, str(key)) for key, value in node.items())
-        if isinstance(node, list):
-            return any(reaches(value, key) for value in node)
-        return key == "defaults" and "hydra" in str(node)
-
-    for path in sorted(Path(folder).rglob("*.yaml")):
-        if path.relative_to(folder).parts[0] == "hydra":
-            continue
-        try:
-            text = path.read_text(encoding="utf-8")
-            found = re.search(r"^#\s*@package.*hydra", text, re.MULTILINE) or reaches(yaml.safe_load(text))
-        except (OSError, ValueError, yaml.YAMLError):
-            continue  # if it is chosen, Hydra says what is wrong
-        if found:
-            _fail(
-                f"{path}: has settings of Hydra itself, which could execute code; a file of settings for datxai needs "
-                f"none. Give them on the command line, or in {folder}/hydra/."
-            )
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, hear)
+    return interrupts
 
 
-def _gather_runs(words: list[str]) -> list[str]:
-    """The words after ``compare``, with the folders among them as one override: runs=[...]."""
-    runs = [word for word in words if "=" not in word or Path(word).is_dir()]
-    named = ",".join("'" + run.replace("'", r"\'") + "'" for run in runs)
-    return [*(word for word in words if word not in runs), f"runs=[{named}]"]
+def _say_interrupted() -> None:
+    print("datxai: interrupted; the same command goes on from here.", file=sys.stderr, flush=True)
 
 
-def _quote(override: str, sweep: bool = False) -> str:
-    """An override in quotes where Hydra's grammar needs them: the value is a path, with blanks, commas or umlauts
-    maybe, or holds an equals sign, as the folders of a sweep do."""
-    key, _, value = override.partition("=")
-    if not value or value == "null" or value[0] in "'\"":
-        return override
-    is_path = _key(override) in PATHS and not sweep  # a sweep may name several, and choices between commas
-    holds_equals = "=" in value and value[0] not in "[{" and "(" not in value
-    escaped = value.replace("'", r"\'")
-    return f"{key}='{escaped}'" if is_path or holds_equals else override
+def _launch(order: Order) -> None:
+    """Hand over to Hydra, whose errors are said in one sentence."""
+    import hydra
+
+    from datxai.compose import describe, sentence
+
+    verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised, not printed
+    try:
+        plan = prepare(order)
+        if plan.record is not None and order.sweeps:  # said once, not by each job
+            print(f"Settings taken over from {plan.rests_on}: {describe(plan.record)}", flush=True)
+        sys.argv[1:] = [*plan.order.flags, *plan.words]
+        hydra.main(version_base="1.3", config_path="pkg://datxai.conf", config_name=plan.config)(_make_job(plan))()
+    except Exception as error:
+        if verbose or not type(error).__module__.startswith(("hydra.", "omegaconf.")):
+            raise
+        raise InputError(str(error) if str(error).startswith("datxai: ") else sentence(error)) from error
 
 
-def _is_begun(folder: Path) -> bool:
-    return all((folder / ".hydra" / name).is_file() for name in ("overrides.yaml", "hydra.yaml"))
+def prepare(order: Order) -> Plan:
+    """Where an order is carried out and on which settings; nothing is written.
 
-
-def _take_over(folder: Path, given: dict[str, str]) -> tuple[list[str], list[str]]:
-    """Flags and overrides taken over from a run folder: those that it was begun with.
-
-    So ``datxai explain run=DIR composite=epsilon`` keeps the grid, the data and the network of DIR, and configuration
-    directories of one's own. Overrides given now win. A run on a base keeps the settings of the base.
+    Raises `InputError` if it cannot be, and what Hydra raises where its words do not compose.
     """
-    import yaml
+    from datxai import compose
 
-    record = folder / ".hydra"
-    sources = yaml.safe_load((record / "hydra.yaml").read_text())["hydra"]["runtime"]["config_sources"]
-    folders = [source["path"] for source in sources if source["provider"] == "command-line"]
-    kept = yaml.safe_load((record / "overrides.yaml").read_text()) or []
-    own = {*given, "stage", "run", "shard", "scan", "age", "file", "out"}
-    # Code is never taken over: neither a file of rules nor settings of Hydra, which name what it calls.
-    kept = [word for word in kept if _key(word) != "composite.rules_from" and not _key(word).startswith("hydra")]
-    # A choice given now has settings of its own: data=ppmi drops data.root. A composite is one of LRP.
-    groups = {*given, *(["attribution"] if any(_group(key) == "composite" for key in given) else [])}
-    kept = [word for word in kept if _key(word) not in own and _group(_key(word)) not in groups]
-    return [flag for folder in folders[:1] for flag in ("--config-dir", folder)], kept
+    compose.register_schemas()
+    if order.asks_hydra:
+        return Plan(replace(order, flags=(*order.flags, *_help_to_complete())), compose.PRIMARY, order.words)
+    _require_possible(order)
+    without = Plan(order, compose.PRIMARY, (*order.words, "run=."))
+    plan = without if order.task in NEED_NO_RUN else _place(order)
+    of_call = {"stage": order.task, "hydra": {}}
+    if "shard" in order.given:  # all shards are of one run
+        of_call["hydra"] |= {"sweep": {"dir": "${run}", "subdir": "."}}
+    if order.given.get("dry_run") == "true":  # no trace of it
+        of_call["hydra"] |= {"run": {"dir": "."}, "job_logging": {"loggers": {"datxai": {"handlers": ["console"]}}}}
+    plan = _choose_method(plan, of_call)
+    config = _register(plan, of_call)
+    compose.require_own_hydra(replace(order, words=plan.words), config)
+    if any(word.startswith("+") for word in order.words):
+        compose.require_known(compose.compose(compose.single(order), config, order.config_dir))
+    return replace(plan, config=config)
 
 
-def _require_run(command: str, run: Path, given: dict[str, str]) -> None:
-    if "run" not in given:
-        _fail(f"`datxai {command}` needs run=RUN_DIR, the folder of a run.")
+def _require_possible(order: Order) -> None:
+    require_name(order.explanation)
+    if order.value_of("--config-path", "-cp", "--config-name", "-cn") is not None:
+        raise InputError(
+            "--config-path and --config-name: a run begins with the configuration of datxai, or with its record; "
+            "put your settings into D/experiment/mine.yaml and give --config-dir D experiment=mine."
+        )
+    if order.sweeps and order.given.get("dry_run") == "true":
+        raise InputError("--dry-run shows one composite; leave out -m.")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and order.task != "train":
+        raise InputError("Under torchrun only `train` runs; start the other stages without it.")
+    sweeper = order.given.get("hydra/sweeper", "basic")
+    if order.sweeps and sweeper != "basic" and order.task in (*COMMANDS, "simulate", "preprocess", "split"):
+        raise InputError(
+            f"hydra/sweeper={sweeper}: looks for settings with the best objective, and `{order.task}` makes none; "
+            f"leave out the sweeper, or sweep over `train` or the whole journey."
+        )
+
+
+def _place(order: Order) -> Plan:
+    """The run folder of an order, the words with it, and the record that it goes on with; jobs of a sweep lie in the
+    folder of their base."""
+    from datxai import compose
+    from datxai.record import made_before, read_record, require_own
+
+    given, run = order.given, _find_run(order)
+    base = Path(given["base"]) if "base" in given else None
+    if base is None and order.sweeps and (run / "manifest.json").is_file():
+        base = run
+    if order.sweeps and order.task in ("split", *FROM_TRAINING_ON) and base is None and not order.shows:
+        raise InputError(
+            f"run={run}: no run there whose cohort the jobs of `{order.task} -m` could share; make one first, `datxai "
+            f"run={run}` with its settings, or leave out '{order.task}', so that each job makes all that it needs."
+        )
+    if order.task in COMMANDS:
+        _require_run(order, run)
+    if not order.leaves_nothing:
+        _require_writable(run)
+        jobs = [path for name in ("datxai.log", ".hydra") for path in (run / name, *run.glob(f"*/{name}"))]
+        require_own(run, *jobs, run / "multirun.yaml", *(run / name for name in ("cases", "compare", *MAKE_FOLDERS)))
+    words = [word for word in order.words if key_of(word) not in ("run", "base")]
+    words += [quote(f"{key}={folder}") for key, folder in (("run", run), ("base", base)) if folder is not None]
+    if order.task == "benchmark" and "benchmark" not in given:
+        words.append("benchmark=default")
+    for folder in [base] if order.sweeps else [run, base]:
+        record = read_record(folder) if folder is not None else None
+        if folder is not None and record is not None:
+            record = record if record.choices else compose.read_0_1(folder, record)
+            record = record.of_explanation(order.explanation)
+            words = words if order.sweeps else _leave_out_repeated(words, record)
+            fixed = made_before(run, order.task, order.explanation) if folder == run else ()
+            return Plan(order, compose.PRIMARY, tuple(words), run, record, folder, tuple(fixed))
+    return Plan(order, compose.PRIMARY, tuple(words), run)
+
+
+def _find_run(order: Order) -> Path:
+    """The run folder that the words name, or the configuration that they make, but for what a sweep varies."""
+    from datxai import compose
+
+    given = order.given
+    if "run" not in given and "base" in given:
+        if not order.sweeps:
+            raise InputError(
+                f"base={given['base']}: a run on that base needs run=RUN_DIR, or -m to be made within the base."
+            )
+        return Path(given["base"])
+    if "run" in given and "${" not in given["run"]:
+        return Path(given["run"])
+    return Path(compose.compose(compose.single(order), folder=order.config_dir).run)
+
+
+def _leave_out_repeated(words: list[str], record: Record) -> list[str]:
+    """The words without an experiment that the run has been made with: its record has that, and what was changed."""
+    known = f"experiment={record.choices.get('experiment')}"
+    return [word for word in words if word != known]
+
+
+def _choose_method(plan: Plan, of_call: Mapping) -> Plan:
+    """A composite chosen now is one of LRP, whatever method the run, or an experiment, has chosen before."""
+    from datxai import compose
+
+    keys = {group_of(key_of(word)) for word in plan.words}
+    method = (plan.record.values if plan.record else {}).get("attribution", {}).get("method", "lrp")
+    if "attribution" in keys or not {"composite", "experiment"} & keys:
+        return plan
+    if "composite" in keys and method != "lrp":
+        assert plan.record is not None  # whose method it is
+        plan, method = replace(plan, record=plan.record.without("attribution")), "lrp"
+    if "experiment" in keys and not plan.order.sweeps and ("composite" in keys or method != "lrp"):
+        cfg = compose.compose(plan.words, _register(plan, of_call), plan.order.config_dir)
+        choices = cfg.hydra.runtime.choices
+        if "composite" in keys and cfg.attribution.method != "lrp":
+            return replace(plan, words=(*plan.words, "attribution=lrp"))
+        if choices.composite != compose.RECORDED and choices.attribution == compose.RECORDED:
+            assert plan.record is not None  # whose method was chosen
+            return replace(plan, record=plan.record.without("attribution"))
+    return plan
+
+
+def _register(plan: Plan, of_call: Mapping) -> str:
+    from datxai.compose import register_primary
+    from datxai.record import Record
+
+    return register_primary(plan.record or Record({}), of_call, plan.fixed)
+
+
+def _require_run(order: Order, run: Path) -> None:
+    if "run" not in order.given:
+        raise InputError(f"`datxai {order.task}` needs run=RUN_DIR, the folder of a run.")
     if not (run / "manifest.json").is_file():
-        _fail(f"run={run}: no run folder of datxai there (no manifest.json); make one with `datxai run={run}`.")
+        raise InputError(
+            f"run={run}: no run folder of datxai there (no manifest.json); make one with `datxai run={run}`."
+        )
 
 
 def _require_writable(run: Path) -> None:
     place = next(path for path in (run, *run.absolute().parents) if path.exists())
     if not place.is_dir():
-        _fail(f"run={run}: {place} is a file, expected a folder; choose another run=DIR.")
+        raise InputError(f"run={run}: {place} is a file, expected a folder; choose another run=DIR.")
     if not os.access(place, os.W_OK | os.X_OK):
-        _fail(f"run={run}: nothing can be written to {place}; choose another run=DIR or mend its permissions.")
+        raise InputError(
+            f"run={run}: nothing can be written to {place}; choose another run=DIR or mend its permissions."
+        )
 
 
-def _key(override: str) -> str:
-    return override.split("=", 1)[0].lstrip("+~")
+def _help_to_complete() -> list[str]:
+    """Take the stage out of the line that a shell wants completed, which Hydra would stumble over; complete it too.
+
+    Returns the flags that say where the line looks for configurations."""
+    from datxai.config import STAGES
+
+    line = os.environ.get("COMP_LINE")
+    if line is None or not any(word.startswith("query=") for word in sys.argv):
+        return []
+    program, *words = line.split(" ")
+    tasks = [*STAGES, *COMMANDS]
+    if not {*words[:-1]} & {*tasks} and "=" not in words[-1]:
+        print(" ".join(task for task in tasks if task.startswith(words[-1])))
+    task = next((word for word in words[:-1] if word in tasks), None)
+    os.environ["COMP_LINE"] = " ".join([program, *(word for word in words if word != task)])
+    folders = [folder for name, folder in pairwise(words) if name in ("--config-dir", "-cd")]
+    return [f"--config-dir={folder}" for folder in folders]
 
 
-def _group(key: str) -> str:
-    return key.partition(".")[0]
+def _make_job(plan: Plan):
+    """The function that Hydra calls with a composed configuration: for a run once, for a sweep once a job."""
+
+    def job(cfg: DictConfig) -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.errors import CompactHydraException
+        from hydra.types import RunMode
+
+        sweeps, folder = HydraConfig.get().mode == RunMode.MULTIRUN, Path(HydraConfig.get().runtime.output_dir)
+        try:
+            return _perform(plan, cfg, folder, sweeps)
+        except (InputError, OSError) as error:
+            if isinstance(error, OSError) and _errno_of(error) not in PLACE_FAULTS:
+                raise
+            if not sweeps:
+                _fail(_say(error))
+            # launchers know of exceptions; where a worker exits, they see a crash and may try again
+            log.error("datxai: %s", _say(error))
+            raise CompactHydraException(f"datxai: {folder}: {_say(error)}") from error
+
+    return job
 
 
-def register_schemas() -> None:
-    """Tell Hydra the schema of the settings, so that a misspelt key or a wrong type is refused."""
-    from hydra.core.config_store import ConfigStore
+def _perform(plan: Plan, cfg: DictConfig, folder: Path, sweeps: bool) -> float | None:
+    """Carry out an order with the configuration composed for it; the objective of a job, None where there is none."""
+    from hydra.core.hydra_config import HydraConfig
 
-    from datxai import config
+    from datxai import compose, pipeline
+    from datxai.record import Record, recording
 
-    store = ConfigStore.instance()
-    store.store(name="schema", node=config.Config)
-    for name, node in {
-        "phantom": config.Phantom,
-        "folder": config.Folder,
-        "dicom": config.Dicom,
-        "ppmi": config.Ppmi,
-    }.items():
-        store.store(group="data", name=f"{name}_schema", node=node)
+    settings = _settings(cfg, plan.order.given)
+    settings.run = str(folder)
+    if sweeps:
+        log.info("\n%s", folder)
+    now = compose.record_of(cfg, plan.record, HydraConfig.get().runtime.choices, plan.fixed)
+    if settings.explanation != plan.order.explanation:
+        raise InputError(
+            f"explanation={settings.explanation}: set by a file, expected on the command line, which says what of the "
+            f"run's record is taken over; give it there."
+        )
+    if settings.base is not None and Path(settings.base).resolve() == folder.resolve():  # a shard of the base itself
+        now = replace(now, values={**now.values, "base": None})
+    if plan.record is not None and not sweeps:
+        log.info("Settings taken over from %s: %s", plan.rests_on, compose.describe(plan.record))
+    follows = int(os.environ.get("RANK", 0)) > 0  # another process of torchrun, which keeps the record
+    leaves_record = not (settings.stage in COMMANDS or settings.dry_run or follows)
+    with _locking(settings, folder, leaves_record):
+        record = plan.record
+        if plan.run is not None and not sweeps:
+            record = _find_record(plan, now, settings)
+        now = (record or Record({})).keep(now, settings.explanation)
+        with recording(folder, now) if leaves_record else nullcontext():
+            pipeline.run(settings)
+    return pipeline.find_objective(settings) if sweeps else None
 
 
-def _require_given(settings: object, given: dict[str, str], place: str = "") -> None:
-    """Refuse a file of rules, which is code, that was not named on the command line itself: a run folder, or a
-    configuration file that came with one, must not choose what is executed here."""
+@contextmanager
+def _locking(settings: Config, folder: Path, writes: bool) -> Iterator[None]:
+    """Have the run folder, alone if it is written to, and the base that it rests on.
+
+    Shards of one stage write different files of one run side by side, and share it as readers do. `serve` has the run
+    only while it reads it.
+    """
+    from datxai.lock import holding
+
+    command = f"datxai {settings.stage}"
+    with ExitStack() as stack:
+        if writes:
+            stack.callback(_remove_empty, folder)
+        if writes or (settings.stage in COMMANDS and settings.stage not in ("serve", *NEED_NO_RUN)):
+            stack.enter_context(holding(folder, command if writes and settings.shard is None else None))
+        if settings.stage in MAKE_FOLDERS:
+            stack.callback(_remove_empty, folder / settings.stage)
+            stack.enter_context(holding(folder / settings.stage, command))
+        if settings.base is not None and Path(settings.base).resolve() != folder.resolve():
+            stack.enter_context(holding(Path(settings.base)))
+        yield
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # there is something in it
+        folder.rmdir()
+
+
+def _find_record(plan: Plan, now: Record, settings: Config) -> Record | None:
+    """The record that is there now that the run is ours; settings that shaped what a stage goes on with are refused."""
+    from datxai.record import read_record, require_same
+
+    assert plan.run is not None
+    found = read_record(plan.run)
+    if plan.rests_on != plan.run and found is not None:
+        raise InputError(f"run={plan.run}: another command has begun a run there meanwhile; give the command again.")
+    if plan.record is None or plan.rests_on != plan.run:
+        return plan.record
+    record = found.of_explanation(settings.explanation) if found is not None and found.choices else plan.record
+    require_same(plan.run, record, now, settings.stage, settings.explanation)
+    return record
+
+
+def _settings(cfg: DictConfig, given: Mapping[str, str]) -> Config:
+    """A composed configuration as our schema has it, or `InputError`."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    from datxai.compose import require_known
+
+    try:
+        require_known(cfg)
+        settings = OmegaConf.to_object(cfg)
+        assert isinstance(settings, Config)
+        _require_given(OmegaConf.to_container(cfg, resolve=True), given)
+    except MissingMandatoryValue as error:
+        raise InputError(f"{error.full_key} has no value; give it as {error.full_key}=VALUE.") from error
+    except OmegaConfBaseException as error:
+        raise InputError(f"the configuration does not fit: {str(error).splitlines()[0]}") from error
+    return settings
+
+
+def _require_given(settings: object, given: Mapping[str, str], place: str = "") -> None:
+    """Refuse code, a file of rules or the class of a network, that was not named on the command line itself: a run
+    folder, or a configuration file that came with one, must not choose what is executed here."""
     for key, value in settings.items() if isinstance(settings, dict) else []:
-        if key == "rules_from" and value is not None and place + key not in given:
+        is_code = key == "rules_from" or place + key == "network.target"
+        if is_code and value is not None and place + key not in given:
             raise InputError(
                 f"{place}{key}={value} is Python code that would be executed; if you trust it, name it on the command "
                 f"line: {place}{key}={value}"
@@ -341,97 +423,21 @@ def _require_given(settings: object, given: dict[str, str], place: str = "") -> 
         _require_given(value, given, f"{place}{key}.")
 
 
-@contextmanager
-def _recording(cfg: DictConfig, folder: Path) -> Iterator[None]:
-    """The configuration as the run's record, in ``.hydra`` and as Hydra would write it, but for the interpolations,
-    which are replaced. A run that is refused, or fails, keeps the record it had."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    record, of_hydra = folder / ".hydra", HydraConfig.instance().cfg
-    before = {path: path.read_bytes() for path in record.glob("*.yaml")}
-    record.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, record / "config.yaml", resolve=True)
-    OmegaConf.save(of_hydra, record / "hydra.yaml")
-    OmegaConf.save(of_hydra.hydra.overrides.task, record / "overrides.yaml")
-    try:
-        yield
-    except Exception:
-        for path in record.glob("*.yaml"):
-            path.unlink()
-        for path, content in before.items():
-            path.write_bytes(content)
-        with suppress(OSError):  # what was made for nothing, if nothing else is in it
-            record.rmdir()
-            folder.rmdir()
-        raise
-
-
-def _launch(given: dict[str, str]) -> None:
-    """Hand over to Hydra. ``given`` is what this command line says, beside what a run folder's record adds."""
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import CompactHydraException
-    from hydra.types import RunMode
-    from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-    register_schemas()
-    started = refused = False
-
-    @hydra.main(version_base="1.3", config_path="pkg://datxai.conf", config_name="config")
-    def job(cfg) -> None:
-        nonlocal started, refused
-        started = True
-        from datxai import pipeline
-
-        hydra_config = HydraConfig.get()
-        folder = Path(hydra_config.runtime.output_dir)
-        try:
-            settings = _settings(cfg)
-            _require_given(OmegaConf.to_container(cfg, resolve=True), given)
-            settings.run = str(folder)
-            if hydra_config.mode == RunMode.MULTIRUN:
-                log.info("\n%s", folder)
-            follows = int(os.environ.get("RANK", 0)) > 0  # another process of torchrun, which keeps the record
-            leaves_record = not (settings.stage in COMMANDS or settings.dry_run or follows)
-            with _recording(cfg, folder) if leaves_record else nullcontext():
-                pipeline.run(settings)
-        except (InputError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in PLACE_FAULTS:
-                raise
-            if hydra_config.mode != RunMode.MULTIRUN:
-                _fail(_say(error))
-            refused = True  # launchers know of exceptions; where a worker exits, they see a crash and may try again
-            log.error("datxai: %s", _say(error))
-            raise CompactHydraException(f"datxai: {folder}: {_say(error)}") from error
-        except KeyboardInterrupt:
-            print("datxai: interrupted; the same command goes on from here.", file=sys.stderr)
-            sys.exit(130)
-
-    def _settings(cfg):
-        try:
-            return OmegaConf.to_object(cfg)
-        except MissingMandatoryValue as error:
-            raise InputError(f"{error.full_key} has no value; give it as {error.full_key}=VALUE.") from error
-        except OmegaConfBaseException as error:
-            raise InputError(f"the configuration does not fit: {str(error).splitlines()[0]}") from error
-
-    try:
-        job()
-    except SystemExit as end:
-        if end.code == 1 and (refused or not started):  # by us or by Hydra, which has said why
-            sys.exit(2)
-        raise
-
-
 def _say(error: Exception) -> str:
     """An error as a sentence for the user."""
     if isinstance(error, OSError):
-        return f"{error.filename or 'the run folder'}: {error.strerror}; make room or choose another place."
+        number = _errno_of(error) or 0
+        return f"{error.filename or 'the run folder'}: {os.strerror(number)}; {PLACE_FAULTS[number]}."
     return str(error)
 
 
+def _errno_of(error: BaseException | None) -> int | None:
+    """The number of what went wrong, of the first cause that has one: Pillow's own errors have none."""
+    while error is not None and getattr(error, "errno", None) is None:
+        error = error.__cause__ or error.__context__
+    return None if error is None else error.errno  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _fail(sentence: str) -> None:
-    print(f"datxai: {sentence}", file=sys.stderr)
+    print(f"datxai: {escape(sentence.removeprefix('datxai: '))}", file=sys.stderr)
     sys.exit(2)

@@ -6,6 +6,7 @@ Values live in ``conf/``; one dataclass here per group there. ``MISSING`` marks 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -30,11 +31,21 @@ COMMANDS = {
     "template": "a template for registration from a run's own normal scans: run=RUN_DIR",
     "benchmark": "ways to explain side by side, by measures of their maps: run=RUN_DIR",
     "spectral": "groups among the relevance maps of a run, to find a Clever Hans: run=RUN_DIR",
-    "compare": "repeats of a run side by side: accuracy, agreement of maps, ensemble: RUN... [out=DIR]",
+    "check": "whether all files of a run are as they were written: run=RUN_DIR",
+    "compare": "runs, or explanations of one, side by side: RUN... [explanations=[default,NAME]] [out=DIR]",
     "reads": "consensus of two readers, and how far they agree: file=READS.tsv [out=DIR]",
 }
 ALL = "all"
-FILES = ("template", "labels", "names")  # settings of registration and atlas that name a file
+DEFAULT = "default"  # the explanation whose maps lie in the run folder itself
+EXPLAINED = ("explain", "evaluate", "report")  # the stages that each explanation of a run has of its own
+EXPLAINING = ("attribution", "composite", "target")  # and the settings
+CALL = (  # settings of one call or one machine, which a run does not record
+    "stage", "run", "shard", "runs", "scan", "age", "port", "dicom", "deidentify", "file", "out", "device", "n_jobs",
+    "on_error", "check", "dry_run", "objective", "benchmark", "explanation", "explanations",
+)  # fmt: skip
+TARGETS = ("decision", "difference", "predicted", "normal", "reduced", "label")
+OF_PLAIN = ("channels", "kernel_size", "padding", "hidden", "dropout")  # settings of the network=nazari2021 alone
+FILES = ("template", "labels", "names", "weights")  # settings of registration, atlas and network that name a file
 
 
 @dataclass
@@ -42,6 +53,7 @@ class Data:
     """Where scans come from."""
 
     kind: str = MISSING
+    orientation: str = "header"  # header | as_fitted
 
 
 @dataclass
@@ -68,6 +80,8 @@ class Ppmi(Data):
     root: str = MISSING
     collection: str | None = None
     groups: Any = None  # {group: 0 or 1}
+    columns: dict[str, str | None] = field(default_factory=dict)
+    descriptions: list[str] = field(default_factory=lambda: ["Reconstructed DaTSCAN"])
 
 
 @dataclass
@@ -77,7 +91,11 @@ class Phantom(Data):
     n_subjects: int = MISSING
     seed: int = MISSING
     raw: bool = True
+    reconstruction: str | None = None  # sites | null
     camera: dict[str, float] = field(default_factory=dict)
+
+
+KINDS = {"phantom": Phantom, "folder": Folder, "dicom": Dicom, "ppmi": Ppmi}  # of data
 
 
 @dataclass
@@ -98,6 +116,7 @@ class Reconstruction:
     cutoff_per_cm: float = 1.25
     attenuation_per_cm: float | None = None
     post_filter_mm: float = 0.0
+    equivalent_mm: float | None = 4.0
     centre: float | None = None
     start_angle_deg: Any = None  # a number, or a list with one per detector
     flip: list[str] = field(default_factory=list)
@@ -141,15 +160,22 @@ class Split:
 
 @dataclass
 class Network:
-    """The CNN."""
+    """The CNN: `OF_PLAIN` are settings of the plain one, target and arguments those of others."""
 
-    channels: list[int] = MISSING
+    architecture: str = "plain"  # plain | vgg3d | resnet3d | densenet3d | custom
+    channels: list[int] = field(default_factory=list)
     kernel_size: int = 3
     padding: str = "auto"
-    hidden: list[int] = MISSING
+    hidden: list[int] = field(default_factory=list)
     dropout: float = 0.2
+    target: str | None = None  # package.module:Class, which is executed
+    arguments: Any = None  # {name: value}; a typed mapping would refuse new keys on the command line
     see: str = "all"  # all | striatum | extrastriatal
     centre: bool = False
+    weights: str | None = None  # a file of trained weights to begin with
+    rename: Any = None  # {regular expression: replacement, or null to leave out}, of names in that file
+    initial: list[str] = field(default_factory=list)  # patterns of weights that need not be in it
+    freeze: list[str] = field(default_factory=list)  # patterns of weights that are not trained
 
 
 @dataclass
@@ -164,11 +190,28 @@ class Augmentation:
 
 @dataclass
 class Training:
-    """Optimisation."""
+    """Optimisation: the fields of `datxai.model.recipe.Recipe`, and what the stage makes of the rest."""
 
     batch_size: int = 8  # of all processes together
     learning_rate: float = 1e-4
+    fan_in: int | None = None
+    optimiser: str = "adam"  # adam | adamw | sgd
+    momentum: float = 0.9  # of sgd
+    weight_decay: float = 0.0
+    schedule: str = "constant"  # constant | cosine | step | plateau
+    decay_epochs: int = 10
+    decay_factor: float = 0.1
+    warmup_epochs: int = 0
+    loss: str = "cross_entropy"  # cross_entropy | focal
+    focal_gamma: float = 2.0
+    label_smoothing: float = 0.0
+    class_weights: Any = None  # null | balanced | a number for each class
+    sampling: str = "shuffled"  # shuffled | balanced
+    accumulate: int = 1  # batches for each step
+    clip_norm: float | None = None
+    ema_decay: float | None = None
     max_epochs: int = MISSING
+    monitor: str = "loss"  # loss | accuracy | auc
     patience: int | None = None
     precision: str = "float32"  # float32 | bf16
     save_memory: bool = False
@@ -209,6 +252,7 @@ class Composite:
     reference: str = ""
     values: dict[str, Any] = field(default_factory=dict)  # what the lines refer to as ${composite.values.NAME}
     layers: list[LayerRule] = field(default_factory=list)
+    auto: bool = False  # further lines and canonizers by what the network's layers are
     canonizers: list[str] = field(default_factory=list)
     bias: bool = True  # whether biases take their share of the relevance
     rules_from: str | None = None  # a Python file with rules of one's own, which is executed
@@ -254,11 +298,13 @@ class Config:
     attribution: Attribution = field(default_factory=Attribution)
     composite: Composite = field(default_factory=Composite)
     benchmark: Benchmark = field(default_factory=Benchmark)
-    target: str = "predicted"  # predicted | normal | reduced | label | difference | decision
+    target: str = "decision"  # decision | difference | predicted | normal | reduced | label
     run: str = MISSING
     base: str | None = None  # a run whose stages are taken over where settings and inputs are the same
     stage: str = ALL
     shard: str | None = None  # K/N: every N-th case, from K on, of `preprocess` or `explain`
+    explanation: str = DEFAULT  # which of the run's explanations is made, or asked
+    explanations: list[str] = field(default_factory=list)  # of `compare` and `case`: beside one another
     runs: list[str] = field(default_factory=list)  # of `compare`
     scan: str | None = None
     age: float | None = None  # of the person scanned, in years; None: what the header of the scan says
@@ -271,34 +317,92 @@ class Config:
     device: str = "auto"
     n_jobs: int = -1
     on_error: str = "raise"  # raise | skip
+    check: str = "quick"  # quick | full: whether files made before are read to be checked, or looked at
+    objective: str = "validation_accuracy"  # or a number of metrics.json: what a job returns to a sweeper
     dry_run: bool = False  # of `explain`: show which layer gets which rule, make nothing
 
 
 def require_sensible(settings: Config) -> None:
     """Refuse numbers that no run can be made with, before anything is made or removed (`InputError`)."""
     network, training, seed = settings.network, settings.training, "a whole number from 0 to 2^63 - 1"
-    n_subjects = getattr(settings.data, "n_subjects", 1)
+    grid, data_seed = settings.grid, getattr(settings.data, "seed", 0)
+    n_subjects, orientation = getattr(settings.data, "n_subjects", 1), settings.data.orientation
+    channels_fit = network.architecture != "plain" or min(network.channels, default=0) > 0
+    sites, raw = getattr(settings.data, "reconstruction", None), getattr(settings.data, "raw", True)
     for name, value, holds, expected in (
         ("seed", settings.seed, 0 <= settings.seed < 2**63, seed),
+        ("data.orientation", orientation, orientation in ("header", "as_fitted"), "header or as_fitted"),
+        ("target", settings.target, settings.target in TARGETS, f"one of {', '.join(TARGETS)}"),
+        ("on_error", settings.on_error, settings.on_error in ("raise", "skip"), "raise or skip"),
+        ("check", settings.check, settings.check in ("quick", "full"), "quick or full"),
         ("n_jobs", settings.n_jobs, settings.n_jobs != 0, "-1 (one per core) or a number of processes"),
         ("data.n_subjects", n_subjects, n_subjects > 0, "1 or more"),
-        ("network.channels", network.channels, min(network.channels, default=0) > 0, "numbers of 1 or more"),
+        ("data.reconstruction", sites, sites in (None, "sites"), "sites, or null for that of the run"),
+        ("data.raw", raw, raw or not sites, "true, for data.reconstruction=sites needs projections"),
+        ("data.seed", data_seed, 0 <= data_seed < 2**63, seed),
+        ("grid.spacing", grid.spacing, len(grid.spacing) == 3 and min(grid.spacing) > 0, "three lengths in mm"),
+        ("grid.shape", grid.shape, len(grid.shape) == 3 and min(grid.shape) > 0, "three numbers of 1 or more"),
+        ("grid.origin", grid.origin, len(grid.origin) == 3, "three places in mm"),
+        ("split.candidates", settings.split.candidates, settings.split.candidates > 0, "1 or more"),
+        ("network.kernel_size", network.kernel_size, network.kernel_size > 0, "1 or more"),
+        ("network.channels", network.channels, channels_fit, "numbers of 1 or more"),
         ("network.hidden", network.hidden, min(network.hidden, default=1) > 0, "numbers of 1 or more"),
         ("network.dropout", network.dropout, 0 <= network.dropout < 1, "0 or more and less than 1"),
         ("training.seed", training.seed, 0 <= training.seed < 2**63, seed),
         ("training.batch_size", training.batch_size, training.batch_size > 0, "1 or more"),
         ("training.learning_rate", training.learning_rate, 0 < training.learning_rate < math.inf, "more than 0"),
-        ("training.max_epochs", training.max_epochs, training.max_epochs > 0, "1 or more"),
+        ("training.max_epochs", training.max_epochs, training.max_epochs >= 0, "1 or more, or 0 for training=none"),
         ("training.patience", training.patience, training.patience is None or training.patience > 0, "null, 1 or more"),
     ):
         if not holds:
             raise InputError(f"{name} is {value}, expected {expected}; change {name}=VALUE.")
+    describe_network(network)
+    if training.max_epochs == 0 and network.weights is None:
+        raise InputError("training=none: expected the weights of a trained network; give network.weights=FILE.")
+    if network.weights is None and (network.rename or network.initial):
+        raise InputError("network.rename and network.initial are about network.weights=FILE, which is not given.")
+    if not isinstance(network.rename, (dict, type(None))):
+        raise InputError(f"network.rename is {network.rename}, expected {{PATTERN:REPLACEMENT}}.")
+    if training.max_epochs == 0 and network.centre:
+        raise InputError("training=none: network.centre is the mean of training cases; set it to false.")
+
+
+def describe_network(network: Network) -> dict:
+    """What the network is: the arguments of `datxai.model.architectures.build`, but for shape and seed.
+
+    Raises `InputError` for settings of another kind of network.
+    """
+    is_plain, default = network.architecture == "plain", Network()
+    for name in ("target", "arguments") if is_plain else OF_PLAIN:
+        if getattr(network, name) != getattr(default, name):
+            instead = "network=custom and others" if is_plain else "network=nazari2021; this one has network.arguments"
+            raise InputError(f"network.{name}: the network {network.architecture} has no such setting, but {instead}.")
+    if network.target is not None and network.architecture != "custom":
+        raise InputError(f"network.target: the network {network.architecture} has no such setting, but network=custom.")
+    if not is_plain and not isinstance(network.arguments, (dict, type(None))):
+        raise InputError(f"network.arguments is {network.arguments}, expected names with values, as in {{width:16}}.")
+    own = OF_PLAIN if is_plain else ("architecture", "target", "arguments")
+    return {name: getattr(network, name) for name in (*own, "see", "centre")}
+
+
+def require_name(explanation: str) -> None:
+    """Refuse a name that a folder cannot have everywhere, or that leads out of the run folder (`InputError`)."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", explanation) or explanation.endswith("."):
+        raise InputError(
+            f"explanation={explanation}: expected a name of at most 64 letters, digits, '-', '_' and '.' that begins "
+            f"with a letter or digit, such as epsilon; change explanation=NAME."
+        )
+
+
+def entry_name(stage: str, explanation: str) -> str:
+    """What manifest.json calls a stage of an explanation."""
+    return stage if explanation == DEFAULT or stage not in EXPLAINED else f"{stage}/{explanation}"
 
 
 def describe(group: Any) -> dict:
     """The settings of a group, its files as paths, which `datxai.files.hash_content` takes by what they hold."""
-    chosen = asdict(group)
-    return chosen | {name: Path(chosen[name]) for name in FILES if chosen.get(name) is not None}
+    settings = asdict(group)
+    return settings | {name: Path(settings[name]) for name in FILES if settings.get(name) is not None}
 
 
 def restore(values: Any, kind: Any = Config) -> Any:
@@ -306,9 +410,9 @@ def restore(values: Any, kind: Any = Config) -> Any:
 
     Keys of another version are left out. Of the kinds of `Data` what is common to all comes back.
     """
-    if is_dataclass(kind) and isinstance(values, Mapping):
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(values, Mapping):
         types = get_type_hints(kind)
-        known = [each.name for each in fields(kind) if each.name in values]
+        known = [known_field.name for known_field in fields(kind) if known_field.name in values]
         return kind(**{name: restore(values[name], types[name]) for name in known})
     if get_origin(kind) is list and values is not None:
         return [restore(value, get_args(kind)[0]) for value in values]

@@ -64,6 +64,7 @@ def measure_peak(work: Callable[[], Any], device: str = "cpu") -> tuple[Any, int
     return work(), max(_resident_bytes("VmHWM") - before, 0)
 
 
-def _resident_bytes(mark: str) -> int:
-    """``VmRSS``: resident now; ``VmHWM``: the most since the mark was reset."""
-    return 1024 * int(re.search(rf"{mark}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+def _resident_bytes(field: str) -> int:
+    """``VmRSS``: resident now; ``VmHWM``: the most since the field was reset."""
+    (kilobytes,) = re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(kilobytes)

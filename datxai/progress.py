@@ -6,7 +6,16 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from datxai.errors import escape
+
 log = logging.getLogger("datxai")
+
+
+class EscapingFormatter(logging.Formatter):
+    """What is logged, as a terminal may show it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape(super().format(record))
 
 
 class Bar:

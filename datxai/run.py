@@ -1,8 +1,12 @@
 """The run folder: where everything lies, what made it, and what is still up to date.
 
 ``manifest.json`` holds one entry per finished stage: its configuration, what it was made from, versions, time. A
-stage is current if its configuration and its inputs hash to the same fingerprint and its outputs are there. The
-fingerprint of a stage contains those of the stages before it, so a change upstream reaches everything downstream.
+stage is current if its configuration and its inputs hash to the same fingerprint and its outputs are as it left them:
+the entry holds size, time and SHA-256 of every file. The input of a stage is the ``identity`` of the stage before it,
+its fingerprint and what its files hold, so a change upstream reaches everything downstream.
+
+A run may have several explanations beside one another. What rests on the maps of one, and its entries in the
+manifest, are its own: those of ``default`` lie in the run folder itself, those of NAME in ``explanations/NAME``.
 
 A run may take over stages from a base run that has made them with the same fingerprint. Its folder then holds links
 to what lies there, and the entry names the base.
@@ -17,23 +21,30 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from datxai import __version__
+from datxai.config import DEFAULT, EXPLAINED, entry_name
 from datxai.errors import InputError
-from datxai.files import hash_content, read_json, replacing, write_json
-from datxai.volume import sidecar_path
+from datxai.files import hash_content, hash_json, read_json, replacing, write_json
+from datxai.integrity import describe_files, find_damage, hash_of_all
+from datxai.volume import is_whole, sidecar_path
 
 PACKAGES = ("torch", "zennit", "numpy", "scipy", "nibabel", "pydicom", "scikit-learn", "hydra-core", "matplotlib")
 
 
 class Run:
-    """Paths and provenance of one run folder."""
+    """Paths and provenance of one run folder, and of one of its explanations."""
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    making: str | None = None  # fingerprint of the stage that is being made
+
+    def __init__(self, folder: str | Path, explanation: str = DEFAULT, full: bool = False):
+        self.folder, self.explanation = Path(folder), explanation
+        self.explained = self.folder if explanation == DEFAULT else self.folder / "explanations" / explanation
+        self.full = full  # whether files are read to be checked, not only looked at
 
     manifest = property(lambda self: self.folder / "manifest.json")
     simulated = property(lambda self: self.folder / "simulated")
@@ -49,16 +60,16 @@ class Run:
     table1 = property(lambda self: self.folder / "table1.tsv")
     model = property(lambda self: self.folder / "model")
     predictions = property(lambda self: self.folder / "predictions.tsv")
-    relevance = property(lambda self: self.folder / "relevance")
-    roi_relevance = property(lambda self: self.folder / "roi_relevance.tsv")
-    regions = property(lambda self: self.folder / "regions.tsv")
-    doubt = property(lambda self: self.folder / "doubt.tsv")
+    relevance = property(lambda self: self.explained / "relevance")
+    roi_relevance = property(lambda self: self.explained / "roi_relevance.tsv")
+    regions = property(lambda self: self.explained / "regions.tsv")
+    doubt = property(lambda self: self.explained / "doubt.tsv")
     anatomy = property(lambda self: self.folder / "anatomy.safetensors")
-    means = property(lambda self: self.folder / "means")
-    metrics = property(lambda self: self.folder / "metrics.json")
-    figures = property(lambda self: self.folder / "figures")
-    report = property(lambda self: self.folder / "report.html")
-    pages = property(lambda self: self.folder / "report")
+    means = property(lambda self: self.explained / "means")
+    metrics = property(lambda self: self.explained / "metrics.json")
+    figures = property(lambda self: self.explained / "figures")
+    report = property(lambda self: self.explained / "report.html")
+    pages = property(lambda self: self.explained / "report")
 
     def scan_of(self, case: str) -> Path:
         """The preprocessed volume of a case."""
@@ -78,9 +89,8 @@ class Run:
 
     @staticmethod
     def made_with(path: Path, fingerprint: str) -> bool:
-        """Whether a volume is there, whole, and marked with this fingerprint."""
-        record = sidecar_path(path)
-        return path.is_file() and record.is_file() and read_json(record).get("fingerprint") == fingerprint
+        """Whether a volume is there, as it was written, and marked with this fingerprint."""
+        return is_whole(path) and read_json(sidecar_path(path)).get("fingerprint") == fingerprint
 
     @staticmethod
     def keep_only(folder: Path, paths: Iterable[Path]) -> None:
@@ -92,27 +102,57 @@ class Run:
                 sidecar_path(path).unlink(missing_ok=True)
 
     def entries(self) -> dict:
-        """The manifest, stage by stage; empty where nothing has been made yet."""
-        return read_json(self.manifest) if self.manifest.is_file() else {}
+        """The manifest, stage by stage; empty where nothing has been made yet. `InputError` if it is damaged."""
+        if not self.manifest.is_file():
+            return {}
+        entries = read_json(self.manifest)
+        for stage, entry in entries.items():
+            _require_entry(self.manifest, stage, entry)
+        return {stage: {key: entry[key] for key in entry if key != "checksum"} for stage, entry in entries.items()}
+
+    @property
+    def explanations(self) -> list[str]:
+        """The names of the explanations that have been made."""
+        made = [name.partition("/") for name in self.entries()]
+        return [explanation or DEFAULT for stage, _, explanation in made if stage == "explain"]
+
+    def find(self, stage: str) -> dict | None:
+        """The manifest's entry of a stage of this explanation; None before it has been made."""
+        return self.entries().get(entry_name(stage, self.explanation))
+
+    def command(self, stage: str) -> str:
+        """What makes a stage of this explanation, as a user gives it."""
+        named = f" explanation={self.explanation}" if self.explanation != DEFAULT and stage in EXPLAINED else ""
+        return f"datxai {stage} run={self.folder}{named}"
 
     def entry(self, stage: str, needed_by: str) -> dict:
         """The manifest's entry of a finished stage.
 
-        `InputError` names the stage to run first, if it or one before it is not there or older than what it rests on.
+        `InputError` names the stage to run first, if it or one before it is not there, damaged, or older than what it
+        rests on.
         """
-        entries = self.entries()
-        if not self.holds(stage):
+        made, command = self.find(stage), self.command(stage)
+        if made is None:
+            others = self.explanations
+            have = "" if self.explanation in [DEFAULT, *others] else f" (what is there: {', '.join(others)})"
             raise InputError(
-                f"{self.folder}: stage '{needed_by}' needs what '{stage}' makes, which is not there; "
-                f"run `datxai {stage} run={self.folder}` first."
+                f"{self.explained}: stage '{needed_by}' needs what '{stage}' makes, which is not there{have}; "
+                f"run `{command}` first."
             )
-        for before, fingerprint in entries[stage]["inputs"].items():
-            if before in entries and self.entry(before, stage)["fingerprint"] != fingerprint:
+        if damage := self.find_damage(stage):
+            path, fault = next(iter(damage.items()))
+            others = f", as are {len(damage) - 1} others" if len(damage) > 1 else ""
+            raise InputError(
+                f"{path}: {fault}{others}, and '{needed_by}' needs what '{stage}' made; run `{command}` first, which "
+                f"makes it again."
+            )
+        for before, identity in made["inputs"].items():
+            if self.find(before) is not None and identity not in _identities(self.entry(before, stage)):
                 raise InputError(
-                    f"{self.folder}: '{before}' has been made again since '{stage}', which '{needed_by}' needs; "
-                    f"run `datxai {stage} run={self.folder}` first."
+                    f"{self.explained}: '{before}' has been made again since '{stage}', which '{needed_by}' needs; "
+                    f"run `{command}` first."
                 )
-        return entries[stage]
+        return made
 
     def fingerprint(self, stage: str, config: Mapping, inputs: Mapping[str, str]) -> str:
         """What identifies the output of a stage: its name, its configuration, and the hashes of its inputs."""
@@ -120,17 +160,46 @@ class Run:
 
     def holds(self, stage: str) -> bool:
         """Whether the stage has been made, with whatever settings, and its outputs still exist."""
-        entries = self.entries()
-        return stage in entries and self.is_current(stage, entries[stage]["fingerprint"])
+        return self.find(stage) is not None and not self.find_damage(stage)
 
     def is_current(self, stage: str, fingerprint: str) -> bool:
-        """Whether the stage has been made with this fingerprint, here or in a base run, and its outputs still exist."""
-        entry = self.entries().get(stage)
-        if entry is None or entry["fingerprint"] != fingerprint:
-            return False
-        if "base" in entry and not Run(self.folder / entry["base"]).is_current(stage, fingerprint):
-            return False
-        return all((self.folder / name).exists() for name in entry["outputs"])
+        """Whether the stage has been made with this fingerprint, here or in a base run, and its outputs are whole."""
+        entry = self.find(stage)
+        return entry is not None and entry["fingerprint"] == fingerprint and not self.find_damage(stage)
+
+    def find_damage(self, stage: str) -> dict[Path, str]:
+        """What a stage has made, in a base run maybe, that is not as it left it, and what is wrong with it.
+
+        Of stages made by versions that kept no checksums, only what is missing.
+        """
+        entry = self.find(stage)
+        assert entry is not None, stage
+        missing = [self.folder / name for name in entry["outputs"] if not (self.folder / name).exists()]
+        if missing:
+            return dict.fromkeys(missing, "is missing")
+        if "base" in entry:
+            links = [self.folder / name for name in _top_level(entry["outputs"])]
+            if replaced := [link for link in links if not link.is_symlink()]:
+                return dict.fromkeys(replaced, f"is no longer the link to what was taken over from {entry['base']}")
+            base = Run(self.folder / entry["base"], self.explanation, self.full)
+            theirs = base.find(stage)
+            if theirs is None or _identities(theirs) != _identities(entry):
+                return {base.folder: f"has made '{stage}' again since it was taken over from there"}
+            try:
+                return base.find_damage(stage)
+            except RecursionError:
+                return {base.folder: "rests on itself"}
+        files = entry.get("files", {})
+        damage, now = find_damage(self.folder, files, self.full)
+        if not damage and now != files:  # copied: next time their sizes and times will do
+            with suppress(OSError):
+                name = entry_name(stage, self.explanation)
+                self._write({**self.entries(), name: {**entry, "files": now}})
+        return damage
+
+    def identity(self, stage: str, needed_by: str) -> str:
+        """What identifies the output of a stage, its settings and all that its files hold; see `entry`."""
+        return _identities(self.entry(stage, needed_by))[-1]
 
     def adopt(self, stage: str, fingerprint: str, base: Run) -> bool:
         """Take a stage over from ``base``, if it is current there with this fingerprint; nothing is copied.
@@ -138,9 +207,9 @@ class Run:
         The outputs are linked to (relative paths, so that base and run may be moved together). False where ``base``
         does not have them, or files of this run's own stand in their place.
         """
-        if not base.is_current(stage, fingerprint):
+        entry = base.find(stage)
+        if entry is None or not base.is_current(stage, fingerprint):
             return False
-        entry = base.entries()[stage]
         links = [self.folder / name for name in _top_level(entry["outputs"])]
         if any(link.exists() and not link.is_symlink() for link in links):
             return False
@@ -148,15 +217,25 @@ class Run:
         for link in links:
             with replacing(link) as temporary:  # processes of torchrun may do this all at once
                 temporary.unlink()
-                temporary.symlink_to(os.path.relpath(there / link.name, here))
-        write_json(self.manifest, {**self.entries(), stage: {**entry, "base": os.path.relpath(there, here)}})
+                temporary.symlink_to(os.path.relpath(there / link.relative_to(self.folder), link.parent.resolve()))
+        name = entry_name(stage, self.explanation)
+        self._write({**self.entries(), name: {**entry, "base": os.path.relpath(there, here)}})
         return True
 
     def release(self, stage: str, outputs: Sequence[Path]) -> None:
-        """Forget the stage, whose outputs are about to be written; of what was taken over only the links go."""
+        """Forget the stage, whose outputs are about to be written; of what was taken over only the links go.
+
+        Of its own outputs those go that are damaged, so that none is taken for a finished one.
+        """
         entries = self.entries()
-        if entries.pop(stage, None) is not None:
-            write_json(self.manifest, entries)
+        name = entry_name(stage, self.explanation)
+        entry = entries.get(name)
+        if entry is not None:
+            for path in self.find_damage(stage) if "base" not in entry else ():
+                if path.is_file():
+                    path.unlink()
+            del entries[name]
+            self._write(entries)
         for name in _top_level(path.relative_to(self.folder).as_posix() for path in outputs):
             if (self.folder / name).is_symlink():
                 (self.folder / name).unlink(missing_ok=True)
@@ -165,25 +244,67 @@ class Run:
     def recording(
         self, stage: str, config: Mapping, inputs: Mapping[str, str], outputs: Sequence[Path]
     ) -> Iterator[str]:
-        """Run a stage's body; write its manifest entry when, and only when, it ends well. Yields the fingerprint."""
+        """Run a stage's body; write its manifest entry when, and only when, it ends well. Yields the fingerprint.
+
+        A body that fails before it has changed what was there leaves the entry of that as well.
+        """
         fingerprint = self.fingerprint(stage, config, inputs)
         begin = time.perf_counter()
         made = [path.relative_to(self.folder).as_posix() for path in outputs]
+        before = self.find(stage)
         self.release(stage, outputs)
-        yield fingerprint
+        try:
+            yield fingerprint
+        except BaseException:
+            self._put_back(stage, before)
+            raise
+        files = describe_files(self.folder, outputs)
         entries = self.entries()
-        entries[stage] = {
+        entries[entry_name(stage, self.explanation)] = {
             "fingerprint": fingerprint,
             "config": config,
             "config_hash": hash_content(config),
             "inputs": dict(inputs),
             "outputs": made,
+            "output_hash": hash_of_all(files),
+            "files": files,
             "versions": versions(),
             "git_revision": git_revision(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "wall_time_s": round(time.perf_counter() - begin, 2),
         }
-        write_json(self.manifest, entries)
+        self._write(entries)
+
+    def _put_back(self, stage: str, entry: Mapping | None) -> None:
+        """The entry that a stage had before it failed, if all that it says has been made is still there and whole."""
+        others = self.entries()
+        if entry is not None:
+            self._write({**others, entry_name(stage, self.explanation): entry})
+            if self.find_damage(stage):
+                self._write(others)
+
+    def _write(self, entries: Mapping[str, Mapping]) -> None:
+        write_json(
+            self.manifest, {stage: {**entry, "checksum": hash_json([stage, entry])} for stage, entry in entries.items()}
+        )
+
+
+def _require_entry(manifest: Path, stage: str, entry: Any) -> None:
+    """Refuse an entry of a manifest that is not as it was written, or, of older ones, of another form."""
+    kinds = {"fingerprint": str, "config": dict, "inputs": dict, "outputs": list}
+    is_entry = isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
+    content = {key: entry[key] for key in entry if key != "checksum"} if is_entry else {}
+    if not is_entry or entry.get("checksum") not in (None, hash_json([stage, content])):
+        raise InputError(
+            f"{manifest}: what it says of '{stage}' is not as it was written; put the file back from a copy, or delete "
+            f"it: `datxai run={manifest.parent}` then makes again what is not finished."
+        )
+
+
+def _identities(entry: Mapping) -> list[str]:
+    """The fingerprint of a stage; and, where its outputs have been hashed, that with what they hold."""
+    made = [entry["output_hash"]] if "output_hash" in entry else []
+    return [entry["fingerprint"], *(hash_content([entry["fingerprint"], content]) for content in made)]
 
 
 @functools.cache
@@ -207,5 +328,6 @@ def git_revision() -> str | None:
 
 
 def _top_level(outputs: Iterable[str]) -> list[str]:
-    """The files and folders of the run folder that outputs are, or lie in."""
-    return sorted({Path(name).parts[0] for name in outputs})
+    """The files and folders of the run folder, or of an explanation's, that outputs are, or lie in."""
+    parts = [Path(name).parts for name in outputs]
+    return sorted({"/".join(names[:3] if names[0] == "explanations" else names[:1]) for names in parts})

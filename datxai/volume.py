@@ -7,29 +7,24 @@ Conversion from other conventions happens here, when a file is read, and nowhere
 
 from __future__ import annotations
 
-import math
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage, sparse
 
+from datxai import nifti
 from datxai.errors import InputError
-from datxai.files import replacing, write_json
+from datxai.files import hash_file, hash_json, read_json, replacing, write_json
 
 MNI_CODE, SCANNER_CODE = 4, 1  # NIfTI-1 xform codes
-UNREADABLE = (
-    nib.filebasedimages.ImageFileError,
-    nib.spatialimages.HeaderDataError,
-    nib.spatialimages.HeaderTypeError,
-)
-LARGEST_VOXELS = 2**27  # of one file: 512 x 512 x 512
 AFFINE_TOLERANCE_MM = 1e-3  # two grids are the same if no affine element differs by more
 
 
@@ -37,7 +32,7 @@ AFFINE_TOLERANCE_MM = 1e-3  # two grids are the same if no affine element differ
 class Grid:
     """A regular lattice of voxels: shape (X, Y, Z) and affine (4 x 4, voxel index to RAS+ mm)."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     affine: np.ndarray
     name: str = ""
 
@@ -69,11 +64,11 @@ class Grid:
         index = np.stack(np.meshgrid(*map(np.arange, self.shape), indexing="ij"), axis=-1)
         return index @ self.affine[:3, :3].T + self.affine[:3, 3]
 
-    def index_to_mm(self, index: Sequence[float]) -> np.ndarray:
+    def index_to_mm(self, index: ArrayLike) -> np.ndarray:
         """World coordinates in mm of a voxel index (or of an array of indices, last axis 3)."""
         return np.asarray(index, float) @ self.affine[:3, :3].T + self.affine[:3, 3]
 
-    def mm_to_index(self, position: Sequence[float]) -> np.ndarray:
+    def mm_to_index(self, position: ArrayLike) -> np.ndarray:
         """Fractional voxel index of a world position in mm."""
         return np.linalg.solve(self.affine[:3, :3], np.asarray(position, float) - self.affine[:3, 3])
 
@@ -97,11 +92,13 @@ class Volume:
         assert self.affine.shape == (4, 4), self.affine.shape
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
+        """(X, Y, Z)."""
         return self.data.shape
 
     @property
     def grid(self) -> Grid:
+        """Its lattice, without a name."""
         return Grid(self.data.shape, self.affine)
 
     def after(self, step: str, data: np.ndarray, affine: np.ndarray | None = None, **parameters) -> Volume:
@@ -121,24 +118,13 @@ class Volume:
 def load(path: str | os.PathLike, blank: bool = False) -> Volume:
     """Read a NIfTI file as a `Volume`, axes permuted and flipped to the closest RAS+ order.
 
-    Raises `InputError` for what cannot be one scan: unreadable or truncated files, several frames, an affine that
-    is not told or cannot be inverted, NaN or infinite values, and, unless ``blank`` is allowed, an image that is zero
-    everywhere.
+    Raises `InputError` for what cannot be one scan: what `datxai.nifti.read` refuses, several frames, infinite values
+    and NaN within the scan, and, unless ``blank`` is allowed, an image that is zero everywhere. NaN outside is zero.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a NIfTI volume (.nii or .nii.gz).")
-    try:
-        image = nib.load(path)
-        _require_size(image.shape, path)
-        data = np.asanyarray(image.dataobj)
-    except InputError:
-        raise
-    except (*UNREADABLE, OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(
-            f"{path}: cannot be read as NIfTI ({_first_line(error)}); the file is truncated or of another format, "
-            f"export it again."
-        ) from error
+    data, affine = nifti.read(path)
     if data.dtype.kind not in "iuf":
         kind = "colours" if data.dtype.names else f"values of type {data.dtype}"
         raise InputError(f"{path}: holds {kind}, expected one real number per voxel; export the intensities alone.")
@@ -148,16 +134,9 @@ def load(path: str | os.PathLike, blank: bool = False) -> Volume:
         raise InputError(
             f"{path}: has shape {data.shape}, expected one 3-D volume; extract or average the frames first."
         )
-    if isinstance(image, nib.Nifti1Pair) and image.header["sform_code"] == image.header["qform_code"] == 0:
-        raise InputError(
-            f"{path}: its header does not say how the scan lies (sform_code and qform_code are 0, expected one of them "
-            f"set), so left and right are unknown; export it again, with its orientation."
-        )
-    affine = np.asarray(image.affine, float)
-    require_invertible(affine, path)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
         data = data.astype(np.float32)
-    require_signal(data, path, blank)
+    data = require_signal(data, path, blank)
     volume = to_ras(data, affine)
     return replace(volume, history=({"step": "load", "file": path.name},))
 
@@ -177,7 +156,27 @@ def save(volume: Volume, path: str | os.PathLike, sidecar: Mapping | None = None
     sidecar_path(path).unlink(missing_ok=True)
     with replacing(path) as temporary:
         nib.save(image, temporary)
-    write_json(sidecar_path(path), {**(sidecar or {}), "history": list(volume.history)})
+    write_sidecar(path, {**(sidecar or {}), "history": list(volume.history)})
+
+
+def write_sidecar(path: str | os.PathLike, content: Mapping) -> None:
+    """Write the JSON beside a volume, with a ``checksum`` of its ``content`` and of the volume, which is there."""
+    entries = {key: value for key, value in content.items() if key != "checksum"}
+    write_json(sidecar_path(path), {**entries, "checksum": hash_json([entries, hash_file(path)])})
+
+
+def is_whole(path: str | os.PathLike) -> bool:
+    """Whether a volume and the JSON beside it are there, as they were written; of older ones, which have no checksum,
+    whether they are there."""
+    path = Path(path)
+    try:
+        content = read_json(sidecar_path(path)) if path.is_file() else None
+        if content is None:
+            return False
+        checksum = content.pop("checksum", None)
+        return checksum is None or checksum == hash_json([content, hash_file(path)])
+    except (OSError, InputError):
+        return False
 
 
 def sidecar_path(path: str | os.PathLike) -> Path:
@@ -193,29 +192,40 @@ def to_ras(data: np.ndarray, affine: np.ndarray) -> Volume:
     return Volume(np.ascontiguousarray(nib.apply_orientation(data, orientation), dtype=np.float32), affine)
 
 
-def require_invertible(affine: np.ndarray, name: object) -> None:
-    """Raise `InputError` unless the affine is finite and maps voxels one to one."""
-    spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    if (
-        not np.isfinite(affine).all()
-        or (spacing <= 0).any()
-        or (abs(np.linalg.det(affine[:3, :3])) < 1e-3 * spacing.prod())
-    ):
-        raise InputError(
-            f"{name}: the affine in the header cannot be inverted, expected three independent voxel axes; "
-            f"repair the header (sform/qform) or convert the scan again."
-        )
+def require_signal(data: np.ndarray, name: object, blank: bool = False) -> np.ndarray:
+    """The data with zero where NaN says that there is nothing: outside the field of view, or around a head.
 
-
-def require_signal(data: np.ndarray, name: object, blank: bool = False) -> None:
-    """Raise `InputError` if the data hold NaN or infinite values, or (unless ``blank`` is allowed) only zeros."""
+    Raises `InputError` for infinite values, NaN within the scan (values on both sides along all axes, or a whole slice
+    between others), and, unless ``blank`` is allowed, if there are only zeros.
+    """
+    unknown = np.isnan(data)
+    if unknown.any():
+        within = _surrounded(np.logical_not(unknown))
+        for axis in range(3):
+            known = ~np.asarray(unknown.all(axis=tuple({0, 1, 2} - {axis})))
+            np.moveaxis(within, axis, 0)[_surrounded(known) & ~known] = True
+        if bad := int((within & unknown).sum()):
+            raise InputError(
+                f"{name}: {bad} voxels within the scan are NaN, expected values; export the scan again or replace them."
+            )
+        data = np.where(unknown, np.float32(0), data)
     if not np.isfinite(data).all():
         raise InputError(
-            f"{name}: {int((~np.isfinite(data)).sum())} voxels are NaN or infinite, expected finite values only; "
+            f"{name}: {int((~np.isfinite(data)).sum())} voxels are infinite, expected finite values only; "
             f"export the scan again or replace them."
         )
     if not blank and not data.any():
         raise InputError(f"{name}: every voxel is zero, expected a scan; export it again.")
+    return data
+
+
+def _surrounded(filled: np.ndarray) -> np.ndarray:
+    """What has something filled on both sides along all axes."""
+    enclosed = np.ones(filled.shape, bool)
+    for axis in range(filled.ndim):
+        back = np.flip(np.maximum.accumulate(np.flip(filled, axis), axis=axis), axis)
+        enclosed &= np.maximum.accumulate(filled, axis=axis) & back
+    return enclosed
 
 
 def resample(volume: Volume, grid: Grid, transform: np.ndarray | None = None, step: str = "resample") -> Volume:
@@ -250,27 +260,38 @@ def resample(volume: Volume, grid: Grid, transform: np.ndarray | None = None, st
     return volume.after(step, data, grid.affine, **record)
 
 
-def covered_fraction(volume: Volume, grid: Grid, transform: np.ndarray | None = None) -> float:
-    """Fraction of the voxels of ``grid`` whose centres lie inside the volume's field of view."""
-    transform = np.eye(4) if transform is None else transform
-    index_map = np.linalg.inv(volume.affine) @ transform @ grid.affine
-    inside = np.ones(grid.shape, bool)
-    for index, n in zip(_indices(index_map, grid.shape), volume.shape):
-        inside &= (index > -0.5 - 1e-6) & (index < n - 0.5 + 1e-6)
-    return float(inside.mean())
+def field_of_view(volume: Volume) -> Grid:
+    """The part of a volume's lattice that shows anything: the box outside which there is nothing but zeros.
 
-
-def average_transmission(thickness: np.ndarray, views: int = 12) -> np.ndarray:
-    """Fraction of the photons of each voxel that leave, mean over transaxial directions, (X, Y, Z).
-
-    ``thickness`` (X, Y, Z) is attenuation times the edge of a voxel, whose X and Y edges are equal.
+    Files are padded with zeros to a size that a reader wants; a zero within the box has been measured.
     """
-    passed = np.zeros_like(thickness)
-    for angle in np.arange(views) * 360.0 / views:
-        turned = ndimage.rotate(thickness, angle, reshape=False, order=1)
-        leaving = np.exp(0.5 * turned - np.cumsum(turned, axis=0))
-        passed += ndimage.rotate(leaving, -angle, reshape=False, order=1, mode="nearest")
-    return passed / views
+    filled = volume.data != 0
+    axes = [filled.any(axis=tuple({0, 1, 2} - {axis})).nonzero()[0] for axis in range(3)]
+    if not axes[0].size:
+        return volume.grid
+    affine = volume.affine.copy()
+    affine[:3, 3] = volume.grid.index_to_mm([where[0] for where in axes])
+    return Grid(tuple(int(where[-1] - where[0]) + 1 for where in axes), affine)
+
+
+def find_covered(field: Grid, grid: Grid, transform: np.ndarray | None = None) -> np.ndarray:
+    """Voxels of ``grid`` whose centres lie inside the box of a field of view, boolean (X, Y, Z).
+
+    ``transform`` maps world mm of ``grid`` to those of ``field``; identity if left out.
+    """
+    transform = np.eye(4) if transform is None else transform
+    index_map = np.linalg.inv(field.affine) @ transform @ grid.affine
+    inside = np.ones(grid.shape, bool)
+    for index, n in zip(_indices(index_map, grid.shape), field.shape):
+        inside &= (index > -0.5 - 1e-6) & (index < n - 0.5 + 1e-6)
+    return inside
+
+
+def distance_from(mask: np.ndarray, spacing: ArrayLike | None = None) -> np.ndarray:
+    """Distance of every voxel's centre from the nearest one in a mask, in units of ``spacing``; 0 within it."""
+    distance = ndimage.distance_transform_edt(~mask, spacing)
+    assert isinstance(distance, np.ndarray)  # no indices were asked for
+    return distance
 
 
 def _indices(index_map: np.ndarray, shape: Sequence[int]) -> Iterator[np.ndarray]:
@@ -317,8 +338,9 @@ def _sample(source: np.ndarray, index_map: np.ndarray, shape: tuple[int, ...]) -
     fine[:3, 3] = (1.0 / factors - 1.0) / 2.0  # centres of the sub-voxels of target voxel 0
     fine_map = index_map @ fine
     fine_shape = tuple(int(n) for n in np.asarray(shape) * factors)
+    offset: Any = fine_map[:3, 3]  # a number for each axis; SciPy's stub has one for all
     data = ndimage.affine_transform(
-        source, fine_map[:3, :3], fine_map[:3, 3], fine_shape, order=1, mode="nearest", prefilter=False
+        source, fine_map[:3, :3], offset, fine_shape, order=1, mode="nearest", prefilter=False
     )
     for index, n in zip(_indices(fine_map, fine_shape), source.shape):
         data[(index < -0.5) | (index > n - 0.5)] = 0
@@ -335,10 +357,10 @@ def _weigh_samples(source: int, step: float, start: float, target: int, factor: 
     index = np.clip(index, 0, source - 1)
     low = np.minimum(index.astype(int), max(source - 2, 0))
     upper = index - low
-    shares = np.stack([1 - upper, upper]) * inside / factor
+    weights = np.stack([1 - upper, upper]) * inside / factor
     voxels = np.stack([low, np.minimum(low + 1, source - 1)])
     rows = np.broadcast_to(np.arange(target).repeat(factor), voxels.shape)
-    entries = shares.ravel().astype(np.float32), (rows.ravel(), voxels.ravel())
+    entries = weights.ravel().astype(np.float32), (rows.ravel(), voxels.ravel())
     return sparse.coo_array(entries, shape=(target, source)).tocsr()
 
 
@@ -347,16 +369,3 @@ def _resample_record(grid: Grid, transform: np.ndarray) -> dict:
     if not np.array_equal(transform, np.eye(4)):
         record["transform"] = transform.tolist()
     return record
-
-
-def _require_size(shape: Sequence[int], path: Path) -> None:
-    """Raise `InputError` for more voxels than any scan of a head has, before memory is taken for them."""
-    if not 0 < math.prod(shape) <= LARGEST_VOXELS:
-        raise InputError(
-            f"{path}: its header promises {' x '.join(map(str, shape))} voxels, expected 1 to {LARGEST_VOXELS} as "
-            f"scans have; the file is damaged or of something else."
-        )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

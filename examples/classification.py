@@ -5,21 +5,22 @@
 
 from nazari2021 import CNN, Row, main
 
-from datxai.analysis.charts import plot_classification
-from datxai.analysis.style import save_figure
-from datxai.analysis.tables import MEASURES, format_percent
-from datxai.stages.report import SHORT
+from datxai.pages.charts import plot_classification
+from datxai.pages.style import save_figure
+from datxai.pages.tables import MEASURES, format_percent
+from datxai.run_figures import CLASSIFIERS
 
 
 def compare(name, paper, ours):
     """Rows for the confusion matrix and the five figures of a classifier in the paper and here."""
-    counts = [f"TN {found['tn']}, FP {found['fp']}, FN {found['fn']}, TP {found['tp']}" for found in (paper, ours)]
+    cells = ("tn", "fp", "fn", "tp")
+    counts = [", ".join(f"{cell.upper()} {figures[cell]}" for cell in cells) for figures in (paper, ours)]
     return [
         Row(f"{name}: confusion matrix", *counts),
         *(
             Row(
                 f"{name}: {MEASURES[key]}",
-                *(format_percent(found[key], found[f"{key}_ci95"]) for found in (paper, ours)),
+                *(format_percent(figures[key], figures[f"{key}_ci95"]) for figures in (paper, ours)),
             )
             for key in ("accuracy", "sensitivity", "specificity", "ppv", "npv")
         ),
@@ -28,11 +29,11 @@ def compare(name, paper, ours):
 
 def make(runs, out):
     classifiers = runs[0].metrics["classifiers"]
-    shown = {"CNN of the paper": CNN, **{title: classifiers[name] for name, title in SHORT.items()}}
+    shown = {"CNN of the paper": CNN, **{title: classifiers[name] for name, title in CLASSIFIERS.items()}}
     save_figure(plot_classification(shown), out / "classification")
     both = CNN, classifiers["cnn"]
-    margins = [format_percent(found["accuracy_margin"]) for found in both]
-    sizes = " and ".join(f"{found['n']}" for found in both)
+    margins = [format_percent(figures["accuracy_margin"]) for figures in both]
+    sizes = " and ".join(f"{figures['n']}" for figures in both)
     return [
         *compare("CNN", CNN, classifiers["cnn"]),
         Row("CNN: margin of the accuracy, 1.96 sqrt(acc (1 − acc) / n)", *margins, f"n = {sizes}"),

@@ -18,15 +18,15 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
-from datxai.analysis.figures import plot_strategies
-from datxai.analysis.slices import Frame
 from datxai.analysis.spectral import find_strategies, shrink
-from datxai.analysis.style import save_figure
+from datxai.anatomy import Anatomy
 from datxai.explain import attribute
 from datxai.files import write_json
-from datxai.imaging.atlas import load_atlas, make_regions, make_template_bases
 from datxai.metrics.localisation import mass, point
 from datxai.model import network
+from datxai.pages.figures import plot_strategies
+from datxai.pages.slices import Frame
+from datxai.pages.style import save_figure
 from datxai.volume import Grid, resample
 
 GRID = Grid.axis_aligned((23, 27, 16), (8, 8, 8), (-88, -124, -56), "8 mm")
@@ -39,7 +39,7 @@ COMPOSITE = [  # zeros, as there are beside the head, get none of the relevance
 
 @cache
 def make_bases() -> dict[str, np.ndarray]:
-    return {name: resample(base, GRID).data for name, base in make_template_bases(load_atlas()).items()}
+    return {name: resample(base, GRID).data for name, base in Anatomy(GRID).bases.items()}
 
 
 def make_scans(n: int, share_marked: float, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
@@ -84,21 +84,21 @@ def examine(share_marked: float, n_train: int, n_test: int, epochs: int) -> tupl
     with torch.no_grad():
         margins, without = (torch.diff(model(x))[:, 0].numpy() for x in (scans, cleaned))
     predicted = margins > 0
-    regions = make_regions(GRID, load_atlas())
     head = ndimage.binary_fill_holes(cleaned[:, 0].numpy().mean(axis=0) > 0.1)
     reduced = np.flatnonzero(predicted)
     explained = attribute(model, scans[reduced], composite=COMPOSITE, target="difference")
     maps = explained.relevance[:, 0].numpy()
-    found = find_strategies(np.stack([shrink(data, GRID.spacing, 16.0) for data in maps]))
+    strategies = find_strategies(np.stack([shrink(data, GRID.spacing, 16.0) for data in maps]))
     outside = np.array([mass(data, ~head) for data in maps])
-    striatum = regions["striatum_left"] | regions["striatum_right"]
+    anatomy = Anatomy(GRID)
+    striatum = anatomy.striatum
     groups = [
         {
-            "n": int((found.clusters == k).sum()),
-            "marked": float(marked[reduced][found.clusters == k].mean()),
-            "outside_head": float(outside[found.clusters == k].mean()),
+            "n": int((strategies.clusters == k).sum()),
+            "marked": float(marked[reduced][strategies.clusters == k].mean()),
+            "outside_head": float(outside[strategies.clusters == k].mean()),
         }
-        for k in range(found.n)
+        for k in range(strategies.n)
     ]
     findings = {
         "accuracy": float((predicted == labels.numpy().astype(bool)).mean()),
@@ -106,11 +106,11 @@ def examine(share_marked: float, n_train: int, n_test: int, epochs: int) -> tupl
         "outside_head": float(outside.mean()),
         "points_at_striatum": float(np.mean([point(data, striatum, GRID.spacing) for data in maps])),
         "groups": groups,
-        "p": found.p,
+        "p": strategies.p,
     }
-    frame = Frame(GRID, striatum, regions["brain"])
+    frame = Frame(GRID, striatum, anatomy.brain)
     names = [f"scan {number}{' (marked)' if marked[number] else ''}" for number in reduced]
-    return findings, {"frame": frame, "found": found, "maps": maps, "names": names}
+    return findings, {"frame": frame, "strategies": strategies, "maps": maps, "names": names}
 
 
 def main() -> None:

@@ -6,36 +6,34 @@
 from nazari2021 import CNN, Row, main
 from scipy.stats import binomtest
 
-from datxai.analysis.tables import format_percent
-from datxai.results import read_sbr
-from datxai.stages.report import draw
+from datxai.pages.tables import format_percent
+from datxai.run_figures import draw
 
 
 def make(runs, out):
     draw("sbr", runs[0], out)
     draw("cart", runs[0], out)
-    found = runs[0].metrics["classifiers"]
+    classifiers = runs[0].metrics["classifiers"]
     cnn = format_percent(CNN["accuracy"])
     rows = [
         Row(
             f"accuracy of {name}",
             f"similar to the CNN ({cnn})",
-            format_percent(found[key]["accuracy"], found[key]["accuracy_ci95"]),
+            format_percent(classifiers[key]["accuracy"], classifiers[key]["accuracy_ci95"]),
             why,
         )
         for key, name, why in (
-            ("sbr", "the SBR cutoff", f"cutoff {found['sbr']['cutoff']:.2f}, chosen on the training cases"),
+            ("sbr", "the SBR cutoff", f"cutoff {classifiers['sbr']['cutoff']:.2f}, chosen on the training cases"),
             ("cart", "CART", "depth at most 3, leaves of at least 5 training cases"),
         )
     ]
-    ratios, cutoff = read_sbr(runs[0].run), found["sbr"]["cutoff"]
+    ratios, cutoff = runs[0].sbr, classifiers["sbr"]["cutoff"]
     alone = [0, 0]  # cases that the CNN, or the cutoff, has right and the other has not
-    for case in runs[0].predictions:
-        if case["set"] == "test":
-            low = min(ratios[case["participant_id"]][f"putamen_{side}"] for side in ("left", "right")) < cutoff
-            by_cnn, by_cutoff = case["predicted"] == case["label"], low == bool(case["label"])
-            alone[0] += by_cnn and not by_cutoff
-            alone[1] += by_cutoff and not by_cnn
+    for case in runs[0].of_set("test"):
+        low = min(ratios[case["participant_id"]][f"putamen_{side}"] for side in ("left", "right")) < cutoff
+        by_cnn, by_cutoff = case["predicted"] == case["label"], low == bool(case["label"])
+        alone[0] += by_cnn and not by_cutoff
+        alone[1] += by_cutoff and not by_cnn
     p = binomtest(alone[0], sum(alone)).pvalue if sum(alone) else 1.0
     return [
         *rows,

@@ -6,11 +6,10 @@
 import numpy as np
 from nazari2021 import Row, main
 
-from datxai.analysis.charts import plot_detection
 from datxai.analysis.detection import DOUBTS, pool_repeats, trace_all
-from datxai.analysis.style import save_figure
 from datxai.files import write_table
-from datxai.results import read_doubt
+from datxai.pages.charts import plot_detection
+from datxai.pages.style import save_figure
 
 NOTE = """Area under the ROC curve for finding misclassified cases, with 95 % interval (variance of Hanley and
 McNeil). Where there are several networks, their cases are pooled by their ranks within each network, and the interval
@@ -19,10 +18,10 @@ much the same errors. With fewer than five misclassified subjects there is none.
 
 
 def make(runs, out):
-    cases = [read_doubt(run.run) for run in runs]
+    cases = [[dict(row) for row in run.doubt] for run in runs]
     curves = trace_all(cases[0])
     if len(runs) > 1:
-        outputs = np.array([[case["p_reduced"] for case in run.cases] for run in runs])
+        outputs = np.array([[case["p_reduced"] for case in run.of_set("test")] for run in runs])
         for rows in cases:
             for row, spread in zip(rows, outputs.std(axis=0, ddof=1), strict=True):
                 row["members"] = float(spread)

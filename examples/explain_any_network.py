@@ -14,7 +14,7 @@ network = nn.Sequential(
 )  # fmt: skip
 scans = torch.rand(4, 1, 24, 24, 24)
 
-found = attribute(
+explained = attribute(
     network,
     scans,
     composite=[
@@ -27,6 +27,6 @@ found = attribute(
     canonizers=["sequential_merge_batch_norm"],
     target=2,
 )
-print("relevance", tuple(found.relevance.shape), "starts with", [round(seed[2], 4) for seed in found.seeds])
-for row in found.ledgers[0]:
+print("relevance", tuple(explained.relevance.shape), "starts with", [round(seed[2], 4) for seed in explained.seeds])
+for row in explained.ledgers[0]:
     print(f"  {row['layer']:>2} {row['rule']:8} got {row['relevance_in']:+.4f}, handed on {row['relevance_out']:+.4f}")

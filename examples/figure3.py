@@ -6,7 +6,7 @@
 import numpy as np
 from nazari2021 import Row, main
 
-from datxai.stages.report import draw
+from datxai.run_figures import draw
 
 
 def make(runs, out):
@@ -16,9 +16,9 @@ def make(runs, out):
         return [Row("mean maps of TN and TP", "sign flip", "n/a", "a group is empty")]
     peak = metrics["heat_map_peak"]
     place = "inside" if peak["inside"] else f"{peak['distance_mm']:.1f} mm from"
-    labels = runs[0].atlas.labels
-    index = np.rint(labels.grid.mm_to_index([peak[axis] for axis in "xyz"])).astype(int)
-    region = runs[0].atlas.names.get(int(labels.data[tuple(index)]), "no region")
+    atlas = runs[0].anatomy.atlas
+    index = np.rint(atlas.labels.grid.mm_to_index([peak[axis] for axis in "xyz"])).astype(int)
+    region = atlas.names.get(int(atlas.labels.data[tuple(index)]), "no region")
     region = region.replace("_left", ", ipsilateral").replace("_right", ", contralateral").replace("_", " ")
     return [
         Row(

@@ -5,7 +5,7 @@
 
 from nazari2021 import CNN, INCONSISTENT_FN, Row, main
 
-from datxai.stages.report import draw
+from datxai.run_figures import draw
 
 NOTE = """In the paper a map is called inconsistent by eye. Here it is if it correlates more with the mean map of the
 class that was not predicted; a case is left out of the mean that it is compared with."""
@@ -19,12 +19,12 @@ def make(runs, out):
         ("FP", "false positive", f"n/a of {CNN['fp']}"),
     ):
         cases = [case for case in runs[0].misclassified if case["group"] == group]
-        marked = sum(case["consistent"] is False for case in cases)
+        inconsistent = sum(case["consistent"] is False for case in cases)
         rows.append(
             Row(
                 f"{name} cases with an inconsistent map",
                 paper,
-                f"{marked} of {len(cases)}",
+                f"{inconsistent} of {len(cases)}",
             )
         )
     return rows

@@ -6,13 +6,13 @@
 from classification import compare
 from nazari2021 import ROI_RELEVANCE, main
 
-from datxai.stages.report import draw
+from datxai.run_figures import draw
 
 
 def make(runs, out):
     draw("fig5", runs[0], out)
-    found = runs[0].metrics["classifiers"]["roi_relevance"]
-    return compare("relevance in the ipsilateral putamen above zero", ROI_RELEVANCE, found)
+    figures = runs[0].metrics["classifiers"]["roi_relevance"]
+    return compare("relevance in the ipsilateral putamen above zero", ROI_RELEVANCE, figures)
 
 
 if __name__ == "__main__":

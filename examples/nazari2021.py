@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from datxai.analysis.classification import summarise
 from datxai.errors import InputError
+from datxai.findings import Findings
 from datxai.run import Run
-from datxai.stages.report import Findings
 
 TABLE1 = {  # set, label, sex: mean age, SD, n
     ("whole", 0, "F"): (67.7, 11.3, 296), ("whole", 0, "M"): (68.7, 11.6, 380),
@@ -64,15 +64,15 @@ def parse(parser: argparse.ArgumentParser) -> tuple[list[Findings], Path, argpar
     out = given.out or given.runs[0] / "paper"
     out.mkdir(parents=True, exist_ok=True)
     runs = [Findings(Run(folder)) for folder in given.runs]
-    for found in runs:
+    for findings in runs:
         try:
-            found.run.entry("train", "examples")
+            findings.run.entry("train", "examples")
         except InputError as error:
             parser.error(str(error))
-        if _tested(found) != _tested(runs[0]):
-            parser.error(f"{found.run.folder}: its test cases are not those of {runs[0].run.folder}")
+        if _tested(findings) != _tested(runs[0]):
+            parser.error(f"{findings.run.folder}: its test cases are not those of {runs[0].run.folder}")
     return runs, out, given
 
 
-def _tested(found: Findings) -> list[str]:
-    return [case["participant_id"] for case in found.predictions if case["set"] == "test"]
+def _tested(findings: Findings) -> list[str]:
+    return [case["participant_id"] for case in findings.of_set("test")]

@@ -6,21 +6,21 @@
 from nazari2021 import Row, main
 
 from datxai.analysis.classification import wilson_interval
-from datxai.analysis.tables import format_percent
-from datxai.files import read_table, write_table
+from datxai.files import write_table
+from datxai.pages.tables import format_percent
 
 
 def make(runs, out):
     columns = ["participant_id", "group", "peak_x", "peak_y", "peak_z", "peak_distance_mm", "peak_inside"]
-    cases = read_table(runs[0].run.roi_relevance)
+    cases = runs[0].map_measures
     write_table(out / "peaks.tsv", [{name: case[name] for name in columns} for case in cases], columns)
-    found = runs[0].metrics["peaks"]
+    peaks = runs[0].metrics["peaks"]
     right = [case["peak_distance_mm"] for case in cases if case["group"] in ("TN", "TP")]
-    near = sum(distance != "n/a" and float(distance) <= found["near_mm"] for distance in right)
+    near = sum(distance is not None and distance <= peaks["near_mm"] for distance in right)
     share = format_percent(near / len(right), wilson_interval(near, len(right))) if right else "n/a"
     return [
-        Row("most relevant voxel in the striatum", "in or near it in all", f"{found['inside']} of {found['n']}"),
-        Row(f"at most {found['near_mm']:.0f} mm from the striatum", "", f"{found['near']} of {found['n']}"),
+        Row("most relevant voxel in the striatum", "in or near it in all", f"{peaks['inside']} of {peaks['n']}"),
+        Row(f"at most {peaks['near_mm']:.0f} mm from the striatum", "", f"{peaks['near']} of {peaks['n']}"),
         Row(
             "the same, correctly classified cases",
             "",

@@ -6,9 +6,7 @@
 from nazari2021 import Row, main
 
 from datxai.analysis.classification import FEATURES
-from datxai.files import read_table
-from datxai.results import read_regions
-from datxai.stages.report import draw
+from datxai.run_figures import draw
 
 SHOWN = 6
 ROIS = FEATURES[:4]  # putamen and caudate of both sides
@@ -20,13 +18,13 @@ cortex, thalamus, anterior temporal cortex, superior frontal lobe and pons."""
 
 def make(runs, out):
     draw("regions", runs[0], out)
-    rows = read_regions(runs[0].run)
+    rows = runs[0].regions
     inside = sum(row["share"] for row in rows if row["striatal"])
     volume = sum(row["volume_ml"] for row in rows if row["striatal"]) / sum(row["volume_ml"] for row in rows)
     first = [row for row in rows if not row["striatal"]][:SHOWN]
     striatal = [f"{row['region'].replace('_', ' ')} {row['density']:.1f}" for row in rows if row["striatal"]]
-    reduced = [row for row in read_table(runs[0].run.roi_relevance) if row["group"] == "TP"]
-    leading = sum(max(ROIS, key=lambda roi: abs(float(row[roi]))) == "putamen_ipsilateral" for row in reduced)
+    reduced = [row for row in runs[0].map_measures if row["group"] == "TP"]
+    leading = sum(max(ROIS, key=lambda roi: abs(row[roi])) == "putamen_ipsilateral" for row in reduced)
     return [
         Row(
             "reduced scans in which the ipsilateral putamen is most relevant",

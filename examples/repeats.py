@@ -6,21 +6,21 @@
 
 from nazari2021 import Row, main
 
-from datxai.analysis.charts import plot_repeats
-from datxai.analysis.style import save_figure
-from datxai.analysis.tables import format_percent
 from datxai.files import write_table
+from datxai.pages.charts import plot_repeats
+from datxai.pages.style import save_figure
+from datxai.pages.tables import format_percent
 
 
 def make(runs, out):
     if len(runs) == 1:
         return [Row("repeats", "several", "none given")]
-    found = {str(number): run.metrics["classifiers"]["cnn"] for number, run in enumerate(runs, start=1)}
-    save_figure(plot_repeats(found), out / "repeats")
+    networks = {str(number): run.metrics["classifiers"]["cnn"] for number, run in enumerate(runs, start=1)}
+    save_figure(plot_repeats(networks), out / "repeats")
     columns = ["initialisation", "n", "tn", "fp", "fn", "tp", "accuracy", "sensitivity", "specificity"]
-    write_table(out / "repeats.tsv", [{"initialisation": name, **row} for name, row in found.items()], columns)
-    accuracies = [row["accuracy"] for row in found.values()]
-    differences = [row["sensitivity"] - row["specificity"] for row in found.values()]
+    write_table(out / "repeats.tsv", [{"initialisation": name, **row} for name, row in networks.items()], columns)
+    accuracies = [row["accuracy"] for row in networks.values()]
+    differences = [row["sensitivity"] - row["specificity"] for row in networks.values()]
     order = [sum(d > 0 for d in differences), sum(d < 0 for d in differences), sum(d == 0 for d in differences)]
     return [
         Row(

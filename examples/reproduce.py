@@ -27,7 +27,7 @@ import table1
 from nazari2021 import parse
 
 from datxai.config import STAGES
-from datxai.files import read_table, write_text
+from datxai.files import write_text
 
 ITEMS = {
     "Table 1": table1,
@@ -71,25 +71,30 @@ def make(runs, out) -> dict[str, list]:
     return made
 
 
+def tabulate(title, lines, note="") -> str:
+    """A part of a page: heading, note, and a table whose first line is its header."""
+    header, *rows = lines
+    table = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows)]
+    return "\n".join([f"\n## {title}\n", *([note, ""] if note else []), *table, ""])
+
+
 def write_markdown(path, runs, made) -> None:
-    found = runs[0]
-    kind = next(iter(found.run.entries())) == next(iter(STAGES))
+    findings = runs[0]
+    kind = next(iter(findings.run.entries())) == next(iter(STAGES))
     text = HEAD.format(
         repeats="REPEAT_DIR ... " if len(runs) > 1 else "",
         page=Path(path).name,
-        n=len(read_table(found.run.participants)),
+        n=len(findings.people),
         kind="phantom" if kind else "own data",
-        grid=" x ".join(map(str, found.store.shape)),
-        tested=len(found.cases),
-        target=found.metrics["target"],
-        start=found.metrics["attribution"]["start"],
+        grid=" x ".join(map(str, findings.store.shape)),
+        tested=len(findings.tested),
+        target=findings.metrics["target"],
+        start=findings.metrics["attribution"]["start"],
         caution=PHANTOM if kind else "",
     )
     for title, rows in made.items():
         if rows:
-            note = [ITEMS[title].NOTE, ""] if hasattr(ITEMS[title], "NOTE") else []
-            lines = [rows[0].HEAD, ["---"] * len(rows[0]), *rows]
-            text += "\n".join([f"\n## {title}\n", *note, *("| " + " | ".join(line) + " |" for line in lines), ""])
+            text += tabulate(title, [rows[0].HEAD, *rows], getattr(ITEMS[title], "NOTE", ""))
     write_text(path, text)
 
 

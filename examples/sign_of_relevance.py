@@ -17,15 +17,15 @@ import numpy as np
 from nazari2021 import CNN, INCONSISTENT_FN, ROI_RELEVANCE, main
 from scipy import ndimage
 
-from datxai.analysis.charts import plot_putamen_by_start
 from datxai.analysis.classification import measure_auc, wilson_interval
 from datxai.analysis.relevance import MeanMap, check_consistency
-from datxai.analysis.style import save_figure
-from datxai.analysis.tables import format_percent
 from datxai.files import read_json, replacing, write_json, write_table
+from datxai.findings import GROUPS
 from datxai.imaging.quantification import average_hottest
+from datxai.pages.charts import plot_putamen_by_start
+from datxai.pages.style import save_figure
+from datxai.pages.tables import format_percent
 from datxai.progress import Bar
-from datxai.results import GROUPS
 
 NOTE = """What LRP starts with is a choice of output (that of the predicted class, of one class, or a difference of
 both, the log-odds) and of its size (the logit's value or one). The table holds means over networks that differ in
@@ -108,9 +108,9 @@ class Maps:
 
 def make(runs, out):
     base = runs[0]
-    roi = base.regions["putamen_roi_left"][base.regions["brain"]]
-    striatum = base.regions["striatum_left"] | base.regions["striatum_right"]
-    distance = ndimage.distance_transform_edt(~striatum, base.store.grid.spacing)[base.regions["brain"]]
+    anatomy = base.anatomy
+    roi = anatomy.regions["putamen_roi_left"][anatomy.brain]
+    distance = ndimage.distance_transform_edt(~anatomy.striatum, anatomy.grid.spacing)[anatomy.brain]
     ml = base.run.entry("evaluate", "sign_of_relevance")["config"]["preprocessing"]["putamen_ml"]
     rows, groups, values = [], [], {name: [] for name in (*STARTS, LOGIT_CENTRED, MAP_CENTRED)}
     for number, run in enumerate(runs, start=1):
@@ -122,7 +122,7 @@ def make(runs, out):
         groups.append([cases[place]["group"] for place in test])
         for name in values:
             maps = Maps.of(name, logits, kept, reference)
-            putamen = [average_hottest(maps[place], roi, ml, base.store.grid.voxel_ml) for place in test]
+            putamen = [average_hottest(maps[place], roi, ml, anatomy.grid.voxel_ml) for place in test]
             values[name].append(putamen)
             measured = measure([cases[place] for place in test], [(maps, place) for place in test], putamen)
             peaks = [distance[np.abs(maps[place]).argmax()] for place in test]
@@ -158,16 +158,16 @@ def explain(run, base, folder) -> tuple[list[dict], np.ndarray, np.ndarray]:
     record, chosen = path.with_suffix(".json"), made_from[1]
     if not record.is_file() or read_json(record)["made_from"] != made_from:
         model, _ = checkpoint.load(run.run.model, "cpu")
-        brain = base.regions["brain"]
+        brain = base.anatomy.brain
         maps, logits = np.empty((len(cases), 2, brain.sum()), np.float32), np.empty((len(cases), 2))
         with Bar(len(cases), f"cases of {run.run.folder.name} explained") as bar:
             for number, case in enumerate(cases):
                 x = torch.from_numpy(base.store.volume(case["participant_id"]))[None, None]
-                found = attribute(
+                explained = attribute(
                     model, x.expand(2, *x.shape[1:]), "lrp", chosen["layers"], chosen["canonizers"], "label", [0, 1],
                     start="one", ledger=False,
                 )  # fmt: skip
-                maps[number], logits[number] = found.relevance[:, 0].numpy()[:, brain], found.logits[0].numpy()
+                maps[number], logits[number] = explained.relevance[:, 0].numpy()[:, brain], explained.logits[0].numpy()
                 bar.update()
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, temporary.open("wb") as stream:
@@ -205,8 +205,8 @@ def measure(cases, places, putamen) -> dict:
         "accuracy_high": high,
         "auc": measure_auc(labels, np.array(putamen))[0],
         "fn": int((groups == "FN").sum()),
-        "fn_inconsistent": sum(found is False for found, group in zip(consistent, groups) if group == "FN"),
-        "inconsistent": sum(found is False for found in consistent),
+        "fn_inconsistent": sum(agrees is False for agrees, group in zip(consistent, groups) if group == "FN"),
+        "inconsistent": sum(agrees is False for agrees in consistent),
     }
 
 
@@ -220,7 +220,7 @@ def summarise(name, rows) -> Start:
         text = show(np.mean(known)) + (f" ({show(min(known))} to {show(max(known))})" if len(known) > 1 else "")
         return text.replace("-", "−")
 
-    fn, marked = (sum(row[key] for row in rows) for key in ("fn", "fn_inconsistent"))
+    fn, inconsistent = (sum(row[key] for row in rows) for key in ("fn", "fn_inconsistent"))
     return Start(
         name,
         average("correlation", lambda value: f"{value:.2f}"),
@@ -228,7 +228,7 @@ def summarise(name, rows) -> Start:
         average("positive_TP", lambda value: f"{100 * value:.0f} %"),
         average("accuracy", format_percent),
         average("auc", lambda value: f"{value:.2f}"),
-        f"{marked} of {fn}",
+        f"{inconsistent} of {fn}",
         average("near", lambda value: f"{100 * value:.0f} %"),
     )
 

@@ -5,7 +5,7 @@
 
 from nazari2021 import main
 
-from datxai.stages.report import draw
+from datxai.run_figures import draw
 
 
 def make(runs, out):

@@ -5,9 +5,8 @@
 
 from nazari2021 import TABLE1, Row, main
 
-from datxai.analysis.tables import LABEL_NAMES, SET_NAMES, SEX_NAMES
-from datxai.results import read_table1
-from datxai.stages.report import draw
+from datxai.pages.tables import LABEL_NAMES, SET_NAMES, SEX_NAMES
+from datxai.run_figures import draw
 
 NOTE = "The phantom draws age and sex as in Table 1 of the paper."
 
@@ -15,7 +14,7 @@ NOTE = "The phantom draws age and sex as in Table 1 of the paper."
 def make(runs, out):
     draw("table1", runs[0], out)
     rows = []
-    for row in read_table1(runs[0].run):
+    for row in runs[0].table1:
         mean, sd, n = TABLE1.get((row["set"], row["label"], row["sex"]), (None, None, None))
         rows.append(
             Row(

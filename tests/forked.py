@@ -66,8 +66,8 @@ if __name__ == "__main__":
     for name in LATE:
         importlib.import_module(name)
     package.phantom.anatomy.average_head()
-    atlas = package.imaging.atlas
-    atlas.make_template_bases(atlas.load_atlas(None, None), None)  # as a run with the default settings asks for them
+    atlas = package.imaging.atlas.load_atlas(None, None)  # as a run with the default settings asks for it
+    package.imaging.template.make_template_bases(atlas, None)
     gc.freeze()  # a child's collection leaves the parent's pages alone
 
     order = _wait_for_order()

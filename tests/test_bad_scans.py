@@ -15,11 +15,13 @@ import pytest
 from forked import datxai
 from pydicom.uid import generate_uid
 
-from datxai.case import Imaging, read_path
+from datxai.case import Imaging
 from datxai.config import Atlas, Config, Lattice, Registration
 from datxai.errors import InputError
 from datxai.imaging.dicom.objects import write_object
-from datxai.volume import LARGEST_VOXELS, Volume, load, save
+from datxai.nifti import LARGEST_VOXELS
+from datxai.scan import Scan
+from datxai.volume import Volume, load, save
 
 MOST_MEMORY = 64 << 20  # bytes
 RNG = np.random.default_rng(11)
@@ -112,7 +114,7 @@ def two_patients(folder):
         (noise, "cannot be read as DICOM"),
         (noise_called_nifti, "cannot be read as NIfTI"),
         (bomb_of_nifti, "promises 4000 x 4000 x 1000 voxels"),
-        (bomb_of_zip, "cannot be read as DICOM"),
+        (bomb_of_zip, "is a ZIP archive, which is not read"),
         (empty_file, "cannot be read as DICOM"),
         (empty_folder, "holds no DICOM file"),
         (two_patients, "more than one patient"),
@@ -124,7 +126,7 @@ def test_files_of_something_else(make, words, tmp_path):
     tracemalloc.start()
     try:
         with pytest.raises(InputError, match=words) as caught:
-            read_path(path, Config())
+            Scan.find(path).read(Config().reconstruction)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -135,7 +137,7 @@ def test_files_of_something_else(make, words, tmp_path):
 
 
 def test_the_bound_lies_above_every_scan(tmp_path):
-    assert LARGEST_VOXELS == 512**3
+    assert LARGEST_VOXELS == 512 * 512 * 256
     save(Volume(np.ones((3, 4, 5)), np.eye(4)), tmp_path / "scan.nii")
     assert load(tmp_path / "scan.nii").shape == (3, 4, 5)
     content = bytearray((tmp_path / "scan.nii").read_bytes())

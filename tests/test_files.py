@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -6,8 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from datxai.errors import InputError
-from datxai.files import hash_code, hash_content, hash_file, read_json, read_table, replacing, write_json, write_table
+from datxai.errors import InputError, escape
+from datxai.files import (
+    hash_code,
+    hash_content,
+    hash_file,
+    hash_once,
+    read_json,
+    read_rows,
+    read_table,
+    replacing,
+    write_json,
+    write_table,
+)
+from datxai.forms import is_nifti, tell_form
 
 
 def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):
@@ -69,16 +82,42 @@ def test_table_round_trip(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("text", ["a,b\n1,2\n", "a;b\n1;2\n", "\ufeffa,b\r\n1,2\r\n"])
-def test_csv_dialects(tmp_path, text):
-    path = tmp_path / "a.csv"
-    path.write_bytes(text.encode())
+DIALECTS = [
+    "a,b\n1,2\n", "a;b\n1;2\n", "a\tb\n1\t2\n", "\ufeffa,b\r\n1,2\r\n", '"a","b"\n"1","2"', "a;b;;\n1;2;;\n;;;\n\n",
+    "# made by hand\n\na,b\n1,2\n", "sep=;\na;b\n1;2\n", "a,b\r1,2\r", "a , b\n 1,2 \n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "txt"])
+@pytest.mark.parametrize("text", DIALECTS)
+def test_dialects(tmp_path, text, suffix, encoding):
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(text.removeprefix("\ufeff").encode(encoding))
     assert read_table(path) == [{"a": "1", "b": "2"}]
+
+
+def test_rows_know_their_lines(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('# note\na,b\n1,"two\nlines"\n,\n\n3,"4 ""x"""\n')
+    assert read_rows(path) == [(3, {"a": "1", "b": "two\nlines"}), (7, {"a": "3", "b": '4 "x"'})]
 
 
 @pytest.mark.parametrize(
     ("content", "word"),
-    [(b"", "empty"), (b"a\tb\n1\n", "row 2"), (b"\xff\xfe\x00", "UTF-8"), (b"a\ta\n1\t2\n", "'a' stands there more")],
+    [
+        (b"", "empty"),
+        (b"a\tb\n1\n", "line 2 has 1 cells"),
+        (b"a\tb\n1\n1\t2\n\n1\t2\t3\n", "line 2 has 1 cells, line 5 has 3 cells, the header has 2"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        (b"a\tb\n1\t2\nJos\xe9\t2\n", "line 3 is not text in UTF-8"),
+        (b"a\ta\n1\t2\n", "'a' stands there more"),
+        (b'a\tb\n1\t"left > right\n2\tok\n', "line 2 cannot be read"),
+        (b'a\tb\n1\t"left\n2\t"ok"\n3\tx\n', "line 2 cannot be read"),
+        (b'a\tb\n1\t2\n3\t"left\n2\t5"\n3\tx\n', "line 3 cannot be read"),
+        (b"x" * 200_000, "line 1 cannot be read"),
+        (b"a\tb\n1\t\0\n", "zero bytes"),
+    ],
 )
 def test_bad_tables_are_explained(tmp_path, content, word):
     path = tmp_path / "a.tsv"
@@ -132,3 +171,32 @@ def test_code_is_that_of_the_modules_and_of_what_they_import(tmp_path, monkeypat
     assert marks[0] == marks[1] and len(set(marks)) == 4
     with pytest.raises(AssertionError):
         hash_code("datxai.room.missing")
+
+
+def test_a_file_is_hashed_again_when_it_has_changed(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("a")
+    first = hash_once(path)
+    monkeypatch.setattr("datxai.files.hash_file", lambda path: "read again")
+    assert hash_once(path) == first
+    path.write_text("other")
+    assert hash_once(path) == "read again"
+
+
+def test_what_would_be_waited_for_is_refused(tmp_path):
+    pipe = tmp_path / "pipe.nii.gz"
+    os.mkfifo(pipe)
+    for read in (hash_file, tell_form, is_nifti, read_table):
+        with pytest.raises(InputError, match=r"pipe\.nii\.gz: is a named pipe"):
+            read(pipe)
+
+
+@given(st.text())
+def test_text_on_a_screen_is_printable_and_tells_what_is_not(text):
+    shown = escape(text)
+    assert all(line.isprintable() for line in shown.split("\n"))
+    assert shown == text or any(not c.isprintable() for c in text)
+
+
+def test_what_turns_the_direction_of_writing_is_escaped():
+    assert escape("scan\u202egz.exe\x1b[2J\r\udc80 Müller 3 µm") == r"scan\u202egz.exe\x1b[2J\r\udc80 Müller 3 µm"

@@ -54,6 +54,25 @@ def test_labels_lie_on_the_brain_that_the_tissue_shows():
     assert fit(0, 0, 0) > max(fit(*(step * axis)) for axis in np.eye(3) for step in (-0.5, 0.5))
 
 
+@pytest.mark.parametrize("lateral", [-1, 1])
+def test_rims_go_the_rear_grows_and_bridges_fill_the_gap(lateral):
+    """A box for a putamen, a box for a caudate 7 mm farther in: what remains, and what is laid behind and between."""
+    shape, origin = (40, 40, 30), np.array([-20.0, -15.0, -15.0])
+    x, y, z = (axis + start for axis, start in zip(np.indices(shape), origin))
+    x = x * lateral  # grows outwards
+    putamen = (x >= 4) & (x < 12) & (abs(y) < 12) & (abs(z) < 10)
+    caudate = (x <= -3) & (x > -9) & (abs(y) < 12) & (abs(z) < 10)
+    free = ~(putamen | caudate) & ((y > -8) | (x >= 4))
+    inner, head, bridges = mni.find_binding(putamen, caudate, free, lateral, origin)
+    assert np.array_equal(inner, (x >= 4) & (x < 10) & (y >= -13) & (y < 10) & (abs(z) < 10) & ~bridges)
+    assert np.array_equal(head, caudate & (y < 10))
+    gap = (x > -3) & (x < 4)
+    assert not bridges[~free | (z < -4) | (y > 14)].any()
+    within = gap & free & (abs(y) < 8) & (z >= -4) & (z < 8)
+    assert bridges[within].all()
+    assert not bridges[(x > 12) | (x < -9)].any()
+
+
 def test_a_missing_package_is_said_in_one_sentence():
     with pytest.raises(InputError, match="not found in the package nopackage; install it again"):
         mni._find("nopackage", "a.nii.gz")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,8 +15,11 @@ import numpy as np
 import pytest
 from forked import datxai
 
-from datxai.cohort.reads import reach_consensus, read_reads
-from datxai.files import read_table
+from datxai import pipeline
+from datxai.cohort.consensus import reach_consensus, read_reads
+from datxai.config import Config
+from datxai.errors import InputError
+from datxai.files import read_table, write_json, write_table
 
 
 @pytest.fixture(scope="module")
@@ -121,22 +125,22 @@ def test_a_composite_that_names_a_missing_layer(finished, tmp_path):
     )
     answer = datxai("explain", "--config-dir", tmp_path / "conf", "composite=mine", f"run={folder}", status=2)
     assert "conv9" in answer.stdout + answer.stderr
-    record = (folder / ".hydra" / "overrides.yaml").read_text()
+    record = (folder / ".hydra" / "config.yaml").read_text()
     assert "mine" not in record, "what is refused must not be taken over by the next stage"
     assert maps == {path.name: path.read_bytes() for path in (folder / "relevance").iterdir()}
 
 
-def test_weights_of_another_grid(finished, tmp_path):
+def test_a_network_that_has_been_changed(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "run")
     config = folder / "model" / "config.yaml"
     config.write_text(config.read_text().replace("- 109", "- 108"))
     answer = datxai("explain", f"run={folder}", "target=normal", status=2)
-    assert "another network or grid" in answer.stdout + answer.stderr
+    assert "config.yaml: has been changed since it was made" in answer.stdout + answer.stderr
 
 
 def test_one_new_scan(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "run")
-    manifest, hydra = (folder / "manifest.json").read_bytes(), (folder / ".hydra" / "overrides.yaml").read_bytes()
+    manifest, record = (folder / "manifest.json").read_bytes(), (folder / ".hydra" / "config.yaml").read_bytes()
     scan = folder / "simulated" / "sub-0002_spect.dcm"
     datxai("case", f"scan={scan}", f"run={folder}")
     made = folder / "cases" / "sub-0002_spect"
@@ -149,7 +153,7 @@ def test_one_new_scan(finished, tmp_path):
     assert float(result["sum"]) != 0
     assert (made / "report.html").is_file()
     assert (folder / "manifest.json").read_bytes() == manifest
-    assert (folder / ".hydra" / "overrides.yaml").read_bytes() == hydra
+    assert (folder / ".hydra" / "config.yaml").read_bytes() == record
 
 
 def spoil(path, kind):
@@ -307,3 +311,17 @@ def test_the_reads_of_the_phantom_come_to_its_labels(finished):
     folder, _ = finished
     labels = {row["participant_id"]: int(row["label"]) for row in read_table(folder / "participants.tsv")}
     assert reach_consensus(read_reads(folder / "simulated" / "reads.tsv")).labels == labels
+
+
+def test_the_objective_of_a_job_is_a_number_that_it_has_found(tmp_path):
+    settings = Config(run=str(tmp_path))
+    assert pipeline.find_objective(settings) is None
+    rows = [("validation", 1, 1), ("validation", 0, 1), ("validation", 0, 0), ("test", 0, 1)]
+    columns = ["set", "label", "predicted"]
+    write_table(tmp_path / "predictions.tsv", [dict(zip(columns, row)) for row in rows], columns)
+    assert pipeline.find_objective(settings) == pytest.approx(2 / 3)
+    write_json(tmp_path / "metrics.json", {"classifiers": {"cnn": {"auc": 0.75}}})
+    assert pipeline.find_objective(replace(settings, objective="classifiers.cnn.auc")) == 0.75
+    for name in ("classifiers.cnn", "classifiers.cnn.none", "x.y"):
+        with pytest.raises(InputError, match=f"objective={name}: no number"):
+            pipeline.find_objective(replace(settings, objective=name))

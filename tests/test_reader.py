@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,10 +14,12 @@ import pytest
 import datxai
 from datxai import reader as room
 from datxai.analysis.calibration import probability
+from datxai.commands import case
 from datxai.config import Config
 from datxai.errors import InputError
-from datxai.files import read_json, read_table
-from datxai.reader import Reader
+from datxai.files import read_json, read_table, write_json
+from datxai.integrity import describe_files
+from datxai.reader import Reader, _deidentify
 from datxai.run import Run
 from datxai.volume import Volume, load, resample, save
 
@@ -76,8 +80,11 @@ def test_a_map_is_held_against_mean_maps_made_alike_alone(folder, reading, tmp_p
     folder = shutil.copytree(folder, tmp_path / "run")
     for group in ("TN", "TP"):
         save(reading.relevance, Run(folder).mean_of(f"{group}_relevance"))
-    assert Reader.open(folder).means is not None
-    assert Reader.open(folder, target="difference").means is None
+    entries = Run(folder).entries()
+    entries["evaluate"]["files"] = describe_files(folder, [folder / name for name in entries["evaluate"]["outputs"]])
+    Run(folder)._write(entries)
+    assert Reader.open(folder).reference.means is not None
+    assert Reader.open(folder, target="difference").reference.means is None
 
 
 def test_a_tracer_of_something_else_is_named(folder, reader, reading, tmp_path):
@@ -98,7 +105,7 @@ def test_a_map_goes_back_to_the_scan_and_to_its_side(reader, side, monkeypatch, 
         return [(x[0, 0].numpy(), {"method": {}, "logits": [0.0, 1.0], "seed": [0.0, 1.0], "sum": 1.0, "ledger": []})]
 
     monkeypatch.setattr(room.Explainer, "explain", lambda self, x: explain(x))
-    monkeypatch.setattr(room, "read_path", lambda path, settings: scan)
+    monkeypatch.setattr(room.Scan, "read", lambda self, reconstruction: scan)
     (tmp_path / "scan.nii.gz").touch()
     reading = reader.read(tmp_path / "scan.nii.gz")
     assert reading.result["mirrored"] == (side == "right")
@@ -145,10 +152,12 @@ def test_writing_leaves_everything_or_nothing(reader, reading, tmp_path, monkeyp
     def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("datxai.analysis.report.write_case_report", fail)
+    before = dict(reading.result["timings"])
+    monkeypatch.setattr("datxai.pages.report.write_case_report", fail)
     with pytest.raises(OSError, match="no space"):
         reader.write(reading, tmp_path / "other" / "scan")
     assert list((tmp_path / "other").iterdir()) == []
+    assert reading.result["timings"] == before, "writing leaves a reading as it is"
 
 
 def test_dicom_results_without_a_name(folder, tmp_path):
@@ -187,7 +196,7 @@ def test_what_cannot_be_read(folder, changes, scan, words):
 def test_a_run_folder_half_written(folder, tmp_path, missing):
     half = shutil.copytree(folder, tmp_path / "half")
     (half / missing).unlink()
-    with pytest.raises(InputError, match=r"expected|run .* first"):
+    with pytest.raises(InputError, match=r"expected|no such file|run .* first"):
         Reader.open(half)
 
 
@@ -198,3 +207,46 @@ def test_the_example_of_the_page(folder, tmp_path, monkeypatch, capsys):
     exec(code.replace("RUN_DIR", str(folder)), {})
     assert (tmp_path / "out" / "scan" / "report.html").is_file()
     assert "(91, 109, 1)" in capsys.readouterr().out
+
+
+def test_scans_of_one_name_are_cases_of_their_own(reader, folder, tmp_path, monkeypatch, caplog):
+    """Media call the scans of all patients alike, and a data set of git-annex links to content named by its hash."""
+    scan, run = folder / "simulated" / "sub-0002_spect.dcm", Run(tmp_path / "run")
+    written = []
+    monkeypatch.setattr(case, "Reader", SimpleNamespace(of=lambda *_: reader))
+    monkeypatch.setattr(Run, "entry", lambda *_: {"fingerprint": "x"})
+    monkeypatch.setattr(type(reader), "write", lambda self, reading, place: record(reading, place))
+
+    def record(reading, place):
+        written.append(place.relative_to(run.folder).as_posix())
+        write_json(place / "prediction.json", reading.result)
+        return place
+
+    for patient in ("PAT1", "PAT2", "PAT1"):
+        path = tmp_path / patient / "IM0001"
+        path.parent.mkdir(exist_ok=True)
+        dataset = pydicom.dcmread(scan)
+        dataset.PatientID = patient
+        dataset.save_as(path)
+        case.run(replace(reader.settings, scan=str(path)), run)
+    assert written == ["cases/IM0001", "cases/IM0001_2", "cases/IM0001"]
+    assert "cases/IM0001 is another scan of that name; this one is cases/IM0001_2" in caplog.text
+    (tmp_path / "sub-07_spect.dcm").symlink_to(path.rename(tmp_path / "MD5E-s524--0123.dcm"))
+    assert reader.read(tmp_path / "sub-07_spect.dcm").name == "sub-07_spect"
+
+
+@pytest.mark.parametrize(("told", "age"), [("000Y", None), ("999Y", None), ("071Y", 71)])
+def test_an_age_that_is_a_placeholder_is_unknown_and_the_page_says_so(folder, reader, tmp_path, told, age):
+    dataset = pydicom.dcmread(folder / "simulated" / "sub-0002_spect.dcm")
+    dataset.PatientAge, dataset.PatientBirthDate = told, ""
+    dataset.save_as(tmp_path / "scan.dcm")
+    result = reader.read(tmp_path / "scan.dcm").result
+    assert result["age"] == age
+    assert (f"The header tells the age {told}" in " ".join(result["warnings"])) == (age is None)
+    assert reader.read(tmp_path / "scan.dcm", age=60).result["age"] == 60
+
+
+def test_without_identity_nothing_of_the_header_is_told():
+    told = {"age": 61.0, "sex": "F", "doubt": "The header tells the age 61X."}
+    for tracer, kept in ((None, None), ("DaTSCAN for Mrs Doe", None), ("FDG, Mrs Doe", "(left out)")):
+        assert _deidentify({**told, "tracer": tracer}) == {"age": None, "sex": None, "tracer": kept, "doubt": None}

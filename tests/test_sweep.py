@@ -162,7 +162,7 @@ def test_a_stage_of_a_repeat_made_anew_leaves_the_base_alone(swept, tmp_path):
 def test_a_sweep_over_explanations_trains_nothing(swept, tmp_path):
     base = shutil.copytree(swept[0], tmp_path / "base", ignore=shutil.ignore_patterns("training.seed=*"))
     said = datxai("explain", "-m", f"base={base}", "composite=epsilon,gradient", cwd=tmp_path).stdout
-    assert "epoch" not in said
+    assert "epoch " not in said
     for name in ("epsilon", "gradient"):
         job = base / f"composite={name}"
         assert read_json(next((job / "relevance").glob("*.json")))["method"]["composite"] == name
@@ -258,5 +258,5 @@ def test_shards_and_a_last_call_make_what_one_call_makes(few, swept, tmp_path, s
 
 @pytest.mark.parametrize("arguments", [["explain", "shard=2/2"], ["explain", "shard=1"], ["train", "shard=0/2"]])
 def test_a_shard_that_cannot_be(swept, tmp_path, arguments):
-    answer = datxai(*arguments, f"run={swept[0]}", "target=normal", "training.seed=7", cwd=tmp_path, status=2)
+    answer = datxai(*arguments, f"run={swept[0]}", "target=normal", cwd=tmp_path, status=2)
     assert "shard=" in answer.stderr

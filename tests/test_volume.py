@@ -119,17 +119,32 @@ def test_outside_the_scan_is_zero_and_counted():
     source = Volume(np.ones((4, 4, 4)), np.eye(4))
     target = Grid.axis_aligned((8, 4, 4), (1, 1, 1), (0, 0, 0))
     assert volume.resample(source, target).data.sum() == 64
-    assert volume.covered_fraction(source, target) == 0.5
+    assert volume.find_covered(source.grid, target).mean() == 0.5
 
 
-def test_transmission_of_a_uniform_cylinder():
-    """From its axis the same in all directions, exp(-mu r); more leaves near its surface."""
-    x, y = np.ogrid[-20:21, -20:21]
-    mu, radius = 0.015, 15
-    thickness = np.repeat((x**2 + y**2 <= radius**2)[..., None] * np.float32(mu), 3, axis=2)
-    passed = volume.average_transmission(thickness)
-    assert passed[20, 20] == pytest.approx(np.exp(-mu * (radius + 0.5)), rel=0.01)
-    assert passed[20, 20, 1] < passed[27, 20, 1] < passed[33, 20, 1]
+@settings(max_examples=25, deadline=None)
+@given(st.tuples(*[st.integers(0, 3)] * 3), st.tuples(*[st.integers(1, 4)] * 3), st.floats(-20, 20))
+def test_what_is_covered_is_what_a_scan_of_ones_shows(start, shape, degrees):
+    """However it is turned, and padded with zeros."""
+    data = np.zeros((8, 8, 8))
+    data[tuple(slice(o, o + n) for o, n in zip(start, shape))] = 1
+    source = Volume(data, make_affine(np.diag([4.0, 4.0, 4.0])))
+    field = volume.field_of_view(source)
+    assert field.shape == shape
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.array([[c, -s, 0, 1.7], [s, c, 0, 0.3], [0, 0, 1, 0.9], [0, 0, 0, 1]])
+    target = Grid.axis_aligned((16, 16, 16), (3, 3, 3), (-8, -8, -8))
+    shown = volume.resample(Volume(np.ones(field.shape), field.affine), target, turn).data
+    np.testing.assert_array_equal(volume.find_covered(field, target, turn), shown > 0.5)
+
+
+def test_a_zero_that_has_been_measured_is_in_the_field_of_view():
+    data = np.ones((5, 5, 5))
+    data[2, 2, 2] = data[0] = 0
+    field = volume.field_of_view(Volume(data, np.eye(4)))
+    assert field.shape == (4, 5, 5)
+    np.testing.assert_array_equal(field.affine[:3, 3], [1, 0, 0])
+    assert volume.field_of_view(Volume(np.zeros((3, 3, 3)), np.eye(4))).shape == (3, 3, 3)
 
 
 def test_saving_and_loading_give_the_same_volume(tmp_path):
@@ -142,7 +157,25 @@ def test_saving_and_loading_give_the_same_volume(tmp_path):
     header = nib.load(tmp_path / "a_spect.nii.gz").header
     assert header["sform_code"] == header["qform_code"] == volume.MNI_CODE
     sidecar = read_json(tmp_path / "a_spect.json")
+    assert sidecar.pop("checksum")
     assert sidecar == {"target": "reduced", "history": [{"step": "made", "gain": 2.0}]}
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.json"])
+def test_a_volume_is_whole_until_a_byte_of_it_or_of_what_is_said_of_it_changes(tmp_path, name):
+    path = tmp_path / "a.nii.gz"
+    record = {"measures": {"gain": np.float32(0.1), "none": np.nan}, 3: (1, 2), "file": tmp_path}
+    volume.save(Volume(np.ones(SHAPE), np.eye(4)), path, record)
+    assert volume.is_whole(path)
+    volume.write_sidecar(path, read_json(tmp_path / "a.json") | {"more": 1})
+    assert volume.is_whole(path)
+    content = (tmp_path / name).read_bytes()
+    key = content.find(b"checksum") if name == "a.json" else -100  # without that name it is as older ones are
+    for place in sorted({*range(0, len(content), 7)} - {*range(key, key + 8)}):
+        (tmp_path / name).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert not volume.is_whole(path), place
+    (tmp_path / name).unlink()
+    assert not volume.is_whole(path)
 
 
 def _truncate(path):
@@ -178,12 +211,12 @@ def _patch(path, offset, number):
         (_truncate, "truncated"),
         (lambda p: p.write_bytes(gzip.compress(b"not an image")), "cannot be read as NIfTI"),
         (lambda p: write(p, np.ones((*SHAPE, 2)), np.eye(4)), r"shape \(5, 6, 7, 2\)"),
-        (lambda p: write(p, np.where(np.arange(7) == 3, np.nan, np.ones(SHAPE)), np.eye(4)), "30 voxels are NaN"),
+        (lambda p: write(p, np.where(np.arange(7) == 3, np.nan, np.ones(SHAPE)), np.eye(4)), "30 voxels within the"),
         (lambda p: write(p, np.zeros(SHAPE), np.eye(4)), "every voxel is zero"),
         (_flatten, "cannot be inverted"),
         (lambda p: _store(p, np.ones(SHAPE, RGB)), "holds colours, expected one real number per voxel"),
         (lambda p: _store(p, np.full(SHAPE, 1 + 1j, np.complex64)), "holds values of type complex64"),
-        (lambda p: _store(p, np.full(SHAPE, 1e39)), "210 voxels are NaN or infinite"),
+        (lambda p: _store(p, np.full(SHAPE, 1e39)), "210 voxels are infinite"),
         (lambda p: _patch(p, 70, 999), "data code 999 not recognized"),
         (lambda p: _patch(p, 40, 9), "cannot be read as NIfTI"),
     ],
@@ -210,3 +243,17 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path):
     assert not volume.sidecar_path(path).exists()  # without it the volume does not count as written
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scan.nii.gz"]
     assert len(path.read_bytes()) == len(before)
+
+
+def test_a_gzipped_scan_is_read_to_its_checksum(tmp_path):
+    path = tmp_path / "scan.nii.gz"
+    header = nib.Nifti1Image(np.random.default_rng(5).normal(size=SHAPE).astype(np.float32), np.eye(4)).to_bytes()
+    content = gzip.compress(header, 0)  # stored, not packed: a flipped bit is another number
+    path.write_bytes(content)
+    volume.load(path)
+    for place in (len(content) - 30, len(content) - 6):  # a value; the checksum itself
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(InputError, match="cannot be read as NIfTI"):
+            volume.load(path)
+    path.write_bytes(content + bytes(512))  # zeros that fill a block
+    assert volume.load(path).shape == SHAPE

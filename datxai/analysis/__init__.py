@@ -1,1 +1,1 @@
-"""What numbers and maps say: classification figures, relevance of groups, pictures and the report."""
+"""What numbers and maps say: classification, calibration, relevance of groups and regions, comparison of runs."""

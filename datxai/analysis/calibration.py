@@ -6,9 +6,11 @@ function of it, which is the softmax of the two logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from datxai.analysis.classification import wilson_interval
 
@@ -18,7 +20,7 @@ DRAWS = 1000  # of labels, for the error to expect of a calibrated classifier
 UNCERTAIN_SHARE = 0.05  # of the validation cases; readers find about as many inconclusive
 
 
-def fit_temperature(margins: Sequence[float], labels: Sequence[int]) -> dict:
+def fit_temperature(margins: ArrayLike, labels: ArrayLike) -> dict:
     """The temperature that minimises the negative log likelihood (Guo et al. 2017, arXiv:1706.04599).
 
     Parameters
@@ -36,32 +38,38 @@ def fit_temperature(margins: Sequence[float], labels: Sequence[int]) -> dict:
     from scipy.optimize import minimize_scalar
 
     margins, labels = np.asarray(margins, float), np.asarray(labels)
-    found = {"temperature": 1.0, "determined": False, "n": len(labels), "errors": _count_errors(margins, labels)}
+    errors = int(((margins > 0) != (labels == 1)).sum())
+    fit: dict[str, Any] = {"temperature": 1.0, "determined": False, "n": len(labels), "errors": errors}
     if len(np.unique(labels)) < 2:
-        return found | {"note": "No temperature was fitted, since the validation cases are of one class."}
-    if found["errors"] == 0:
-        return found | {"note": "No temperature was fitted, since every validation case is decided correctly."}
+        return fit | {"note": "No temperature was fitted, since the validation cases are of one class."}
+    if errors == 0:
+        return fit | {"note": "No temperature was fitted, since every validation case is decided correctly."}
     lowest, highest = np.log(TEMPERATURES)
-    best = minimize_scalar(
+    best: Any = minimize_scalar(
         lambda log_t: score(margins / np.exp(log_t), labels)["nll"],
         bounds=(lowest, highest),
         method="bounded",
         options={"xatol": 1e-9},
     )
-    found |= {"temperature": float(np.exp(best.x)), "determined": True}
+    fit |= {"temperature": float(np.exp(best.x)), "determined": True}
     if min(best.x - lowest, highest - best.x) < 1e-3:
-        found["note"] = f"The best temperature lies beyond those tried, {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}."
-    return found
+        fit["note"] = f"The best temperature lies beyond those tried, {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}."
+    return fit
 
 
-def probability(margins: Sequence[float], temperature: float = 1.0) -> np.ndarray:
+def margin_of(case: Mapping) -> float:
+    """The margin of a case with ``logit_normal`` and ``logit_reduced``."""
+    return case["logit_reduced"] - case["logit_normal"]
+
+
+def probability(margins: ArrayLike, temperature: float = 1.0) -> np.ndarray:
     """The probability of reduced, shape of ``margins``."""
     from scipy.special import expit
 
     return expit(np.asarray(margins, float) / temperature)
 
 
-def score(margins: Sequence[float], labels: Sequence[int]) -> dict:
+def score(margins: ArrayLike, labels: ArrayLike) -> dict:
     """``nll``, mean negative log likelihood (nats), and ``brier``, mean squared error of the probability of reduced."""
     margins, labels = np.asarray(margins, float), np.asarray(labels)
     return {
@@ -70,7 +78,7 @@ def score(margins: Sequence[float], labels: Sequence[int]) -> dict:
     }
 
 
-def measure_reliability(probabilities: Sequence[float], labels: Sequence[int], bins: int = BINS) -> dict:
+def measure_reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS) -> dict:
     """How often cases are reduced that are called so with some probability.
 
     Parameters
@@ -115,32 +123,32 @@ def measure_reliability(probabilities: Sequence[float], labels: Sequence[int], b
 
 
 def calibrate(
-    validation_margins: Sequence[float],
-    validation_labels: Sequence[int],
-    test_margins: Sequence[float],
-    test_labels: Sequence[int],
+    validation_margins: ArrayLike,
+    validation_labels: ArrayLike,
+    test_margins: ArrayLike,
+    test_labels: ArrayLike,
 ) -> dict:
     """The temperature of the validation cases, and how well the test cases are calibrated without and with it.
 
     Returns what `fit_temperature` does, with ``raw`` and ``scaled``: what `score` and `measure_reliability` return.
     """
-    found = fit_temperature(validation_margins, validation_labels)
+    fit = fit_temperature(validation_margins, validation_labels)
     test_margins = np.asarray(test_margins, float)
-    for name, margins in (("raw", test_margins), ("scaled", test_margins / found["temperature"])):
-        found[name] = score(margins, test_labels) | measure_reliability(probability(margins), test_labels)
-    return found
+    for name, margins in (("raw", test_margins), ("scaled", test_margins / fit["temperature"])):
+        fit[name] = score(margins, test_labels) | measure_reliability(probability(margins), test_labels)
+    return fit
 
 
-def choose_uncertain(probabilities: Sequence[float], share: float = UNCERTAIN_SHARE) -> float:
-    """Half the width of the interval about 0.5 that holds ``share`` of these (validation) cases, rounded up.
+def choose_uncertain(probabilities: ArrayLike, fraction: float = UNCERTAIN_SHARE) -> float:
+    """Half the width of the interval about 0.5 that holds ``fraction`` of these (validation) cases, rounded up.
 
     A case is uncertain if its probability is at most so far from 0.5.
     """
     distances = np.sort(np.abs(np.asarray(probabilities, float) - 0.5))
-    return float(distances[int(np.ceil(share * len(distances))) - 1])
+    return float(distances[int(np.ceil(fraction * len(distances))) - 1])
 
 
-def measure_uncertain(uncertain: Sequence[bool], wrong: Sequence[bool]) -> dict:
+def measure_uncertain(uncertain: ArrayLike, wrong: ArrayLike) -> dict:
     """What an "uncertain" class does: its ``rate``, the share of the errors ``caught``, the ``accuracy`` of the rest.
 
     Each with its Wilson interval ``<name>_ci95`` and its counts ``<name>_of`` = [cases, of how many]; None without
@@ -158,7 +166,3 @@ def measure_uncertain(uncertain: Sequence[bool], wrong: Sequence[bool]) -> dict:
         result[f"{name}_ci95"] = wilson_interval(int(hits), int(total))
         result[f"{name}_of"] = [int(hits), int(total)]
     return result
-
-
-def _count_errors(margins: np.ndarray, labels: np.ndarray) -> int:
-    return int(((margins > 0) != (labels == 1)).sum())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from datxai.errors import InputError
 
@@ -23,7 +24,7 @@ FEATURES = (
 )
 
 
-def summarise(labels: Sequence[int], predicted: Sequence[int], scores: Sequence[float] | None = None) -> dict:
+def summarise(labels: ArrayLike, predicted: ArrayLike, scores: ArrayLike | None = None) -> dict:
     """Classification figures with 95 % intervals.
 
     Parameters
@@ -68,19 +69,12 @@ def summarise(labels: Sequence[int], predicted: Sequence[int], scores: Sequence[
 
 def wilson_interval(hits: int, total: int) -> list[float] | None:
     """Wilson's 95 % score interval [low, high] of ``hits / total``; None without a case."""
-    if not total:
-        return None
-    share, z2 = hits / total, Z95**2
-    centre = share + z2 / (2 * total)
-    half = Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    low, high = ((centre + sign * half) / (1 + z2 / total) for sign in (-1, 1))
-    return [
-        0.0 if hits == 0 else low,
-        1.0 if hits == total else high,
-    ]  # exact at the ends, not off by rounding
+    from scipy.stats import binomtest
+
+    return [*map(float, binomtest(hits, total).proportion_ci(method="wilson"))] if total else None
 
 
-def choose_cutoff(values: Sequence[float], labels: Sequence[int]) -> float:
+def choose_cutoff(values: ArrayLike, labels: ArrayLike) -> float:
     """The cutoff below which a case is called reduced, with the largest Youden index on these cases.
 
     Candidates lie midway between neighbouring values; of equally good ones the widest gap is taken.
@@ -125,7 +119,7 @@ class Cart:
 
 def fit_cart(
     features: np.ndarray,
-    labels: Sequence[int],
+    labels: ArrayLike,
     names: Sequence[str] = FEATURES,
     max_depth: int = 3,
     min_leaf: int = 5,
@@ -139,7 +133,7 @@ def fit_cart(
     tree.fit(features, labels)
     return Cart(
         predict=lambda x: tree.predict(x).astype(int),
-        score=lambda x: tree.predict_proba(x)[:, 1],
+        score=lambda x: np.asarray(tree.predict_proba(x))[:, 1],
         text=export_text(tree, feature_names=list(names), class_names=["normal", "reduced"]),
         nodes=_list_nodes(tree.tree_, names),
     )
@@ -194,10 +188,10 @@ def _asymmetry(a: float, b: float) -> float:
     return 200.0 * abs(a - b) / max(a + b, 2 * MIN_SBR)
 
 
-def _binary(values: Sequence[int]) -> np.ndarray:
-    values = np.asarray(values, dtype=int)
-    assert np.isin(values, (0, 1)).all(), np.unique(values)
-    return values
+def _binary(values: ArrayLike) -> np.ndarray:
+    binary = np.asarray(values, dtype=int)
+    assert np.isin(binary, (0, 1)).all(), np.unique(binary)
+    return binary
 
 
 def _require_trainable(values: np.ndarray, labels: np.ndarray, what: str) -> None:
@@ -210,11 +204,12 @@ def _require_trainable(values: np.ndarray, labels: np.ndarray, what: str) -> Non
 
 def _average(*parts: tuple[float | None, list[float] | None]) -> tuple[float | None, list[float] | None]:
     """Mean of independent proportions given with intervals; the distances to the limits add in square."""
-    if any(value is None for value, _ in parts):
+    known = [(value, interval) for value, interval in parts if value is not None and interval is not None]
+    if len(known) < len(parts):
         return None, None
-    mean = sum(value for value, _ in parts) / len(parts)
+    mean = sum(value for value, _ in known) / len(known)
     low, high = (
-        math.sqrt(sum((value - interval[end]) ** 2 for value, interval in parts)) / len(parts) for end in (0, 1)
+        math.sqrt(sum((value - interval[end]) ** 2 for value, interval in known)) / len(known) for end in (0, 1)
     )
     return mean, [mean - low, mean + high]
 

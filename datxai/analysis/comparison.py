@@ -1,4 +1,4 @@
-"""How far the relevance maps of several networks agree, case by case."""
+"""How far the relevance maps of several networks, or explanations, agree, case by case, and which of two leads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def compare_maps(maps: Sequence[np.ndarray], share: float = HOTTEST) -> tuple[np
 
     Parameters
     ----------
-    maps : arrays (voxels,), one per network, on one grid and within one mask
+    maps : arrays (voxels,), one per network or explanation, on one grid and within one mask
     share : of the voxels, taken by absolute relevance
 
     Returns
@@ -22,16 +22,32 @@ def compare_maps(maps: Sequence[np.ndarray], share: float = HOTTEST) -> tuple[np
     Pearson correlation, and share of their hottest voxels that two maps have in common (1: all; by chance ``share``).
     Arrays (pairs,) in the order of `itertools.combinations`; NaN where one of the maps is constant.
     """
-    maps = np.stack(maps).astype(float)
-    n = max(1, round(share * maps.shape[1]))
-    hottest = np.zeros(maps.shape)
-    np.put_along_axis(hottest, np.abs(maps).argpartition(-n, axis=1)[:, -n:], 1.0, axis=1)
-    known = np.ptp(maps, axis=1) > 0
-    maps -= maps.mean(axis=1, keepdims=True)
-    lengths = np.where(known, np.linalg.norm(maps, axis=1), np.nan)
-    pairs = np.triu_indices(len(maps), 1)
+    stack = np.stack(maps).astype(float)
+    n = max(1, round(share * stack.shape[1]))
+    hottest = np.zeros(stack.shape)
+    np.put_along_axis(hottest, np.abs(stack).argpartition(-n, axis=1)[:, -n:], 1.0, axis=1)
+    known = np.ptp(stack, axis=1) > 0
+    stack -= stack.mean(axis=1, keepdims=True)
+    lengths = np.where(known, np.linalg.norm(stack, axis=1), np.nan)
+    pairs = np.triu_indices(len(stack), 1)
     overlap = np.where(np.outer(known, known), hottest @ hottest.T / n, np.nan)
-    return (maps @ maps.T / np.outer(lengths, lengths))[pairs], overlap[pairs]
+    return (stack @ stack.T / np.outer(lengths, lengths))[pairs], overlap[pairs]
+
+
+def count_leads(a: Sequence[float | None], b: Sequence[float | None]) -> dict:
+    """In how many cases ``a``, and in how many ``b``, has the higher score; None: not known, and left out.
+
+    Returns
+    -------
+    dict with the counts ``a``, ``b``, ``tied``, and ``p`` of the exact two-sided sign test that neither leads; for
+    scores of 0 and 1 that is McNemar's exact test.
+    """
+    from scipy.stats import binomtest
+
+    known = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    leads, trails = sum(x > y for x, y in known), sum(x < y for x, y in known)
+    p = float(binomtest(leads, leads + trails).pvalue) if leads + trails else 1.0
+    return {"a": leads, "b": trails, "tied": len(known) - leads - trails, "p": p}
 
 
 def summarise_agreement(values: np.ndarray) -> dict:

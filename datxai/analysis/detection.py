@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from datxai.analysis.calibration import margin_of
 from datxai.analysis.classification import measure_auc
 
 MIN_SUBJECTS = 5  # misclassified, for a bootstrap to vary them
@@ -40,10 +41,10 @@ def score_doubt(case: Mapping, cutoff: float) -> dict[str, float | None]:
     distance of the SBR from its cutoff; ``sbr_against``: how far the SBR lies on the side of the other class.
     """
     sign = 1 if case["predicted"] else -1
-    known = case["r_normal"] is not None and case["r_reduced"] is not None
+    r_normal, r_reduced = case["r_normal"], case["r_reduced"]
     return {
-        "map": sign * (case["r_normal"] - case["r_reduced"]) if known else None,
-        "margin": -abs(case["logit_reduced"] - case["logit_normal"]),
+        "map": None if r_normal is None or r_reduced is None else sign * (r_normal - r_reduced),
+        "margin": -abs(margin_of(case)),
         "sbr_near": -abs(case["sbr"] - cutoff),
         "sbr_against": sign * (case["sbr"] - cutoff),
     }
@@ -62,11 +63,11 @@ def trace_roc(errors: Sequence[bool], scores: Sequence[float | None]) -> dict:
     auc, interval = measure_auc(wrong, values)
     cuts = np.unique(values)[::-1]
     flagged = values[None] >= cuts[:, None]
-    shares = {
-        name: [0.0, *(flagged[:, chosen].mean(axis=1).tolist() if chosen.any() else [])]
-        for name, chosen in (("false_alarms", wrong == 0), ("found", wrong == 1))
+    rates = {
+        name: [0.0, *(flagged[:, subset].mean(axis=1).tolist() if subset.any() else [])]
+        for name, subset in (("false_alarms", wrong == 0), ("found", wrong == 1))
     }
-    return {"n": len(wrong), "errors": int(wrong.sum()), "auc": auc, "auc_ci95": interval, **shares}
+    return {"n": len(wrong), "errors": int(wrong.sum()), "auc": auc, "auc_ci95": interval, **rates}
 
 
 def trace_all(cases: Sequence[Mapping]) -> dict[str, dict]:
@@ -94,7 +95,7 @@ def pool_repeats(
         for name, wrong, rank in zip(*network, strict=True)
         if rank is not None
     ]
-    names, wrong, ranks = ([case[i] for case in cases] for i in range(3))
+    names, wrong, ranks = [name for name, *_ in cases], [case[1] for case in cases], [case[2] for case in cases]
     result = trace_roc(wrong, ranks)
     if len({name for name, error in zip(names, wrong) if error}) < MIN_SUBJECTS or result["auc"] is None:
         return {**result, "auc_ci95": None}
@@ -102,8 +103,8 @@ def pool_repeats(
     people = [np.flatnonzero(np.array(names) == name) for name in dict.fromkeys(names)]
     rng, areas = np.random.default_rng(seed), []
     for _ in range(draws):
-        chosen = np.concatenate([people[i] for i in rng.integers(0, len(people), len(people))])
-        areas.append(measure_auc(wrong[chosen], ranks[chosen], interval=False)[0])
+        sample = np.concatenate([people[i] for i in rng.integers(0, len(people), len(people))])
+        areas.append(measure_auc(wrong[sample], ranks[sample], interval=False)[0])
     areas = [area for area in areas if area is not None]  # a draw may hold no error
     return {**result, "auc_ci95": np.percentile(areas, [2.5, 97.5]).tolist()}
 

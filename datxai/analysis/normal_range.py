@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 COVERAGE = 0.95  # of the prediction interval
 MIN_CASES = 10  # with fewer, no range is told
@@ -26,7 +27,7 @@ def describe_range(
 
     ``ages`` are those of the normal cases: that an age lies beyond them is said too.
     """
-    cases = {found["n"] for found in expected.values() if found}
+    cases = {normal_range["n"] for normal_range in expected.values() if normal_range}
     if not cases:
         return ""
     place = "regardless of age, which is not known" if age is None else f"at {age:g} years"
@@ -38,7 +39,7 @@ def describe_range(
 
 
 def fit_normal_range(
-    values: Sequence[float], ages: Sequence[float | None], age: float | None = None
+    values: ArrayLike, ages: Sequence[float | None], age: float | None = None
 ) -> dict[str, float] | None:
     """The prediction interval for one more normal case.
 
@@ -59,17 +60,17 @@ def fit_normal_range(
     """
     from scipy.special import stdtrit
 
-    ages, values = np.array(ages, float), np.asarray(values, float)  # None becomes NaN
+    years, values = np.array(ages, float), np.asarray(values, float)  # None becomes NaN
     if age is not None:
-        ages, values = ages[np.isfinite(ages)], values[np.isfinite(ages)]
+        years, values = years[np.isfinite(years)], values[np.isfinite(years)]
     n = len(values)
     if n < MIN_CASES:
         return None
-    deviations = ages - ages.mean() if age is not None else np.zeros(n)
+    deviations = years - years.mean() if age is not None else np.zeros(n)
     spread = float(deviations @ deviations)
     slope, offset, freedom = 0.0, 0.0, n - 1
-    if spread > 0:
-        slope, offset, freedom = float(deviations @ values) / spread, age - ages.mean(), n - 2
+    if age is not None and spread > 0:
+        slope, offset, freedom = float(deviations @ values) / spread, age - years.mean(), n - 2
     median = values.mean() + slope * offset
     residuals = values - values.mean() - slope * deviations
     sd = np.sqrt(residuals @ residuals / freedom)

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy import stats
+
+from datxai.volume import distance_from
 
 STRIATUM = ("caudate", "putamen", "accumbens")
 REST = "rest of the brain"
@@ -24,7 +26,7 @@ def label_regions(
     names: Mapping[int, str],
     brain: np.ndarray,
     striatum: np.ndarray,
-    spacing: Sequence[float],
+    spacing: Sequence[float] | np.ndarray,
 ) -> list[dict]:
     """The regions to be measured: ``region``, ``striatal``, ``mask``, ``volume_ml``, ``distance_mm``.
 
@@ -32,16 +34,14 @@ def label_regions(
     ``_right``. What is brain and has no label is `REST`. The distance is the median of a region's voxels from the
     striatum, 0 inside: a map is no sharper than its rules, so what lies near the striatum shares its relevance.
     """
-    from scipy import ndimage
-
-    distance = ndimage.distance_transform_edt(~striatum, spacing)
+    distance = distance_from(striatum, spacing)
     sides = {"left": "ipsilateral", "right": "contralateral"}
-    found = []
+    regions = []
     for label, name in [*names.items(), (0, REST)]:
         mask = (parcellation == label) & (brain if label == 0 else True)
         if mask.any():
             structure, _, side = name.rpartition("_")
-            found.append(
+            regions.append(
                 {
                     "region": f"{structure}_{sides[side]}" if side in sides else name,
                     "striatal": structure in STRIATUM,
@@ -50,7 +50,7 @@ def label_regions(
                     "distance_mm": float(np.median(distance[mask])),
                 }
             )
-    return found
+    return regions
 
 
 def measure_regions(relevance: np.ndarray, regions: Sequence[Mapping], brain: np.ndarray) -> list[dict]:
@@ -89,27 +89,28 @@ def summarise_regions(
             for name in ("share", "density")
         }
         for group in ("TN", "TP"):
-            found = [case[place]["mean"] for case, of in zip(measured, groups) if of == group]
-            values[group] = np.array([mean for mean in found if mean is not None])
-        for name, found in values.items():
-            row |= _named(name, _average(found))
+            means = [case[place]["mean"] for case, of in zip(measured, groups) if of == group]
+            values[group] = np.array([mean for mean in means if mean is not None])
+        for name, means in values.items():
+            row |= _named(name, _average(means))
         row |= _named("difference", _subtract(values["TP"], values["TN"]))
         rows.append(row)
     return sorted(rows, key=lambda row: -(row["density"] or 0))
 
 
-def _named(name: str, found: tuple[float | None, ...]) -> dict:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), found))
+def _named(name: str, interval: tuple[float | None, ...]) -> dict:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), interval))
 
 
 def _average(values: np.ndarray) -> tuple[float | None, ...]:
     """Mean and its 95 % t interval."""
-    n = len(values)
-    mean = float(values.mean()) if n else None
-    if n < 2:
+    mean = float(values.mean()) if len(values) else None
+    if len(values) < 2:
         return mean, None, None
-    half = float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / np.sqrt(n))
-    return mean, mean - half, mean + half
+    if not np.ptp(values):
+        return mean, mean, mean
+    low, high = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
+    return mean, float(low), float(high)
 
 
 def _subtract(a: np.ndarray, b: np.ndarray) -> tuple[float | None, ...]:
@@ -119,9 +120,7 @@ def _subtract(a: np.ndarray, b: np.ndarray) -> tuple[float | None, ...]:
     difference = float(a.mean() - b.mean())
     if min(len(a), len(b)) < 2:
         return difference, None, None
-    va, vb = (x.var(ddof=1) / len(x) for x in (a, b))
-    if va + vb == 0:
+    if not np.ptp(a) and not np.ptp(b):
         return difference, difference, difference
-    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    half = float(stdtrit(freedom, 0.975) * np.sqrt(va + vb))
-    return difference, difference - half, difference + half
+    low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    return difference, float(low), float(high)

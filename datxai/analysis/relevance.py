@@ -37,6 +37,13 @@ def find_peak(relevance: np.ndarray, grid: Grid, striatum: np.ndarray) -> dict:
     return {**where, "value": value, "distance_mm": float(distances.min()), "inside": bool(striatum[index])}
 
 
+def measure_distance(a: Sequence[float | None], b: Sequence[float | None]) -> float | None:
+    """How far two positions (x, y, z in mm) lie apart, in mm; None where one is not known."""
+    if None in (*a, *b):
+        return None
+    return float(np.linalg.norm(np.subtract(np.array(a, float), np.array(b, float))))
+
+
 def summarise_peaks(peaks: Sequence[Mapping], near_mm: float = 4.0) -> dict:
     """How many peaks (of `find_peak`) lie inside the striatum, how many within ``near_mm`` of it."""
     distances = [peak["distance_mm"] for peak in peaks if peak["distance_mm"] is not None]
@@ -69,7 +76,7 @@ class MeanMap:
 
     def without(self, data: np.ndarray) -> np.ndarray | None:
         """The mean of all maps but ``data``, one that was added; None if there is no other."""
-        return None if self.n < 2 else self.mean + (self.mean - data) / (self.n - 1)
+        return None if self.n < 2 or self.mean is None else self.mean + (self.mean - data) / (self.n - 1)
 
 
 def make_heat_map(true_positive: np.ndarray, true_negative: np.ndarray) -> np.ndarray:

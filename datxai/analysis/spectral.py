@@ -46,7 +46,7 @@ class Strategies:
         return len(self.prototypes)
 
 
-def shrink(relevance: np.ndarray, spacing: Sequence[float], cell_mm: float) -> np.ndarray:
+def shrink(relevance: np.ndarray, spacing: Sequence[float] | np.ndarray, cell_mm: float) -> np.ndarray:
     """A map (X, Y, Z) as means of cells of ``cell_mm``, and divided by its L2 norm, float64; zeros stay zeros.
 
     So maps are compared by where their relevance lies and of which sign it is, not by how much there is.
@@ -81,8 +81,8 @@ def find_strategies(maps: np.ndarray, most: int = MOST, seed: int = 0) -> Strate
     p = (1 + sum(_find_gap(_join(data), most)[2] >= gap for data in one_kind)) / (1 + SURROGATES)
     clusters = np.zeros(len(flat), int)
     if p <= LEVEL and gap > eigenvalues[1]:  # that is the gap after the first
-        found = SpectralClustering(k, affinity="precomputed", assign_labels="cluster_qr", random_state=seed)
-        clusters = found.fit(affinity).labels_
+        clustering = SpectralClustering(k, affinity="precomputed", assign_labels="cluster_qr", random_state=seed)
+        clusters = np.asarray(clustering.fit(affinity).labels_)
         clusters = np.argsort(np.argsort(-np.bincount(clusters), kind="stable"))[clusters]
     distances = pairwise_distances(flat)
     prototypes = []

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class VolumeStore:
     affine: np.ndarray
     case_ids: tuple[str, ...]
 
-    def __reduce__(self):  # to a worker process goes the path, not a copy of the data
+    def __reduce__(self):  # pickled for a worker process: the path, not a copy of the data
         return open_store, (self.path,)
 
     def __len__(self) -> int:
@@ -42,6 +43,7 @@ class VolumeStore:
 
     @property
     def grid(self) -> Grid:
+        """On which all volumes lie."""
         return Grid(self.shape, self.affine)
 
     @cached_property
@@ -64,27 +66,41 @@ class VolumeStore:
 def write_store(
     path: str | os.PathLike, case_ids: Sequence[str], volumes: Iterable[np.ndarray], grid: Grid
 ) -> VolumeStore:
-    """Write the volumes of cases to ``path`` (.npy) as they come, and a manifest beside it (.json).
-
-    Memory holds one volume at a time. The manifest is written last: where it exists, the store is complete.
-    Raises `InputError` if there is no case, one comes twice, or a volume has not the shape of ``grid``.
-    """
-    path = Path(path)
+    """Write the volumes of cases to ``path``, as `write_store_of` does; `InputError` if there is no case."""
     if not case_ids:
         raise InputError(f"{path}: no case to store, expected one at least.")
     if len({*case_ids}) < len(case_ids):
         double = next(case_id for case_id, n in Counter(case_ids).items() if n > 1)
         raise InputError(f"{path}: case {double!r} comes twice, expected every case once.")
-    with replacing(path) as temporary, temporary.open("wb") as stream:
+    return write_store_of(path, zip(case_ids, volumes, strict=True), grid)
+
+
+def write_store_of(path: str | os.PathLike, cases: Iterable[tuple[str, np.ndarray]], grid: Grid) -> VolumeStore:
+    """Write cases and their volumes to ``path`` (.npy) as they come, and a manifest beside it (.json).
+
+    Memory holds one volume at a time. The manifest is written last: where it exists, the store is complete.
+    Raises `InputError` if a volume has not the shape of ``grid``.
+    """
+    path, case_ids = Path(path), []
+
+    def write_header(stream: BinaryIO) -> int:
+        """Write the header for the cases known so far; its length does not depend on their number."""
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(case_ids), *grid.shape)}
+        stream.seek(0)
         np.lib.format.write_array_header_1_0(stream, header)
-        for case_id, volume in zip(case_ids, volumes, strict=True):
+        return stream.tell()
+
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        begin = write_header(stream)
+        for case_id, volume in cases:
             if volume.shape != grid.shape:
                 raise InputError(
                     f"{path}: case {case_id!r} has shape {volume.shape}, expected {grid.shape}; preprocess "
                     "it again."
                 )
             stream.write(np.ascontiguousarray(volume, dtype="<f4").data)
+            case_ids.append(case_id)
+        assert write_header(stream) == begin, "NumPy leaves room for the number of cases to grow"
         _manifest(path).unlink(missing_ok=True)
     write_json(_manifest(path), {"case_ids": case_ids, "shape": grid.shape, "affine": grid.affine})
     return open_store(path)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from datxai.errors import InputError
 
 SETS = ("train", "validation", "test")
 PAPER_FRACTIONS = (2 / 3, 1 / 9, 2 / 9)
-FRACTION_TOLERANCE = 1e-3  # written fractions need not add up to 1 more closely
+FRACTION_TOLERANCE = 1e-3  # how far the sum of written fractions may be from 1
 TABLE1_COLUMNS = ("set", "label", "sex", "n", "age_mean", "age_sd")
 
 
 def split(
     subjects: Sequence[str],
-    labels: Sequence[int],
-    sexes: Sequence[str | None],
-    ages: Sequence[float | None],
-    sizes: Sequence[float] = PAPER_FRACTIONS,
+    labels: ArrayLike,
+    sexes: Iterable[str | None],
+    ages: Iterable[float | None],
+    sizes: ArrayLike = PAPER_FRACTIONS,
     candidates: int = 100,
     seed: int = 0,
 ) -> list[str]:
@@ -47,28 +48,28 @@ def split(
     InputError
         If the sizes do not add up, there are no candidates, or a set would lack one of the labels.
     """
-    labels, sexes = np.asarray(labels), np.asarray([sex or "" for sex in sexes])
-    ages = np.array([np.nan if age is None else age for age in ages], dtype=float)
+    labels, sex = np.asarray(labels), np.asarray([sex or "" for sex in sexes])
+    years = np.array([np.nan if age is None else age for age in ages], dtype=float)
     totals = _count_sizes(sizes, len(labels))
     if candidates < 1:
         raise InputError(f"split.candidates: {candidates}, expected 1 or more random splits to choose from.")
     names, first, subject = np.unique(np.asarray(subjects, dtype=str), return_index=True, return_inverse=True)
     weights = np.bincount(subject)  # cases per subject
     strata, stratum = np.unique(
-        np.stack([labels[first].astype(str), sexes[first]]), axis=1, return_inverse=True
+        np.stack([labels[first].astype(str), sex[first]]), axis=1, return_inverse=True
     )
     stratum = stratum.ravel()  # NumPy 2.0.0 keeps an axis
     counts = np.bincount(stratum, weights).astype(int)
     quotas = _share_out(strata, counts, totals)
 
-    best, smallest = None, np.inf
+    best, smallest = np.empty(0, int), np.inf
     for candidate in range(candidates):
         rng = np.random.default_rng([seed, candidate])
         drawn = np.empty(len(names), dtype=int)
         for number, quota in enumerate(quotas):
             members = np.flatnonzero(stratum == number)
             drawn[members] = _draw(weights[members], quota, rng)
-        difference = _age_difference(drawn[subject], stratum[subject], ages, counts)
+        difference = _age_difference(drawn[subject], stratum[subject], years, counts)
         if difference < smallest:
             best, smallest = drawn[subject], difference
     for number, name in enumerate(SETS):
@@ -111,7 +112,7 @@ def make_table1(
     return rows
 
 
-def _count_sizes(sizes: Sequence[float], n: int) -> np.ndarray:
+def _count_sizes(sizes: ArrayLike, n: int) -> np.ndarray:
     """Cases per set, adding up to ``n``."""
     sizes = np.asarray(sizes, dtype=float)
     if sizes.shape == (len(SETS),) and (sizes >= 0).all():
@@ -126,7 +127,7 @@ def _count_sizes(sizes: Sequence[float], n: int) -> np.ndarray:
 
 
 def _share_out(strata: np.ndarray, counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """Cases per stratum and set: labels over the sets, then sexes over what their label got."""
+    """Cases per stratum and set: first each label is divided among the sets, then its sexes within these numbers."""
     labels, label = np.unique(strata[0], return_inverse=True)
     per_label = _round_table(np.bincount(label, counts).astype(int), totals)
     quotas = np.zeros((len(counts), len(totals)), dtype=int)
@@ -147,7 +148,7 @@ def _round_table(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     if len(rows) == 1:
         up = np.zeros_like(floor)
         up[0, np.argsort(floor[0] - exact[0], kind="stable")[: int(rows[0] - floor.sum())]] = 1
-    else:  # which cells to round up: a transportation problem, whose corners are whole numbers
+    else:  # Which cells to round up is a transportation problem, which has whole-number solutions.
         n_rows, n_columns = exact.shape
         margins = np.vstack(
             [np.kron(np.eye(n_rows), np.ones(n_columns)), np.kron(np.ones(n_rows), np.eye(n_columns))]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from datxai.errors import InputError
-from datxai.files import read_table
+from datxai.files import read_rows
 
 FIELDS = ("participant_id", "age", "sex", "label")
 LABELS = {
@@ -20,7 +21,10 @@ SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 MISSING = {"", "n/a", "na", "nan", "none", "null"}
 MISSING_SEX = MISSING | {"o", "other", "u", "unknown"}
 OLDEST_YEARS = 120
-UNSAFE = set('/\\:*?"<>|')  # in a file name, on any system
+AGE = re.compile(r"(?:>=?|≥|over|above)?\s*(\d{1,3}(?:[.,]\d+)?)\s*(?:\+|y|yrs?|years|or older|and over)?", re.I)
+AGE_TOLD = "age_as_told"  # column that keeps the text of an age that is no plain number
+MOST_TOLD = 10  # most unusable rows that one message lists
+UNSAFE = set('/\\:*?"<>|')  # characters that no file name may have
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ def read_participants(
     """Read a table of participants, tab-separated or ``.csv``.
 
     Sex is F, M, female or male in any case; 'O', 'unknown' and ``n/a`` are missing, and numbers are refused,
-    since codings differ. ``participant_id`` is kept as written; '01' and 'sub-01' are the same person.
-    Columns that are not asked for go to ``extra`` as text.
+    since codings differ. An age that is no number of years, such as 90+ or n.k., keeps its text in ``age_as_told``.
+    ``participant_id`` is kept as written; '01' and 'sub-01' are the same person. Columns that are not asked for go to
+    ``extra`` as text.
 
     Parameters
     ----------
@@ -60,22 +65,29 @@ def read_participants(
         Where given, rows that cannot be used are appended as (participant_id, reason) instead of raising
         `InputError`.
     """
-    names = _find_columns(path, rows := read_table(path), columns, require_label)
-    written = Counter(strip_prefix(row[names["participant_id"]]) for row in rows)
-    participants = []
-    for row in rows:
+    rows = read_rows(path)
+    names = _find_columns(path, [row for _, row in rows], columns, require_label)
+    written = Counter(strip_prefix(row[names["participant_id"]]) for _, row in rows)
+    participants, refused = [], []
+    for line, row in rows:
         texts = {field: row[name] for field, name in names.items()}
         identity = texts["participant_id"]
         extra = {name: text for name, text in row.items() if name not in names.values()}
         try:
             if written[strip_prefix(identity)] > 1:
                 raise InputError(
-                    f"{path}: participant {identity!r} stands in {written[strip_prefix(identity)]} rows, "
+                    f"{path}, line {line}: participant {identity!r} stands in {written[strip_prefix(identity)]} rows, "
                     f"expected one row per participant; remove the others."
                 )
-            participants.append(make_participant(texts, label_values, extra, path, require_label))
+            participants.append(make_participant(texts, label_values, extra, f"{path}, line {line}", require_label))
         except InputError as error:
-            refuse(identity, str(error), skipped)
+            refused.append((identity, str(error)))
+    if refused and skipped is None:
+        others = [reason.removeprefix(f"{path}, ") for _, reason in refused[1:MOST_TOLD]]
+        more = f" Also {len(refused) - 1} more rows: {' '.join(others)}" if others else ""
+        raise InputError(f"{refused[0][1]}{more}")
+    if skipped is not None:
+        skipped.extend(refused)
     if require_label:
         require_classes((participant.label for participant in participants), path, skipped)
     return participants
@@ -101,9 +113,12 @@ def make_participant(
             f"'_'; rename the participant."
         )
     where = f"{source}: participant {identity!r}"
+    age, written = _parse_age(texts.get("age", "")), texts.get("age", "")
+    if written.lower() not in MISSING and not (age is not None and re.fullmatch(r"[\d.,]+", written)):
+        extra = {**(extra or {}), AGE_TOLD: written}
     return Participant(
         identity,
-        _parse_age(texts.get("age", ""), where),
+        age,
         _parse_sex(texts.get("sex", ""), where),
         _parse_label(texts.get("label", ""), label_values, where, require_label),
         extra or {},
@@ -116,14 +131,14 @@ def strip_prefix(participant_id: str) -> str:
 
 
 def compose(text: str) -> str:
-    """Text with its accents composed, as tables have them: macOS writes names of files with the accents apart."""
+    """Text with composed accents, as in tables; in names of files macOS keeps letter and accent apart."""
     return unicodedata.normalize("NFC", text)
 
 
 def require_classes(
     labels: Iterable[int | None], source: object, skipped: Sequence[tuple[str, str]] | None = None
 ) -> None:
-    """Raise `InputError` unless both labels, 0 and 1, occur; it says why the first of ``skipped`` was left out."""
+    """Raise `InputError` unless both labels, 0 and 1, occur; the message says why the first of ``skipped`` was."""
     counts = Counter(labels)
     for label, name in enumerate(("normal", "reduced")):
         if not counts[label]:
@@ -135,7 +150,7 @@ def require_classes(
 
 
 def refuse(name: str, reason: str, skipped: list[tuple[str, str]] | None) -> None:
-    """Note what cannot be used in ``skipped``, or raise `InputError` where there is no such list."""
+    """Append (name, reason) to ``skipped``, or raise `InputError` if there is no such list."""
     if skipped is None:
         raise InputError(reason)
     skipped.append((name, reason))
@@ -148,30 +163,28 @@ def _find_columns(path, rows, columns, require_label) -> dict[str, str]:
         raise InputError(f"columns: unknown field {min(unknown)!r}, expected {', '.join(FIELDS)}.")
     if not rows:
         raise InputError(f"{path}: has a header but no rows, expected one row per participant.")
-    found = {}
+    names = {}
     for name in FIELDS:
         column = columns.get(name, name)
         needed = name == "participant_id" or (name == "label" and require_label)
         if column in rows[0]:
-            found[name] = column
+            names[name] = column
         elif needed or (name in columns and column not in (None, name)):
             raise InputError(
                 f"{path}: has no column {column!r} for {name}, found {', '.join(map(repr, rows[0]))}; "
                 f"rename the column or set data.columns.{name}."
             )
-    return found
+    return names
 
 
-def _parse_age(text: str, where: str) -> float | None:
-    if text.lower() in MISSING:
-        return None
-    try:
-        age = float(text.replace(",", "."))
-    except ValueError:
-        age = -1.0
-    if not 0 <= age <= OLDEST_YEARS:
-        raise InputError(f"{where}: age is {text!r}, expected years from 0 to {OLDEST_YEARS} or n/a.")
-    return age
+def _parse_age(text: str) -> float | None:
+    """Age in years; None for placeholders (-1, 999) and words.
+
+    Open ages, such as 90+ or >89, by which registries hide their oldest, count as the number.
+    """
+    match = AGE.fullmatch(text)
+    age = float(match[1].replace(",", ".")) if match else 0.0
+    return age if 0 < age <= OLDEST_YEARS else None
 
 
 def _parse_sex(text: str, where: str) -> str | None:
@@ -183,13 +196,13 @@ def _parse_sex(text: str, where: str) -> str | None:
 
 
 def _parse_label(text: str, values: Mapping[str, int] | None, where: str, required: bool) -> int | None:
-    values, found = (LABELS, text.lower()) if values is None else (values, text)
-    if found in values:
-        if values[found] not in (0, 1):
+    values, code = (LABELS, text.lower()) if values is None else (values, text)
+    if code in values:
+        if values[code] not in (0, 1):
             raise InputError(
-                f"data.label_values: {found!r} means {values[found]!r}, expected 0 (normal) or 1 (reduced)."
+                f"data.label_values: {code!r} means {values[code]!r}, expected 0 (normal) or 1 (reduced)."
             )
-        return values[found]
+        return values[code]
     if text.lower() in MISSING and not required:
         return None
     raise InputError(

@@ -1,8 +1,12 @@
-"""Runs side by side: how well each classifies, how far their relevance maps agree, what they say together."""
+"""Runs side by side: how well each classifies, how far their relevance maps agree, what they say together.
+
+Of one run its explanations side by side: `datxai.commands.explanations`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -10,21 +14,21 @@ from pathlib import Path
 
 import numpy as np
 
-from datxai.analysis.calibration import choose_uncertain, measure_reliability, measure_uncertain, probability
+from datxai.analysis.calibration import choose_uncertain, measure_reliability, measure_uncertain
 from datxai.analysis.classification import summarise
 from datxai.analysis.comparison import HOTTEST, compare_maps, summarise_agreement
-from datxai.analysis.tables import format_percent
-from datxai.config import Config
+from datxai.config import DEFAULT, Config, require_name
 from datxai.errors import InputError
-from datxai.files import read_json, read_table, write_json, write_table
-from datxai.imaging.atlas import load_atlas, make_regions
+from datxai.files import write_json, write_table
+from datxai.findings import Findings
+from datxai.lock import holding
+from datxai.pages.tables import format_percent
 from datxai.progress import Bar
-from datxai.results import read_predictions
 from datxai.run import Run
-from datxai.volume import load
+from datxai.volume import Volume
 
 SHOWN = ("accuracy", "sensitivity", "specificity")
-PERSON = ("participant_id", "subject", "age", "sex", "label")  # what tells a case from one of another cohort
+PERSON = ("participant_id", "subject", "age", "sex", "label")  # what identifies a case across runs
 
 
 @dataclass(frozen=True)
@@ -32,28 +36,37 @@ class Member:
     """One of the runs compared."""
 
     name: str
-    run: Run
+    findings: Findings
 
-    @cached_property
+    @property
+    def run(self) -> Run:
+        return self.findings.run
+
+    @property
     def metrics(self) -> dict:
-        return read_json(self.run.metrics)
+        return self.findings.metrics
 
     @cached_property
     def cases(self) -> dict[tuple, dict]:
         """The predictions by who a case is."""
-        people = {row["participant_id"]: tuple(row[key] for key in PERSON) for row in read_table(self.run.participants)}
-        return {people[case["participant_id"]]: case for case in read_predictions(self.run)}
+        people = self.findings.people
+        return {
+            tuple(people[case["participant_id"]].get(key) for key in PERSON): case for case in self.findings.predictions
+        }
 
     def of_set(self, name: str) -> set[tuple]:
         return {person for person, case in self.cases.items() if case["set"] == name}
 
     def probabilities(self, people: Sequence[tuple]) -> np.ndarray:
         """The calibrated probability of reduced."""
-        margins = [self.cases[person]["logit_reduced"] - self.cases[person]["logit_normal"] for person in people]
-        return probability(margins, self.metrics["calibration"]["temperature"])
+        return self.findings.calibrate([self.cases[person]["margin"] for person in people])
+
+    def map_of(self, person: tuple) -> Volume:
+        """The relevance map of a case."""
+        return self.findings.map_of(person[0])
 
     def fingerprint(self, stage: str) -> str:
-        return self.run.entries()[stage]["fingerprint"]
+        return self.run.entry(stage, "compare")["fingerprint"]
 
 
 def run(settings: Config, _: Run) -> None:
@@ -61,29 +74,48 @@ def run(settings: Config, _: Run) -> None:
 
     The folder ``settings.out`` (by default ``compare``, in the sweep's folder if there is but one, else in the current
     folder) then holds ``runs.tsv``, ``agreement.tsv`` (a row per pair of runs), ``ensemble.tsv`` (a row per test case),
-    ``compare.json`` and the figures.
+    ``compare.json`` and the figures. With ``settings.explanations`` there is one run, whose explanations are compared.
     """
-    from datxai.analysis.charts import plot_agreement, plot_comparison
-    from datxai.analysis.style import save_figure
+    from datxai.commands import explanations
 
     if not settings.runs:
         raise InputError("No run to compare; give run folders, or that of a sweep, as `datxai compare RUN...`.")
-    members = _find_members([Path(given) for given in settings.runs])
+    with ExitStack() as stack:
+        if settings.explanations:
+            folder = _require_one(settings)
+            stack.enter_context(holding(folder))
+            return explanations.compare(folder, settings.explanations, Path(settings.out or folder / "compare"))
+        given, full = [Path(folder) for folder in settings.runs], settings.check == "full"
+        members = _find_members(given, settings.explanation, full)
+        for member in members:
+            stack.enter_context(holding(member.run.folder))
+            member.run.entry("evaluate", "compare")
+        _compare(settings, members)
+
+
+def _compare(settings: Config, members: Sequence[Member]) -> None:
+    from datxai.pages.charts import plot_agreement, plot_comparison
+    from datxai.pages.style import save_figure
+
     out = Path(settings.out or (Path(settings.runs[0]) / "compare" if len(settings.runs) == 1 else "compare"))
     people, remarks = _find_common(members, "test")
     rows = {member.name: member.metrics["classifiers"]["cnn"] for member in members}
     ensemble = _combine(_differ_in(members, "train"), people)
-    found: dict = {"runs": [str(member.run.folder) for member in members], "common_test_cases": len(people)}
+    summary: dict = {
+        "runs": [str(member.run.folder) for member in members],
+        "explanation": settings.explanation,
+        "common_test_cases": len(people),
+    }
     if ensemble:
         rows["ensemble"] = ensemble["classification"]
-        found["ensemble"] = {key: value for key, value in ensemble.items() if key != "cases"}
+        summary["ensemble"] = {key: value for key, value in ensemble.items() if key != "cases"}
         write_table(out / "ensemble.tsv", ensemble["cases"], list(ensemble["cases"][0]))
     else:
         remarks.append("No ensemble: that takes two networks or more with test cases in common.")
     reason = _why_no_agreement(members, people)
     if reason is None:
         pairs, correlation, overlap = _measure_agreement(members, people)
-        found["agreement"] = {
+        summary["agreement"] = {
             "correlation": summarise_agreement(correlation),
             "overlap": summarise_agreement(overlap) | {"share_of_voxels": HOTTEST},
         }
@@ -91,31 +123,43 @@ def run(settings: Config, _: Run) -> None:
         save_figure(plot_agreement(correlation, overlap, HOTTEST), out / "agreement")
     else:
         remarks.append(reason)
-    found["remarks"] = remarks
+    summary["remarks"] = remarks
     _write_runs(out, members, rows)
     save_figure(plot_comparison(rows), out / "runs")
-    write_json(out / "compare.json", found)
-    print("\n".join(_describe(rows, found)))
+    write_json(out / "compare.json", summary)
+    print("\n".join(_describe(rows, summary)))
     print(f"Tables and figures: {out}")
 
 
-def _find_members(given: Sequence[Path]) -> list[Member]:
-    """The evaluated runs given and within the folders given, each once."""
+def _require_one(settings: Config) -> Path:
+    """The folder of the one run whose explanations are compared."""
+    names = ",".join(settings.explanations)
+    if len(settings.runs) > 1:
+        raise InputError(
+            f"explanations=[{names}]: {len(settings.runs)} runs given, expected one, since explanations are compared "
+            f"on the same predictions; leave out the others, or compare the runs by explanation=NAME."
+        )
+    return Path(settings.runs[0])
+
+
+def _find_members(given: Sequence[Path], explanation: str, full: bool) -> list[Member]:
+    """The evaluated runs given and within the folders given, each once; their maps are those of ``explanation``."""
+    require_name(explanation)
     folders: dict[Path, None] = {}
+    named = "" if explanation == DEFAULT else f" explanation={explanation}"
     for place in given:
         if not place.is_dir():
             raise InputError(f"{place}: no such folder, expected a run folder or that of a sweep.")
         within = [path.parent for path in sorted(place.glob("*/manifest.json"))]
-        evaluated = [folder for folder in [place, *within] if Run(folder).holds("evaluate")]
+        evaluated = [folder for folder in [place, *within] if Run(folder, explanation, full).holds("evaluate")]
         for folder in sorted({*within} - {*evaluated}):
-            print(f"{folder}: left out, it has not been evaluated; `datxai run='{folder}'` goes on with it")
+            print(f"{folder}: left out, it has not been evaluated; `datxai run='{folder}'{named}` goes on with it")
         if not evaluated:
-            raise InputError(f"{place}: no evaluated run, and none within it; run `datxai run={place}` first.")
+            raise InputError(f"{place}: no evaluated run, and none within it; run `datxai run={place}{named}` first.")
         folders |= dict.fromkeys(evaluated)
     short = [folder.resolve().name for folder in folders]
-    members = [
-        Member(str(folder) if short.count(name) > 1 else name, Run(folder)) for folder, name in zip(folders, short)
-    ]
+    names = [str(folder) if short.count(name) > 1 else name for folder, name in zip(folders, short)]
+    members = [Member(name, Findings(Run(folder, explanation, full))) for name, folder in zip(names, folders)]
     for member in members:
         member.run.entry("evaluate", "compare")
     different = _differ_in(members, "evaluate")
@@ -128,7 +172,7 @@ def _find_members(given: Sequence[Path]) -> list[Member]:
 
 
 def _differ_in(members: Sequence[Member], stage: str) -> list[Member]:
-    """The first of those that made a stage from the same settings and inputs."""
+    """One member of each group that made a stage from the same settings and inputs."""
     first: dict[str, Member] = {}
     for member in members:
         first.setdefault(member.fingerprint(stage), member)
@@ -136,7 +180,7 @@ def _differ_in(members: Sequence[Member], stage: str) -> list[Member]:
 
 
 def _find_common(members: Sequence[Member], name: str) -> tuple[list[tuple], list[str]]:
-    """The cases that are in this set in every run, and what is to be said of the others."""
+    """The cases that are in this set in every run, and a sentence on the others."""
     sets = [member.of_set(name) for member in members]
     common = set.intersection(*sets)
     remarks = []
@@ -150,8 +194,8 @@ def _combine(members: Sequence[Member], people: Sequence[tuple]) -> dict | None:
     """The mean of the networks' calibrated probabilities, and two ways to call a case uncertain."""
     if len(members) < 2 or not people:
         return None
-    each = np.stack([member.probabilities(people) for member in members])
-    mean, votes = each.mean(axis=0), (each > 0.5).sum(axis=0)
+    probabilities = np.stack([member.probabilities(people) for member in members])
+    mean, votes = probabilities.mean(axis=0), (probabilities > 0.5).sum(axis=0)
     labels = np.array([members[0].cases[person]["label"] for person in people])
     predicted = (mean > 0.5).astype(int)
     uncertain = {"disagree": (votes > 0) & (votes < len(members))}
@@ -169,7 +213,7 @@ def _combine(members: Sequence[Member], people: Sequence[tuple]) -> dict | None:
         "brier": float(((mean - labels) ** 2).mean()),
         "interval": None if half_width is None else [0.5 - half_width, 0.5 + half_width],
         "validation_cases": len(validation),
-        "uncertain": {name: measure_uncertain(chosen, predicted != labels) for name, chosen in uncertain.items()},
+        "uncertain": {name: measure_uncertain(cases, predicted != labels) for name, cases in uncertain.items()},
         "cases": [
             {
                 "participant_id": person[0],
@@ -177,7 +221,7 @@ def _combine(members: Sequence[Member], people: Sequence[tuple]) -> dict | None:
                 "predicted": predicted[number],
                 "p_reduced": mean[number],
                 "votes_reduced": votes[number],
-                **{f"uncertain_{name}": bool(chosen[number]) for name, chosen in uncertain.items()},
+                **{f"uncertain_{name}": bool(is_uncertain[number]) for name, is_uncertain in uncertain.items()},
             }
             for number, person in enumerate(people)
         ],
@@ -188,7 +232,7 @@ def _why_no_agreement(members: Sequence[Member], people: Sequence[tuple]) -> str
     """The reason why relevance maps cannot be compared, as a sentence; None if they can."""
     if not people:
         return "No agreement of relevance maps: there is no test case in common."
-    grids = [load(_map_of(member, people[0]), blank=True).grid for member in members]
+    grids = [member.map_of(people[0]).grid for member in members]
     if not all(grid.same_as(grids[0]) for grid in grids):
         return "No agreement of relevance maps: they lie on different grids."
     return None
@@ -196,15 +240,13 @@ def _why_no_agreement(members: Sequence[Member], people: Sequence[tuple]) -> str
 
 def _measure_agreement(members: Sequence[Member], people: Sequence[tuple]) -> tuple[list[dict], np.ndarray, np.ndarray]:
     """Rows of agreement.tsv, and correlation and overlap (cases, pairs); in memory are the maps of one case."""
-    grid = load(_map_of(members[0], people[0]), blank=True).grid
-    atlas = load_atlas(**members[0].run.entries()["evaluate"]["config"]["atlas"])
-    brain = make_regions(grid, atlas)["brain"]
-    found = []
+    brain = members[0].findings.anatomy.brain
+    compared = []
     with Bar(len(people), "cases compared") as bar:
         for person in people:
-            found.append(compare_maps([load(_map_of(member, person), blank=True).data[brain] for member in members]))
+            compared.append(compare_maps([member.map_of(person).data[brain] for member in members]))
             bar.update()
-    correlation, overlap = (np.stack(values) for values in zip(*found))
+    correlation, overlap = (np.stack(values) for values in zip(*compared))
     rows = []
     for number, (a, b) in enumerate(combinations(members, 2)):
         same = np.mean([a.cases[person]["predicted"] == b.cases[person]["predicted"] for person in people])
@@ -216,18 +258,14 @@ def _measure_agreement(members: Sequence[Member], people: Sequence[tuple]) -> tu
     return rows, correlation, overlap
 
 
-def _map_of(member: Member, person: tuple) -> Path:
-    return member.run.relevance_of(person[0])
-
-
 def _write_runs(out: Path, members: Sequence[Member], rows: Mapping[str, Mapping]) -> None:
     calibration = {member.name: member.metrics["calibration"] for member in members}
     table = []
-    for name, found in rows.items():
-        row = {"run": name, **{key: found[key] for key in ("n", "tn", "fp", "fn", "tp")}}
+    for name, figures in rows.items():
+        row = {"run": name, **{key: figures[key] for key in ("n", "tn", "fp", "fn", "tp")}}
         for measure in SHOWN:
-            low, high = found[f"{measure}_ci95"] or (None, None)
-            row |= {measure: found[measure], f"{measure}_low": low, f"{measure}_high": high}
+            low, high = figures[f"{measure}_ci95"] or (None, None)
+            row |= {measure: figures[measure], f"{measure}_low": low, f"{measure}_high": high}
         if name in calibration:
             row |= {
                 "temperature": calibration[name]["temperature"],
@@ -238,7 +276,7 @@ def _write_runs(out: Path, members: Sequence[Member], rows: Mapping[str, Mapping
     write_table(out / "runs.tsv", table, list(table[0]))
 
 
-def _describe(rows: Mapping[str, Mapping], found: Mapping) -> list[str]:
+def _describe(rows: Mapping[str, Mapping], summary: Mapping) -> list[str]:
     """The lines to print."""
     lines = _align(
         [
@@ -249,18 +287,18 @@ def _describe(rows: Mapping[str, Mapping], found: Mapping) -> list[str]:
             ),
         ]
     )
-    if "agreement" in found:
-        lines += ["", f"Relevance maps of the {found['common_test_cases']} cases, every two runs: mean (SD)"]
+    if "agreement" in summary:
+        lines += ["", f"Relevance maps of the {summary['common_test_cases']} cases, every two runs: mean (SD)"]
         titles = {
             "correlation": "correlation within the brain",
             "overlap": f"overlap of the hottest {100 * HOTTEST:g} %",
         }
         for name, title in titles.items():
-            mean, sd = (found["agreement"][name][key] for key in ("mean", "sd"))
+            mean, sd = (summary["agreement"][name][key] for key in ("mean", "sd"))
             lines.append(f"  {title}  " + ("n/a" if sd is None else f"{mean:.2f} ({sd:.2f})"))
-    if "ensemble" in found:
-        lines += ["", *_describe_ensemble(found["ensemble"])]
-    return [*lines, "", *found["remarks"]]
+    if "ensemble" in summary:
+        lines += ["", *_describe_ensemble(summary["ensemble"])]
+    return [*lines, "", *summary["remarks"]]
 
 
 def _describe_ensemble(ensemble: Mapping) -> list[str]:
@@ -270,12 +308,12 @@ def _describe_ensemble(ensemble: Mapping) -> list[str]:
         titles["interval"] = f"{low:.3f} <= probability <= {high:.3f}"
     lines = [["Ensemble: uncertain where", "cases", "errors caught", "right among the rest"]]
     for name, title in titles.items():
-        found = ensemble["uncertain"][name]
-        told = [
-            f"{found[f'{key}_of'][0]} of {found[f'{key}_of'][1]}, {format_percent(found[key], found[f'{key}_ci95'])}"
+        figures = ensemble["uncertain"][name]
+        cells = [
+            "{} of {}, ".format(*figures[f"{key}_of"]) + format_percent(figures[key], figures[f"{key}_ci95"])
             for key in ("rate", "caught", "accuracy")
         ]
-        lines.append([title, *told])
+        lines.append([title, *cells])
     return _align(lines)
 
 

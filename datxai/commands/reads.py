@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isnan
 from pathlib import Path
 
-from datxai.cohort.reads import reach_consensus, read_reads
+from datxai.cohort.consensus import reach_consensus, read_reads
 from datxai.config import Config
 from datxai.errors import InputError
 from datxai.files import write_json, write_table
@@ -31,21 +31,21 @@ def run(settings: Config, folder: Run) -> None:
 def _describe(summary: dict) -> list[str]:
     """The lines to print of `Consensus.summarise`."""
     lines = [f"{summary['cases']} cases: {summary['normal']} normal, {summary['reduced']} reduced"]
-    for reader, found in summary["intra_reader"].items():
-        lines.append(f"Intra-reader disagreement of {reader}: {_share(found)}")
+    for reader, reads in summary["intra_reader"].items():
+        lines.append(f"Intra-reader disagreement of {reader}: {_describe_disagreement(reads)}")
     between = summary["inter_reader"]
-    lines.append(f"Inter-reader disagreement: {_share(between)}")
+    lines.append(f"Inter-reader disagreement: {_describe_disagreement(between)}")
     if between["n"] and isnan(between["kappa"]):
         lines.append("Cohen's kappa is not defined: one category only")
     elif between["n"]:
         kappa, error, p = between["kappa"], between["standard_error"], between["p_value"]
         lines.append(f"Cohen's kappa {kappa:.3f} (SE {error:.3f}, p {'< 0.0005' if p < 0.0005 else f'= {p:.3g}'})")
-    for due, people in summary["to_read"].items():
-        lines.append(f"To be read by {due}: {len(people)} ({', '.join(people)})")
+    for occasion, people in summary["to_read"].items():
+        lines.append(f"To be read by {occasion}: {len(people)} ({', '.join(people)})")
     lines.append(f"Excluded: {len(summary['excluded'])} ({', '.join(summary['excluded']) or 'none'})")
     return lines
 
 
-def _share(found: dict) -> str:
-    n, disagreed = found["n"], found["disagreed"]
+def _describe_disagreement(reads: dict) -> str:
+    n, disagreed = reads["n"], reads["disagreed"]
     return f"{disagreed} of {n}" + (f" ({disagreed / n:.1%})" if n else "")

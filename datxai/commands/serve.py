@@ -16,6 +16,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -29,16 +30,21 @@ from pathlib import Path
 from socketserver import ThreadingTCPServer
 from typing import BinaryIO
 
-from datxai.analysis.report import render_upload_page
 from datxai.commands.upload import CHUNK, UploadLimits, unpack
 from datxai.config import Config
 from datxai.errors import InputError
+from datxai.lock import NAME as LOCK
+from datxai.lock import holding
+from datxai.pages.report import render_upload_page
 from datxai.reader import MAX_AGE, Reader
 from datxai.run import Run
 
 log = logging.getLogger("datxai")
 
+_Request = socket.socket | tuple[bytes, socket.socket]  # as socketserver has it
 HOST = "127.0.0.1"
+PREFIX = "datxai-serve-"  # of the folder with uploads and results
+BEGIN_S = 60.0  # in which a server that begins has locked its folder
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -57,7 +63,9 @@ class Limits(UploadLimits):
     waiting: int = 4  # uploads at a time, the one being read among them
     results: int = 20  # kept; the oldest is deleted
     connections: int = 32
-    seconds: float = 60.0  # to send a request, and again to take its answer
+    headers: float = 5.0  # seconds to send the headers of a request
+    rate: float = 1 << 20  # bytes a second that an upload has to come in at, after as long
+    seconds: float = 60.0  # to take an answer
 
 
 def run(settings: Config, trained: Run) -> None:
@@ -66,7 +74,8 @@ def run(settings: Config, trained: Run) -> None:
     Raises `InputError` if the run is not finished or the port is taken.
     """
     trained.entry("evaluate", "serve")
-    with tempfile.TemporaryDirectory(prefix="datxai-") as folder:
+    _remove_left()
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as folder, holding(Path(folder), "datxai serve"):
         try:
             server = Server(Path(folder).resolve(), settings.port)
         except (OSError, OverflowError) as error:
@@ -79,11 +88,24 @@ def run(settings: Config, trained: Run) -> None:
                 signal.signal(ending, signal.default_int_handler)
             try:
                 server.reader = Reader.of(settings, trained)
+                server.made_from = server.reader.reference.identity
+                server.identify = lambda: trained.identity("evaluate", "serve")
                 log.info("Drop scans on http://%s:%d/ (Ctrl-C ends it)", HOST, server.port)
                 server.serve_forever()
             except KeyboardInterrupt:
                 server.finish()
                 log.info("Ended; uploads and results are deleted.")
+
+
+def _remove_left() -> None:
+    """Remove the uploads and results of servers that were killed: nobody holds their folders any more."""
+    for place in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(InputError, OSError):
+            state = place.lstat()
+            begins = not (place / LOCK).exists() and time.time() - state.st_mtime < BEGIN_S
+            if stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not begins:
+                with holding(place, "datxai serve", patience=0):
+                    shutil.rmtree(place, ignore_errors=True)
 
 
 class Server(ThreadingTCPServer):
@@ -97,6 +119,8 @@ class Server(ThreadingTCPServer):
 
     def __init__(self, folder: Path, port: int, reader: Reader | None = None, limits: Limits | None = None):
         self.folder, self.reader, self.limits = folder, reader, limits or Limits()
+        self.made_from: str | None = None  # the identity of the run, when it was read
+        self.identify: Callable[[], str | None] = lambda: self.made_from  # that of now
         self.places = threading.BoundedSemaphore(self.limits.waiting)
         self.turn = threading.Lock()  # whoever holds it reads, and is the only one that writes to the folder
         self.ended = False
@@ -116,6 +140,9 @@ class Server(ThreadingTCPServer):
         with self.turn:
             if self.ended:
                 raise InputError("The server has been ended.")
+            assert self.reader is not None, "it is there before the first request"
+            if self.identify() != self.made_from:
+                raise InputError("The run has been made again since it was read; end `datxai serve` and begin it anew.")
             upload, name = self.folder / "upload", secrets.token_urlsafe(16)
             upload.mkdir()
             try:
@@ -131,7 +158,7 @@ class Server(ThreadingTCPServer):
                 self.results.remove(old)
             return f"/results/{name}/report.html"
 
-    def verify_request(self, request: socket.socket, client_address: object) -> bool:
+    def verify_request(self, request: _Request, client_address: object) -> bool:
         """Whether there is room for one more connection; closes it otherwise."""
         return len(self.deadlines) < self.limits.connections
 
@@ -143,18 +170,18 @@ class Server(ThreadingTCPServer):
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
-    def handle_error(self, request: socket.socket, client_address: object) -> None:
+    def handle_error(self, request: _Request, client_address: object) -> None:
         """A client that has gone is no fault; of a fault of ours nothing is told that may be a patient's."""
         _log_fault()
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Server
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]  # it serves no other
     server_version, sys_version = "datxai", ""
 
     def setup(self) -> None:
         super().setup()
-        self._give_time(self.server.limits.seconds)
+        self._give_time(self.server.limits.headers)
 
     def finish(self) -> None:
         try:
@@ -167,8 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers["Host"] not in self.server.hosts:
             self._refuse(403, f"Open this page as http://{HOST}:{self.server.port}/.")
         elif self.path == "/":
-            limits = {"upload": self.server.limits.upload, "files": self.server.limits.files}
-            self._answer(200, render_upload_page({"limits": limits}).encode(), "text/html; charset=utf-8")
+            page = render_upload_page(self.server.limits.upload, self.server.limits.files)
+            self._answer(200, page.encode(), "text/html; charset=utf-8")
         elif self.path == "/favicon.ico":
             self._answer(204, b"", "image/x-icon")
         elif result and result[1] in self.server.results:
@@ -223,9 +250,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _receive(self, target: BinaryIO, length: int) -> int:
         """Take at most ``length`` bytes of the body; how many came."""
-        left = length
+        left, begin = length, time.monotonic() + self.server.limits.headers
         while left and (piece := self.rfile.read1(min(left, CHUNK))):
             left -= target.write(piece)
+            self.server.deadlines[self.connection] = begin + (length - left) / self.server.limits.rate
         target.flush()
         return length - left
 
@@ -266,7 +294,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _give_time(self, seconds: float) -> None:
         self.server.deadlines[self.connection] = time.monotonic() + seconds
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *_: object) -> None:
         """Requests are not logged: their addresses lead to results."""
 
 
@@ -283,5 +311,5 @@ def _parse_age(text: str | None) -> float | None:
 def _log_fault() -> None:
     """Where in the code a fault came up; not its words, which may come from a header."""
     error = sys.exc_info()[1]
-    if not isinstance(error, (ConnectionError, TimeoutError)):
+    if error is not None and not isinstance(error, (ConnectionError, TimeoutError)):
         log.error("fault: %s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))

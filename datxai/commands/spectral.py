@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from datxai.case import outline_of
+from datxai.analysis.spectral import MIN_MAPS, Strategies, find_strategies, shrink
+from datxai.anatomy import Anatomy
 from datxai.config import Config
 from datxai.errors import InputError
 from datxai.files import write_json, write_table
-from datxai.imaging.atlas import load_atlas, make_regions
-from datxai.results import read_predictions
+from datxai.findings import Findings
 from datxai.run import Run
-from datxai.volume import load
 
 log = logging.getLogger("datxai")
 
@@ -28,65 +29,20 @@ def run(settings: Config, folder: Run) -> None:
     RUN/spectral then holds ``clusters.tsv`` (a row per case), ``spectral.json`` (eigenvalues, gap and p value; and of
     each group size, prototype and relevance outside the brain) and a figure per class. Too small a class is left out.
     """
-    from datxai.analysis.figures import plot_strategies
-    from datxai.analysis.slices import Frame
-    from datxai.analysis.spectral import MIN_MAPS, find_strategies, shrink
-    from datxai.analysis.style import save_figure
-
     folder.entry("explain", "spectral")
-    cases = [case for case in read_predictions(folder) if folder.relevance_of(case["participant_id"]).is_file()]
-    grid = load(folder.relevance_of(cases[0]["participant_id"]), blank=True).grid
-    regions = make_regions(grid, load_atlas(settings.atlas.labels, settings.atlas.names))
-    frame = Frame(grid, outline_of(regions), regions["brain"])
-    out, rows, summary = folder.folder / "spectral", [], {}
+    findings, atlas = Findings(folder), settings.atlas
+    grid = findings.map_of(findings.explained[0]["participant_id"]).grid
+    anatomy = Anatomy(grid, atlas.labels, atlas.names)
+    out, rows, summary = folder.explained / "spectral", [], {}
     for label, name in enumerate(CLASSES):
-        chosen = [case for case in cases if case["predicted"] == label]
-        if len(chosen) < MIN_MAPS:
-            log.info("%s: %d maps of cases predicted so, groups need %d", name, len(chosen), MIN_MAPS)
+        cases = [case for case in findings.explained if case["predicted"] == label]
+        if len(cases) < MIN_MAPS:
+            log.info("%s: %d maps of cases predicted so, groups need %d", name, len(cases), MIN_MAPS)
             continue
-        names = [case["participant_id"] for case in chosen]
-        maps = [load(folder.relevance_of(case), blank=True).data for case in names]
-        found = find_strategies(np.stack([shrink(data, grid.spacing, CELL_MM) for data in maps]), seed=settings.seed)
-        outside = [_share_outside(data, regions["brain"]) for data in maps]
-        save_figure(plot_strategies(frame, found, maps, names), out / name)
-        groups = [
-            {
-                "n": int(members.sum()),
-                "prototype": names[prototype],
-                "outside_brain": float(np.mean(np.array(outside)[members])),
-                "misclassified": sum(case["label"] != label for case, in_it in zip(chosen, members) if in_it),
-            }
-            for prototype, members in ((p, found.clusters == k) for k, p in enumerate(found.prototypes))
-        ]
-        summary[name] = {
-            "n": len(names),
-            "gap": found.gap,
-            "p": found.p,
-            "eigenvalues": found.eigenvalues,
-            "groups": groups,
-        }
-        rows += [
-            {
-                "participant_id": case["participant_id"],
-                "predicted": label,
-                "group": case["group"],
-                "cluster": cluster + 1,
-                "prototype": place in found.prototypes,
-                "outside_brain": share,
-                "x": x,
-                "y": y,
-            }
-            for place, (case, cluster, share, (x, y)) in enumerate(
-                zip(chosen, found.clusters, outside, found.embedding)
-            )
-        ]
-        kind = "one kind of map" if found.n == 1 else f"{found.n} kinds of maps"
-        log.info("%s: %d cases, %s (eigengap %.2f, p = %.3f)", name, len(names), kind, found.gap, found.p)
-        for number, group in enumerate(groups, start=1):
-            log.info(
-                "  group %d: %d cases, like %s; outside the brain %.0f %% of the relevance; %d misclassified",
-                number, group["n"], group["prototype"], 100 * group["outside_brain"], group["misclassified"],
-            )  # fmt: skip
+        strategies, outside = _find_groups(findings, cases, anatomy, settings.seed, out / name)
+        summary[name] = _summarise(strategies, cases, outside)
+        rows += _tabulate(strategies, cases, outside)
+        _announce(name, summary[name])
     if not summary:
         raise InputError(
             f"{folder.folder}: fewer than {MIN_MAPS} relevance maps in each class, expected more in one of them; "
@@ -95,6 +51,69 @@ def run(settings: Config, folder: Run) -> None:
     write_table(out / "clusters.tsv", rows, COLUMNS)
     write_json(out / "spectral.json", summary)
     log.info("Groups and figures: %s", out)
+
+
+def _find_groups(
+    findings: Findings, cases: Sequence[Mapping], anatomy: Anatomy, seed: int, figure: Path
+) -> tuple[Strategies, list[float]]:
+    """The groups of the cases' maps, drawn; and the share of each map's relevance outside the brain."""
+    from datxai.pages.figures import plot_strategies
+    from datxai.pages.style import save_figure
+
+    names = [case["participant_id"] for case in cases]
+    maps = [findings.map_of(name).data for name in names]
+    shrunk = np.stack([shrink(data, anatomy.grid.spacing, CELL_MM) for data in maps])
+    strategies = find_strategies(shrunk, seed=seed)
+    save_figure(plot_strategies(anatomy.frame, strategies, maps, names), figure)
+    return strategies, [_share_outside(data, anatomy.brain) for data in maps]
+
+
+def _summarise(strategies: Strategies, cases: Sequence[Mapping], outside: Sequence[float]) -> dict:
+    """The entry of a class in spectral.json."""
+    groups = []
+    wrong = np.array([case["label"] != case["predicted"] for case in cases])
+    for cluster, prototype in enumerate(strategies.prototypes):
+        members = strategies.clusters == cluster
+        groups.append(
+            {
+                "n": int(members.sum()),
+                "prototype": cases[prototype]["participant_id"],
+                "outside_brain": float(np.mean(np.array(outside)[members])),
+                "misclassified": int(wrong[members].sum()),
+            }
+        )
+    spectrum = {"gap": strategies.gap, "p": strategies.p, "eigenvalues": strategies.eigenvalues}
+    return {"n": len(cases), **spectrum, "groups": groups}
+
+
+def _tabulate(strategies: Strategies, cases: Sequence[Mapping], outside: Sequence[float]) -> list[dict]:
+    """The rows of clusters.tsv of a class."""
+    return [
+        {
+            "participant_id": case["participant_id"],
+            "predicted": case["predicted"],
+            "group": case["group"],
+            "cluster": cluster + 1,
+            "prototype": place in strategies.prototypes,
+            "outside_brain": fraction_outside,
+            "x": x,
+            "y": y,
+        }
+        for place, (case, cluster, fraction_outside, (x, y)) in enumerate(
+            zip(cases, strategies.clusters, outside, strategies.embedding)
+        )
+    ]
+
+
+def _announce(name: str, summary: Mapping) -> None:
+    n_groups = len(summary["groups"])
+    kind = "one kind of map" if n_groups == 1 else f"{n_groups} kinds of maps"
+    log.info("%s: %d cases, %s (eigengap %.2f, p = %.3f)", name, summary["n"], kind, summary["gap"], summary["p"])
+    for number, group in enumerate(summary["groups"], start=1):
+        log.info(
+            "  group %d: %d cases, like %s; outside the brain %.0f %% of the relevance; %d misclassified",
+            number, group["n"], group["prototype"], 100 * group["outside_brain"], group["misclassified"],
+        )  # fmt: skip
 
 
 def _share_outside(relevance: np.ndarray, brain: np.ndarray) -> float:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 
-from datxai.case import read_scan
+from datxai.anatomy import Anatomy
 from datxai.config import Config
+from datxai.data_source import find_scans
 from datxai.errors import InputError
-from datxai.files import read_json, read_table
-from datxai.imaging.atlas import load_atlas, make_template_bases
+from datxai.findings import Findings
 from datxai.imaging.registration import register
 from datxai.imaging.template import average_scans
 from datxai.run import Run
-from datxai.stages.preprocess import find_scans
-from datxai.volume import save, sidecar_path
+from datxai.scan import Scan
+from datxai.volume import Volume, save
 
 log = logging.getLogger("datxai")
 
@@ -27,12 +27,9 @@ def run(settings: Config, folder: Run) -> None:
     Use it by registration.template=RUN/template.nii.gz.
     """
     folder.entry("preprocess", "template")
-    normal = {row["participant_id"] for row in read_table(folder.participants) if row["label"] == "0"}
-    cases = [
-        row["participant_id"]
-        for row in read_table(folder.qc)
-        if row["verdict"] == "green" and row["participant_id"] in normal
-    ]
+    findings = Findings(folder)
+    normal = {name for name, person in findings.people.items() if person["label"] == 0}
+    cases = [name for name, row in findings.quality.items() if row["verdict"] == "green" and name in normal]
     if len(cases) < MIN_SCANS:
         raise InputError(
             f"{folder.folder}: {len(cases)} normal scans passed quality control, expected at least {MIN_SCANS} for a "
@@ -41,17 +38,17 @@ def run(settings: Config, folder: Run) -> None:
     if settings.registration.kind == "none":
         raise InputError("registration=none: scans that are in MNI space already need no template; choose affine.")
     files = {scan.case_id: scan for scan in find_scans(settings, folder)[0]}
-    atlas = load_atlas(settings.atlas.labels, settings.atlas.names)
+    anatomy = Anatomy.of(settings)
 
-    def read(case: str):
-        return read_scan(files[case].files, files[case].format, settings)
+    def read(case: str) -> Volume:
+        return Scan(files[case].files, files[case].format).read(settings.reconstruction)
 
-    transforms = {case: read_json(sidecar_path(folder.scan_of(case)))["measures"]["transform"] for case in cases}
-    template = average_scans(((read(case), transforms[case]) for case in cases), atlas)
+    transforms = {case: findings.measures_of(case)["transform"] for case in cases}
+    template = average_scans(((read(case), transforms[case]) for case in cases), anatomy.atlas)
     for number in range(2, ROUNDS + 1):
         log.info("  round %d of %d", number, ROUNDS)
-        bases = make_template_bases(atlas, template)
+        bases = anatomy.make_bases(template)
         scans = ((scan, register(scan, bases).affine) for scan in map(read, cases))
-        template = average_scans(scans, atlas)
+        template = average_scans(scans, anatomy.atlas)
     save(template, folder.template, {"participants": cases, "rounds": ROUNDS})
     log.info("Template of %d normal scans: %s", len(cases), folder.template)

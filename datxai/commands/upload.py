@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from datxai.errors import InputError
+from datxai.forms import DICOM, GZIP, HEAD, NIFTI, PAIR, tell_form_of
 
 CHUNK = 1 << 20
 PIECE = 1 << 16  # what a member of a gzip file leaves over is copied
-GZIP = b"\x1f\x8b"
-HEAD = 512  # bytes that tell what a file is
-MEDIA_DIRECTORY = b"1.2.840.10008.1.3.10\0"  # the class of a DICOMDIR, which lists files and holds no scan
 
 
 @dataclass(frozen=True)
@@ -43,37 +41,51 @@ def unpack(body: BinaryIO, sizes: Sequence[int], folder: Path, limits: UploadLim
     nifti, series, unpacked = folder / "scan.nii", folder / "scan", 0
     series.mkdir()
     try:
-        for number, chunks in enumerate(_list_files(body, sizes, limits), start=1):
-            head = b""
-            while len(head) < HEAD and (chunk := next(chunks, b"")):
-                head += chunk
-            if head[:2] == GZIP:
-                chunks = _gunzip(head, chunks)
-                head = next(chunks, b"")
-            if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0":
-                if nifti.exists():
-                    raise InputError("There are several NIfTI files, expected one scan; give one after the other.")
-                path = nifti
-            elif head[128:132] == b"DICM" and MEDIA_DIRECTORY not in head[:HEAD]:
-                path = series / f"{number:04}.dcm"
-            else:
+        for number, packed in enumerate(_list_files(body, sizes, limits), start=1):
+            head, chunks = _read_head(packed)
+            path = _choose_place(tell_form_of(head), nifti, series / f"{number:04}.dcm")
+            if path is None:
                 continue
             with path.open("xb") as stream:
-                while head:
-                    unpacked += stream.write(head)
+                for chunk in chain([head], chunks):
+                    unpacked += stream.write(chunk)
                     if unpacked > limits.unpacked:
                         raise InputError(
                             f"The files unpack to more than {limits.unpacked >> 20} MiB, expected the size of one scan."
                         )
-                    head = next(chunks, b"")
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
         if isinstance(error, InputError) or getattr(error, "errno", None) == errno.ENOSPC:
             raise
         raise InputError("The file is damaged: it cannot be unpacked; export the scan anew.") from error
     if nifti.exists() == any(series.iterdir()):
-        found = "both NIfTI and DICOM files" if nifti.exists() else "neither a NIfTI nor a DICOM file"
-        raise InputError(f"Found {found}, expected one NIfTI file or the DICOM files of one series; give those alone.")
+        content = "both NIfTI and DICOM files" if nifti.exists() else "neither a NIfTI nor a DICOM file"
+        raise InputError(
+            f"Found {content}, expected one NIfTI file or the DICOM files of one series; give those alone."
+        )
     return nifti if nifti.exists() else series
+
+
+def _read_head(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """The first bytes of a file, enough to tell its form, and the rest in pieces; unpacked where it is gzipped."""
+    head = b""
+    while len(head) < HEAD and (chunk := next(chunks, b"")):
+        head += chunk
+    if head[:2] == GZIP:
+        chunks = _gunzip(head, chunks)
+        head = next(chunks, b"")
+    return head, chunks
+
+
+def _choose_place(form: str, nifti: Path, dicom: Path) -> Path | None:
+    """Where a file of this form goes; None for what is no scan."""
+    if form == PAIR:
+        raise InputError(
+            "There is a header whose image is a file of its own (.hdr and .img), expected NIfTI in one file "
+            "(.nii, .nii.gz); convert it."
+        )
+    if form == NIFTI and nifti.exists():
+        raise InputError("There are several NIfTI files, expected one scan; give one after the other.")
+    return {NIFTI: nifti, DICOM: dicom}.get(form)
 
 
 def _list_files(body: BinaryIO, sizes: Sequence[int], limits: UploadLimits) -> Iterator[Iterator[bytes]]:

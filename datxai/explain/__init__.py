@@ -4,8 +4,9 @@
 rules that may be used in any Zennit composite.
 """
 
+from datxai.explain.assignment import RULES
 from datxai.explain.attribution import METHODS, TARGETS, Explanation, attribute
-from datxai.explain.composite import RULES, build_composite, describe_composite
+from datxai.explain.composite import build_composite, describe_composite
 
 __all__ = [
     "METHODS",

@@ -44,7 +44,8 @@ class _Door:
         if name != "zennit.torchvision":
             return None
         spec = PathFinder.find_spec(name, path)
-        spec.loader = _OnDemand(name, spec.origin)
+        if spec is not None and spec.origin is not None:
+            spec.loader = _OnDemand(name, spec.origin)
         return spec
 
 

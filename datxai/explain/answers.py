@@ -7,6 +7,9 @@ from hashlib import sha256
 import torch
 from torch import Tensor, nn
 
+from datxai.explain.layers import is_plain
+from datxai.explain.network import run
+
 _DESCRIBED_APART = {"_parameters", "_buffers", "_modules"}
 
 
@@ -33,18 +36,19 @@ class Answers:
         first, rest = _split(model)
         form = None if first is not model else self._hold(model)
         kept = self._kept.setdefault((form, self._describe_layer(first), x.shape[1:], x.dtype, x.device), {})
-        keys = [sha256(case.contiguous().cpu().numpy()).digest() for case in x.detach()]
+        keys = [sha256(case.contiguous().cpu().view(torch.uint8).numpy().data).digest() for case in x.detach()]
         new = {key: place for place, key in enumerate(keys) if key not in kept}
         with torch.no_grad():
             if new:
-                kept.update(zip(new, first(x if len(new) == len(x) else x[[*new.values()]])))
-            return rest(torch.stack([kept[key] for key in keys]))
+                kept.update(zip(new, run(first, x if len(new) == len(x) else x[[*new.values()]])))
+            return run(rest, torch.stack([kept[key] for key in keys]))
 
     def _describe_layer(self, layer: nn.Module) -> tuple:
         """Type, weights and settings of a layer and of those within it: layers that say the same compute the same."""
         tensors = {**dict(layer._parameters.items()), **dict(layer._buffers.items())}  # no dicts in a scripted module
         own = {name: value for name, value in vars(layer).items() if name not in _DESCRIBED_APART}
-        inner = ((name, None if each is None else self._describe_layer(each)) for name, each in layer._modules.items())
+        children = layer._modules.items()
+        inner = ((name, None if child is None else self._describe_layer(child)) for name, child in children)
         return type(layer), self._describe(tensors), self._describe(own), *inner
 
     def _describe(self, value: object) -> object:
@@ -53,7 +57,7 @@ class Answers:
         if value is None or isinstance(value, (bool, int, float, str)):
             return type(value), value
         if isinstance(value, dict):
-            return tuple((name, self._describe(each)) for name, each in value.items())
+            return tuple((name, self._describe(entry)) for name, entry in value.items())
         if isinstance(value, (tuple, list)):
             return tuple(map(self._describe, value))
         if isinstance(value, (set, frozenset)):
@@ -67,7 +71,7 @@ class Answers:
 
 def _split(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     """The layers up to the first fully connected one, and those behind; a network with hooks of its own stays whole."""
-    if type(model) is nn.Sequential and not (model._forward_hooks or model._forward_pre_hooks):
+    if isinstance(model, nn.Sequential) and is_plain(model, nn.Sequential):
         for place, layer in enumerate(model, start=1):
             if isinstance(layer, nn.Linear):
                 return model[:place], model[place:]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,13 +14,27 @@ from torch import Tensor, nn
 
 from datxai.errors import InputError
 from datxai.explain._zennit import canonizers as zennits
-from datxai.explain._zennit import types
 from datxai.explain.answers import Answers
 from datxai.explain.batches import WORTHWHILE
 from datxai.explain.composite import RuleComposite, build_composite
-from datxai.explain.ledger import Ledger
+from datxai.explain.graph import guide
+from datxai.explain.layers import FoldedBatch
+from datxai.explain.ledger import BETWEEN, Ledger
 from datxai.explain.methods import METHODS as BY_CASE
 from datxai.explain.methods import Decision, check_options, takes_parcels
+from datxai.explain.network import (
+    MIXES,
+    ONE_AT_A_TIME,
+    answer,
+    are_close,
+    gradient,
+    note,
+    noticing,
+    require_explainable,
+    require_rows_are_cases,
+    require_way_back,
+)
+from datxai.explain.rules import Extreme
 from datxai.explain.untouched import unchanged
 
 NORMAL, REDUCED = 0, 1  # labels, and outputs of the network
@@ -27,12 +42,18 @@ _GRADIENT = {"match": ["*"], "rule": "gradient"}
 _FIXED = {  # methods that are a composite of their own
     "gradient": [_GRADIENT],
     "input_x_gradient": [_GRADIENT],
-    "guided_backprop": [{"match": ["type:ReLU"], "rule": "guided_backprop"}, _GRADIENT],
+    "guided_backprop": [_GRADIENT],
 }
-METHODS = ("lrp", *_FIXED, *BY_CASE)
-STARTS = ("logit", "one")
+Method = Literal[
+    "lrp", "gradient", "input_x_gradient", "guided_backprop", "integrated_gradients", "smoothgrad", "deep_lift",
+    "grad_cam", "occlusion", "lime", "kernel_shap",
+]  # fmt: skip
+Start = Literal["logit", "one"]
+Target = Literal["predicted", "normal", "reduced", "label", "difference", "decision"]
+METHODS: tuple[Method, ...] = get_args(Method)
+STARTS: tuple[Start, ...] = get_args(Start)
+TARGETS: tuple[Target, ...] = get_args(Target)
 CANONIZED = 1e-3  # relative: how far a network's logits may move when it is rewritten; Zennit's merges leave an epsilon
-TARGETS = ("predicted", "normal", "reduced", "label", "difference", "decision")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +87,17 @@ class Explanation:
 def attribute(
     model: nn.Module,
     x: Tensor,
-    method: str = "lrp",
+    method: Method = "lrp",
     composite: Sequence[Mapping] = (),
     canonizers: Sequence[str | zennits.Canonizer] = (),
-    target: str | int | Sequence[int] | Tensor = "predicted",
+    target: Target | int | Sequence[int] | Tensor = "predicted",
     labels: Sequence[int] | None = None,
-    start: str | None = None,
+    start: Start | None = None,
     ledger: bool = True,
-    rules: str = "fast",
-    precision: str = "float32",
+    rules: Literal["fast", "zennit"] = "fast",
+    precision: Literal["float32", "bf16"] = "float32",
     at_once: int | None = None,
-    parcels: Sequence | None = None,
+    parcels: Sequence | np.ndarray | Tensor | None = None,
     options: Mapping[str, object] | None = None,
     bias: bool = True,
     own_rules: Mapping[str, type] | None = None,
@@ -84,8 +105,9 @@ def attribute(
 ) -> Explanation:
     """Attribute an output of ``model`` to the voxels of ``x``.
 
-    The model runs in evaluation mode, without autocast and without TF32, and is afterwards as it was before, also
-    after an exception. The attribution of a case does not depend on the other cases of the batch.
+    The model runs in evaluation mode, without autocast and in full precision, and is afterwards as it was before, also
+    after an exception. The attribution of a case does not depend on the other cases of the batch, nor on PyTorch's
+    default type and device. Threads wait for one another: a network that is explained has hooks.
 
     Parameters
     ----------
@@ -99,8 +121,8 @@ def attribute(
         (Springenberg et al. 2015, arXiv 1412.6806), which are composites of their own; or one of
         `datxai.explain.methods.METHODS`, which explain case by case. Targets and starts are the same for all.
     composite, canonizers, rules, precision, bias, own_rules
-        Of ``lrp``, see `datxai.explain.composite.build_composite`. The rule zbox takes each case's own range if none
-        is given.
+        Of ``lrp``, see `datxai.explain.composite.build_composite`. The rule zbox takes each case's own range, that of
+        the layer's input, if none is given.
     target
         The output explained: ``predicted``, that of the largest logit; ``normal`` (0), ``reduced`` (1) or any
         number of an output, or one for each case [batch]; ``label``, that of each case's label; ``difference``, logit
@@ -133,77 +155,129 @@ def attribute(
     Raises
     ------
     InputError
-        For settings that are not among those above, for an input that is no batch, a network that does not answer
-        with one tensor of logits or that is compiled, for canonizers that change what the network says, and see
-        `build_composite`.
+        For settings that are not among those above, for an input that is no batch, a network that cannot take it, does
+        not answer with one tensor of logits [batch, outputs] or is compiled, for canonizers that change what the
+        network says, for methods that do not apply to it (no gradient leads back, no ReLU to guide, no layer whose
+        units lie in a known place), and see `build_composite`.
+
+    Warns
+    -----
+    UserWarning
+        Once each: of numbers in ``x`` that are not finite, of batch norms without running statistics, of a network
+        that draws random numbers in evaluation mode, and of one that detaches what goes on to its answer.
     """
+    start = start or ("logit" if method == "lrp" else "one")
+    options = {} if options is None else options
+    _require_choices(method, start, precision, options, at_once)
+    require_explainable(model, x, by_gradient=not takes_parcels(method))
+    _require_axes(method, x)
+    hooks = {"canonizers": canonizers, "rules": rules, "precision": precision, "bias": bias, "own_rules": own_rules}
+    plan = _Plan(
+        method=method,
+        lines=(composite or ()) if method == "lrp" else _FIXED.get(method),
+        hooks=hooks if method == "lrp" else {},
+        target=_read_target(target, labels, len(x)),
+        start=start,
+        with_ledger=ledger and method == "lrp",
+        at_once=at_once or WORTHWHILE.get(x.device.type, 1),
+        parcels=parcels if takes_parcels(method) else None,
+        options=options,
+        answers=answers,
+    )
+    with ONE_AT_A_TIME, unchanged(model), _exact(x.device), noticing(model, x):
+        explanation = _explain_batch(model, x, plan)
+    if method == "input_x_gradient":
+        return replace(explanation, relevance=explanation.relevance * x.detach())
+    return explanation
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What `attribute` is asked for, checked; it holds for every case."""
+
+    method: str
+    lines: Sequence[Mapping] | None  # of a composite; None for methods that explain case by case
+    hooks: Mapping[str, Any]  # how lines become hooks: arguments of `build_composite`
+    target: str | list[int]
+    start: str
+    with_ledger: bool
+    at_once: int
+    parcels: Sequence | np.ndarray | Tensor | None
+    options: Mapping[str, Any]
+    answers: Answers | None
+
+    def seed(self, logits: Tensor, cases: slice) -> Tensor:
+        """What relevance starts with, [batch, outputs]."""
+        weights = _target_weights(logits, self.target if isinstance(self.target, str) else self.target[cases])
+        return weights * logits + 0.0 if self.start == "logit" else weights  # no -0.0 in records
+
+
+def _explain_batch(model: nn.Module, x: Tensor, plan: _Plan) -> Explanation:
+    """So many cases at once as the plan says; one by one where layers do not keep them apart."""
+    plan = replace(plan, parcels=_parcels_by_case(plan.parcels, x), options=_options_by_case(plan.options, x))
+    explain = _explain_each if plan.lines is None else _propagate
+    parts, start, at_once = [], 0, plan.at_once
+    while start < len(x):
+        cases = slice(start, start + at_once)
+        try:
+            parts.append(explain(model, x[cases].detach().clone(), plan, cases))
+            start += at_once
+        except FoldedBatch:
+            at_once = 1
+    return Explanation(
+        torch.cat([part.relevance for part in parts]),
+        torch.cat([part.logits for part in parts]),
+        torch.cat([part.seed for part in parts]),
+        [rows for part in parts for rows in part.ledgers],
+    )
+
+
+def _require_choices(method: str, start: str, precision: str, options: Mapping, at_once: int | None) -> None:
+    """Refuse what shows without network and input."""
     if method not in METHODS:
         raise InputError(f"attribution.method={method}: expected one of {', '.join(METHODS)}.")
-    start = start or ("logit" if method == "lrp" else "one")
     if start not in STARTS:
         raise InputError(f"attribution.start={start}: expected logit or one.")
-    _require_explainable(model, x)
-    target = _read_target(target, labels, len(x))
     if method != "lrp" and precision != "float32":
         raise InputError(f"attribution.precision={precision}: expected float32 for attribution.method={method}.")
-    options = dict(options or {})
     check_options(method, options)
-    _require_axes(method, x)
-    if at_once is not None and at_once < 1:
+    if at_once is not None and not (isinstance(at_once, int) and at_once >= 1):
         raise InputError(f"at_once={at_once}: expected one or more, or None.")
-    at_once = at_once or WORTHWHILE.get(x.device.type, 1)
-    lines = composite if method == "lrp" else _FIXED.get(method)
-    with_ledger = ledger and method == "lrp"
-    found = []
-    with unchanged(model), _exact(x.device):
-        for begin in range(0, len(x), at_once):
-            cases = slice(begin, begin + at_once)
-            some = x[cases].detach().clone()
-
-            def seed_of(logits: Tensor, cases: slice = cases) -> Tensor:
-                weights = _target_weights(logits, target if isinstance(target, str) else target[cases])
-                return weights * logits + 0.0 if start == "logit" else weights  # no -0.0 in records
-
-            if lines is None:
-                chosen = _choose_parcels(parcels, x, cases) if takes_parcels(method) else None
-                found.append(
-                    _explain_each(model, some, method, seed_of, at_once, chosen, _of_cases(options, x, cases), answers)
-                )
-            else:
-                bounds = tuple(_per_case(some, extreme) for extreme in (torch.amin, torch.amax))
-                chosen = (canonizers, bounds, rules, precision, bias, own_rules) if method == "lrp" else ()
-                found.append(_propagate(model, some, build_composite(lines, model, *chosen), seed_of, with_ledger))
-    relevance, logits, seed = (torch.cat(tensors) for tensors in list(zip(*found))[:3])
-    if method == "input_x_gradient":
-        relevance = relevance * x.detach()
-    return Explanation(relevance, logits, seed, [rows for *_, ledgers in found for rows in ledgers])
 
 
-def _propagate(
-    model: nn.Module, x: Tensor, hooks: RuleComposite, seed_of: Callable[[Tensor], Tensor], with_ledger: bool
-) -> tuple[Tensor, Tensor, Tensor, list[list[dict]]]:
-    """Relevance, logits, seed and ledgers of some cases, through the rules of a composite."""
-    x, book = x.requires_grad_(), Ledger()
+def _propagate(model: nn.Module, x: Tensor, plan: _Plan, cases: slice) -> Explanation:
+    """Some cases through the rules of a composite."""
+    bounds = tuple(Extreme(of, len(x)) for of in (torch.amin, torch.amax))
+    hooks = build_composite(plan.lines or (), model, x_bounds=bounds, **plan.hooks)
+    x, book = x.requires_grad_(), Ledger(len(x))
     try:
         hooks.register(model)
-        if with_ledger:
-            book.open(hooks.layer_rules.values())
-        logits = _answer(model, x)
-        seed = seed_of(logits.detach())
-        (relevance,) = torch.autograd.grad((logits * seed).sum(), x)  # given a seed, PyTorch would import SymPy first
+        if plan.with_ledger:
+            book.open(hooks.ruled_layers.values())
+        logits = answer(model, x)
+        seed = plan.seed(logits.detach(), cases)
+        if plan.method == "guided_backprop":
+            require_way_back(logits.requires_grad)
+            guide(logits)
+        relevance = gradient(logits * seed, x)
     finally:
         book.close()
         canonized = hooks.is_canonized
         hooks.remove()
     if canonized:
         _require_same_answer(model, x.detach(), logits.detach(), hooks)
-    return relevance, logits.detach(), seed, book.rows(seed, relevance) if with_ledger else [[] for _ in x]
+    ledgers = book.rows(seed, relevance) if plan.with_ledger else [[] for _ in x]
+    rules = hooks.ruled_layers.values()
+    by_rows = any(isinstance(value, Extreme) for rule in rules for value in rule.parameters.values())
+    if by_rows or any(row["layer"] == BETWEEN for rows in ledgers for row in rows):
+        require_rows_are_cases(model, x.detach(), [rule.module for rule in rules])
+    return Explanation(relevance, logits.detach(), seed, ledgers)
 
 
 def _require_same_answer(model: nn.Module, x: Tensor, logits: Tensor, hooks: RuleComposite) -> None:
     """Refuse canonizers that made another network than ``model``, which is by now as it was, of that explained."""
     with torch.no_grad():
-        plain = _answer(model, x)
+        plain = answer(model, x)
     precision = torch.finfo(hooks.precision or logits.dtype).eps
     apart = (logits - plain).abs().max()
     if apart > max(CANONIZED, precision**0.5) * (plain.abs().max() + 1):  # logits may be zero by chance
@@ -215,97 +289,59 @@ def _require_same_answer(model: nn.Module, x: Tensor, logits: Tensor, hooks: Rul
         )
 
 
-def _answer(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits [batch, outputs] of ``model``."""
-    try:
-        output = model(x)
-    except InputError:
-        raise
-    except Exception as error:
-        layer = next((module for module in model.modules() if isinstance(module, types.Convolution)), None)
-        if layer is None or x.ndim != len(layer.kernel_size) + 1:
-            raise
-        raise InputError(
-            f"the network cannot take an input of shape {tuple(x.shape)} ({error}); expected [batch, channels, ...]: "
-            f"add the axis of the batch, as in x[None]."
-        ) from error
-    if not isinstance(output, Tensor):
-        raise InputError(
-            f"the network answers with a {type(output).__name__}, expected one tensor of logits [batch, outputs]; "
-            f"wrap it in a module that hands on its logits alone."
-        )
-    if output.ndim == 0 or len(output) != len(x):
-        raise InputError(
-            f"the network answers with shape {tuple(output.shape)} to {len(x)} cases, expected [batch, outputs]."
-        )
-    return output.reshape(len(x), -1)
-
-
-def _explain_each(
-    model: nn.Module,
-    x: Tensor,
-    method: str,
-    seed_of: Callable[[Tensor], Tensor],
-    at_once: int,
-    parcels: Sequence | None,
-    options: Mapping[str, object],
-    answers: Answers | None,
-) -> tuple[Tensor, Tensor, Tensor, list[list[dict]]]:
-    """Attribution, logits, seed and empty ledgers of some cases, each explained by itself."""
-    for module in model.modules():
-        if getattr(module, "inplace", False):  # methods look at what it would write over; `unchanged` sets it back
-            module.inplace = False
+def _explain_each(model: nn.Module, x: Tensor, plan: _Plan, cases: slice) -> Explanation:
+    """Some cases, each explained by itself."""
+    by_parcels = takes_parcels(plan.method)
+    layers: list[Any] = list(model.modules())
+    for layer in layers:
+        if getattr(layer, "inplace", False):  # methods look at what it would write over; `unchanged` sets it back
+            layer.inplace = False
     with torch.no_grad():
-        logits = _answer(model, x)
-    seed = seed_of(logits)
+        logits = answer(model, x)
+        if len(x) > 1 and not by_parcels and not are_close(answer(model, x[:1]), logits[:1], logits):
+            note(MIXES)
+    seed = plan.seed(logits, cases)
     maps = []
-    for case in range(len(x)):
-        chosen = {"parcels": None if parcels is None else parcels[case]} if takes_parcels(method) else {}
-        decision = Decision(model, seed[case], answers)
-        own = _of_cases(options, x, slice(case, case + 1))
-        maps.append(BY_CASE[method](decision, x[case : case + 1], at_once, **chosen, **own))
-    return torch.cat(maps).detach(), logits, seed, [[] for _ in range(len(x))]
+    for number in range(len(x)):
+        place = cases.start + number  # among all cases
+        options = dict(plan.options)
+        if isinstance(options.get("baseline"), Tensor):
+            options["baseline"] = options["baseline"][place : place + 1]
+        if by_parcels:
+            options["parcels"] = None if plan.parcels is None else plan.parcels[place]
+        decision = Decision(model, seed[number], plan.answers)
+        maps.append(BY_CASE[plan.method](decision, x[number : number + 1], plan.at_once, **options))
+    return Explanation(torch.cat(maps).detach(), logits, seed, [[] for _ in range(len(x))])
 
 
-def _choose_parcels(parcels: Sequence | None, x: Tensor, cases: slice) -> Sequence | None:
-    """The parcels of some cases, one array each; those given may be one array for all."""
+def _parcels_by_case(parcels: Sequence | np.ndarray | Tensor | None, x: Tensor) -> Any:
+    """An array of parcels for each case; those given may be one array for all."""
     if parcels is None:
         return None
-    shape = tuple(np.shape(parcels))
-    if shape not in (x.shape[2:], (len(x), *x.shape[2:])):
+    try:
+        array = np.asarray(parcels.detach().cpu().double() if isinstance(parcels, Tensor) else parcels)
+    except ValueError as error:
+        raise InputError(f"parcels: expected an array of whole numbers ({error}).") from error
+    if array.shape not in (x.shape[2:], (len(x), *x.shape[2:])):
         raise InputError(
-            f"parcels are of shape {shape}, expected that of a case, {tuple(x.shape[2:])}, or one of these for each."
+            f"parcels are of shape {array.shape}, expected that of a case, {tuple(x.shape[2:])}, or one of "
+            f"these for each."
         )
-    return parcels[cases] if len(shape) == x.ndim - 1 else [parcels] * len(x[cases])
+    return array if array.ndim == x.ndim - 1 else [array] * len(x)
 
 
-def _of_cases(options: Mapping[str, object], x: Tensor, cases: slice) -> dict[str, object]:
-    """Options for some cases of ``x``: a baseline that is a tensor may be another one for each."""
+def _options_by_case(options: Mapping[str, Any], x: Tensor) -> Mapping[str, Any]:
+    """The options, with a baseline that is a tensor in the form of ``x``."""
     baseline = options.get("baseline")
     if not isinstance(baseline, Tensor):
-        return dict(options)
+        return options
     try:
-        return {**options, "baseline": baseline.detach().to(x).expand_as(x)[cases]}
+        return {**options, "baseline": baseline.detach().to(x).expand_as(x)}
     except RuntimeError as error:
         raise InputError(
             f"attribution.options.baseline is of shape {tuple(baseline.shape)}, expected a number, or a tensor that "
             f"broadcasts against the input, {tuple(x.shape)}."
         ) from error
-
-
-def _require_explainable(model: nn.Module, x: Tensor) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
-        what = f"a {x.dtype} tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-        raise InputError(f"the input is {what}, expected a tensor of floating point numbers [batch, ...].")
-    if not len(x):
-        raise InputError(f"the input, of shape {tuple(x.shape)}, holds no case; expected one or more.")
-    for module in model.modules():
-        compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None)
-        if compiled or isinstance(module, torch.jit.ScriptModule):
-            raise InputError(
-                "the network is compiled (torch.compile or torch.jit), and its layers take no rules; hand over the "
-                "network that was compiled, which torch.compile keeps as model._orig_mod."
-            )
 
 
 def _require_axes(method: str, x: Tensor) -> None:
@@ -324,21 +360,25 @@ def _read_target(
     if isinstance(target, str) and target == "label":
         if labels is None or len(labels) != n:
             raise InputError("target=label: the labels of the cases are not known; choose another target.")
-        return [int(label) for label in labels]
+        try:
+            return [int(label) for label in labels]
+        except (TypeError, ValueError) as error:
+            raise InputError("labels: expected the number of an output for each case.") from error
     if isinstance(target, str) and target in TARGETS:
         return target
     try:
-        several = np.ndim(target) == 1 and not isinstance(target, str)
-        chosen = [operator.index(number) for number in target] if several else [operator.index(target)] * n
+        given: Any = target
+        several = np.ndim(given) == 1 and not isinstance(target, str)
+        outputs = [operator.index(number) for number in given] if several else [operator.index(given)] * n
     except TypeError:
-        chosen = []
-    if isinstance(target, bool) or not chosen:
+        outputs = []
+    if isinstance(target, bool) or not outputs:
         raise InputError(
             f"target={target}: expected one of {', '.join(TARGETS)}, or the number of an output, or one for each case."
         )
-    if len(chosen) != n:
-        raise InputError(f"target has {len(chosen)} outputs for {n} cases, expected one for each.")
-    return chosen
+    if len(outputs) != n:
+        raise InputError(f"target has {len(outputs)} outputs for {n} cases, expected one for each.")
+    return outputs
 
 
 def _target_weights(logits: Tensor, target: str | Sequence[int]) -> Tensor:
@@ -352,36 +392,43 @@ def _target_weights(logits: Tensor, target: str | Sequence[int]) -> Tensor:
             weights = torch.where(log_odds > 0, 1, -1)[:, None] * weights
         return weights
     if target == "predicted":
-        target = (logits.argmax(dim=1) if outputs > 1 else (logits[:, 0] > 0).long()).tolist()
-    elif target in ("normal", "reduced"):
-        target = [NORMAL if target == "normal" else REDUCED] * batch
-    outside = [number for number in target if not 0 <= number < classes]
+        numbers = (logits.argmax(dim=1) if outputs > 1 else (logits[:, 0] > 0).long()).tolist()
+    elif isinstance(target, str):
+        numbers = [NORMAL if target == "normal" else REDUCED] * batch
+    else:
+        numbers = target
+    outside = [number for number in numbers if not 0 <= number < classes]
     if outside:
         raise InputError(f"target={outside[0]}: there is no class {outside[0]}, the network has {classes} (from 0).")
-    weights = _one_hot(target, classes)
+    weights = _one_hot(numbers, classes)
     if outputs == 1:
         weights = weights[:, REDUCED:] - weights[:, :REDUCED]
     return weights.to(logits)
 
 
-def _one_hot(chosen: Sequence[int], classes: int) -> Tensor:
-    return nn.functional.one_hot(torch.tensor(chosen), classes)
-
-
-def _per_case(x: Tensor, extreme) -> Tensor:
-    return extreme(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+def _one_hot(numbers: Sequence[int], classes: int) -> Tensor:
+    return nn.functional.one_hot(torch.tensor(numbers, device="cpu"), classes)
 
 
 @contextmanager
 def _exact(device: torch.device) -> Iterator[None]:
-    """Gradients on, autocast and TF32 off."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
+    """Gradients on, autocast off, and float32 in full precision, whatever the process has chosen."""
+    precisions = _precisions()
+    before = [getattr(backend, name) for backend, name, _ in precisions]
     try:
-        for backend in backends:
-            backend.allow_tf32 = False
+        for backend, name, exact in precisions:
+            setattr(backend, name, exact)
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for backend, allowed in zip(backends, before):
-            backend.allow_tf32 = allowed
+        for (backend, name, _), value in zip(precisions, before):
+            setattr(backend, name, value)
+
+
+def _precisions() -> list[tuple[object, str, object]]:
+    """Where PyTorch keeps how products of float32 are computed, and the value that means exactly."""
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    if not hasattr(cuda.matmul, "fp32_precision"):  # before PyTorch 2.9
+        return [(cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+    places = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+    return [(place, "fp32_precision", "ieee") for place in places]

@@ -1,33 +1,40 @@
-"""How many cases to explain at once: as many as memory holds and as bring something."""
+"""How many cases to explain at once: as many as fit into memory, up to where more are no faster."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-WORTHWHILE = {"cpu": 4, "cuda": 16}  # beyond so many cases at once a map becomes no cheaper
-_COPIES = {"fast": 1.5, "zennit": 4.0}  # peak memory of a map over what its layers hand on, measured, rounded up
-_SHARE = 0.5  # of the available memory: others may want some
+from datxai.errors import InputError
+from datxai.explain.layers import require_weights, tensors_in
+
+WORTHWHILE = {"cpu": 4, "cuda": 16}  # larger batches are no faster, as measured
+_PEAK = {"fast": 1.5, "zennit": 4.0}  # peak memory over the size of all activations, measured, rounded up
+_USED = 0.5  # fraction of the free memory; the rest is left to other programs
 
 
-def choose_batch_size(model: nn.Module, shape: Sequence[int], device: str, rules: str = "fast") -> int:
+def choose_batch_size(
+    model: nn.Module, shape: Sequence[int], device: str, rules: Literal["fast", "zennit"] = "fast"
+) -> int:
     """How many cases of ``shape`` [channels, X, Y, Z] to explain at once on ``device`` with ``rules``; at least one."""
     kind = torch.device(device).type
-    fitting = int(_SHARE * available_bytes(device) / (_COPIES[rules] * activation_bytes(model, shape)))
+    fitting = int(_USED * available_bytes(device) / (_PEAK[rules] * activation_bytes(model, shape)))
     return max(1, min(WORTHWHILE.get(kind, 1), fitting))
 
 
 def activation_bytes(model: nn.Module, shape: Sequence[int]) -> int:
-    """Bytes that the layers of ``model`` hand on for one case; nothing is computed or allocated for it."""
+    """Size of all activations of one case, in bytes; found on the meta device, so that nothing is computed."""
     total = 0
 
-    def count(module: nn.Module, args: tuple, output: Tensor) -> None:
+    def count(module: nn.Module, args: tuple, output: object) -> None:
         nonlocal total
-        total += output.nbytes
+        total += sum(tensor.nbytes for tensor in tensors_in(output))
 
+    require_weights(model)
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
     layers = [module for module in model.modules() if not list(module.children())]
@@ -36,6 +43,11 @@ def activation_bytes(model: nn.Module, shape: Sequence[int]) -> int:
         with torch.no_grad():
             absent = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
             torch.func.functional_call(model, absent, torch.empty(1, *shape, dtype=dtype, device="meta"))
+    except (RuntimeError, NotImplementedError) as error:
+        raise InputError(
+            f"the memory of a map cannot be told for this network, which has to be run with numbers ({error}); choose "
+            f"a batch size, such as 1."
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -43,12 +55,13 @@ def activation_bytes(model: nn.Module, shape: Sequence[int]) -> int:
 
 
 def available_bytes(device: str) -> int:
-    """Memory that may still be taken without anything being swapped out."""
+    """Free memory in bytes: of a GPU, or of this computer within the limits of the container."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found, meminfo, limit = [], Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    limits: list[int] = []
+    meminfo, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
     if meminfo.exists():
-        found += [1024 * int(line.split()[1]) for line in meminfo.read_text().splitlines() if "MemAvailable" in line]
-    if limit.exists() and limit.read_text().strip() != "max":  # a container's
-        found.append(int(limit.read_text()) - int(limit.with_name("memory.current").read_text()))
-    return min(found, default=0)
+        limits += [1024 * int(line.split()[1]) for line in meminfo.read_text().splitlines() if "MemAvailable" in line]
+    if container.exists() and container.read_text().strip() != "max":
+        limits.append(int(container.read_text()) - int(container.with_name("memory.current").read_text()))
+    return min(limits, default=0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +17,8 @@ from datxai.explain._zennit import canonizers, layer, zennit
 class SequentialMergeBatchNorm(canonizers.SequentialMergeBatchNorm):
     """Zennit's, exact: what remains of the batch norm is the identity, and it may do without weight and bias."""
 
-    def register(self, linears: Sequence[nn.Module], batch_norm: nn.Module) -> None:
+    def register(self, linears: Sequence[nn.Module], batch_norm: Any) -> None:
+        """Merge the batch norm; Zennit's `remove` undoes it."""
         if batch_norm.running_var is None:
             raise InputError("a batch norm without running statistics (track_running_stats=False) cannot be merged")
         self.lacking = [key for key in ("weight", "bias") if getattr(batch_norm, key) is None]
@@ -26,11 +30,58 @@ class SequentialMergeBatchNorm(canonizers.SequentialMergeBatchNorm):
         batch_norm.eps = 0.0  # Zennit 0.5 leaves it, and with it a factor of 1 / sqrt(1 + eps)
 
     def remove(self) -> None:
+        """Give the batch norm back what it was."""
         super().remove()
-        self.batch_norm.eps = self.eps
+        batch_norm: Any = self.batch_norm
+        batch_norm.eps = self.eps
         for key in self.lacking:
-            vars(self.batch_norm).pop(key, None)  # where Zennit 1.0 puts it
-            setattr(self.batch_norm, key, None)
+            vars(batch_norm).pop(key, None)  # where Zennit 1.0 puts it
+            setattr(batch_norm, key, None)
+
+
+class SiblingMergeBatchNorm(SequentialMergeBatchNorm):
+    """Merges a batch norm into the layer before it in the same module.
+
+    What stands before it in another module need not run before it, as in a DenseNet, whose blocks begin with batch
+    norms. A batch norm without running statistics is left alone.
+    """
+
+    def apply(self, root_module: nn.Module) -> list:
+        """Merge what follows one another among the children of each module."""
+        merged = []
+        for parent in root_module.modules():
+            for layer_before, norm in pairwise(parent.children()):
+                fits = isinstance(layer_before, self.linear_type) and isinstance(norm, self.batch_norm_type)
+                if fits and getattr(norm, "running_var", None) is not None:
+                    merged.append(self.copy())
+                    merged[-1].register((layer_before,), norm)
+        return merged
+
+
+class MonaiResNetBlockCanonizer(canonizers.AttributeCanonizer):
+    """Makes the additions in the residual blocks of MONAI's ResNets layers of type Sum, and each use of their
+    activation a layer of its own."""
+
+    def __init__(self):
+        super().__init__(self._attributes)
+
+    @staticmethod
+    def _attributes(name: str, module: Any) -> dict | None:
+        kind = type(module)
+        if kind.__module__ != "monai.networks.nets.resnet" or kind.__name__ not in ("ResNetBlock", "ResNetBottleneck"):
+            return None
+        further = (1, 2) if hasattr(module, "conv3") else (1,)
+        own = {f"canonizer_act{number}": copy.deepcopy(module.act) for number in further}
+        return {"forward": _monai_with_sum.__get__(module), "canonizer_sum": layer.Sum(), **own}
+
+
+def _monai_with_sum(block: Any, x: Tensor) -> Tensor:
+    branch = block.bn2(block.conv2(block.act(block.bn1(block.conv1(x)))))
+    last = block.canonizer_act1
+    if hasattr(block, "conv3"):  # a bottleneck
+        branch, last = block.bn3(block.conv3(block.canonizer_act1(branch))), block.canonizer_act2
+    shortcut = x if block.downsample is None else block.downsample(x)
+    return last(block.canonizer_sum(torch.stack([shortcut, branch], dim=-1)))
 
 
 class VideoResNetBlockCanonizer(canonizers.AttributeCanonizer):
@@ -48,7 +99,7 @@ class VideoResNetBlockCanonizer(canonizers.AttributeCanonizer):
         return {"forward": _with_sum.__get__(module), "canonizer_sum": layer.Sum()}
 
 
-def _with_sum(block: nn.Module, x: Tensor) -> Tensor:
+def _with_sum(block: Any, x: Tensor) -> Tensor:
     branch = block.conv2(block.conv1(x))
     if hasattr(block, "conv3"):  # a bottleneck
         branch = block.conv3(branch)
@@ -73,8 +124,17 @@ def _resnet_canonizer() -> canonizers.Canonizer:
     return made
 
 
+def _residual_canonizer() -> canonizers.Canonizer:
+    """For the residual blocks of torchvision's and MONAI's ResNets; any other network is left as it is."""
+    stock = zennit.torchvision
+    blocks = (stock.ResNetBasicBlockCanonizer(), stock.ResNetBottleneckCanonizer())
+    return canonizers.CompositeCanonizer((*blocks, VideoResNetBlockCanonizer(), MonaiResNetBlockCanonizer()))
+
+
 CANONIZERS = {
     "sequential_merge_batch_norm": SequentialMergeBatchNorm,
+    "batch_norm": SiblingMergeBatchNorm,
     "resnet": _resnet_canonizer,
     "resnet3d": VideoResNetCanonizer,
+    "residual": _residual_canonizer,
 }

@@ -22,5 +22,6 @@ CONTROLS = {"uptake": uptake, "noise": noise}
 
 
 def _draw(case: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(zlib.crc32(case.cpu().contiguous().numpy().tobytes(), seed))
-    return torch.randn(case.shape, generator=generator).to(case)
+    content = case.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    generator = torch.Generator("cpu").manual_seed(zlib.crc32(content, seed))
+    return torch.randn(case.shape, generator=generator, dtype=torch.float32, device="cpu").to(case)

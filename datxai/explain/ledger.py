@@ -11,14 +11,16 @@ layers with rules: a last row has it, where it is more than rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from datxai.explain import rules
 from datxai.explain._zennit import BasicHook, zero_wrap
-from datxai.explain.composite import LayerRule
+from datxai.explain.assignment import RuledLayer
+from datxai.explain.layers import by_case
 
 BETWEEN = "between layers"
 ROUNDING = 1e-4  # of the magnitudes that a map and its ledger are sums of
@@ -26,14 +28,19 @@ _NOTHING_TO_BIAS = {"flat", "zbox", "norm"}  # Zennit zeroes it, it cancels, the
 
 
 class Ledger:
-    """Records relevance while a composite is registered; open it after registering, close it before removing."""
+    """Records relevance while a composite is registered; open it after registering, close it before removing.
 
-    def __init__(self):
+    ``cases``: how many are explained. Where a layer works on several rows of each, such as slices or tokens, only one
+    case at a time is known to have them all: else `datxai.explain.layers.FoldedBatch`.
+    """
+
+    def __init__(self, cases: int):
+        self.cases = cases
         self.entries: list[_Entry] = []
 
-    def open(self, layer_rules: Iterable[LayerRule]) -> None:
+    def open(self, ruled_layers: Iterable[RuledLayer]) -> None:
         """Start to record every layer but those that pass relevance on unchanged."""
-        self.entries = [_Entry(rule) for rule in layer_rules if rule.rule != "pass"]
+        self.entries = [_Entry(rule, self.cases) for rule in ruled_layers if rule.rule != "pass"]
 
     def close(self) -> None:
         """Stop recording; what was recorded stays."""
@@ -63,9 +70,9 @@ class Ledger:
 
 
 def _sum_up(relevance: Tensor) -> Tensor:
-    """Sums [batch], float64."""
-    dtype = torch.promote_types(relevance.dtype, torch.float32)
-    return relevance.sum(dim=tuple(range(1, relevance.ndim)), dtype=dtype).double()
+    """Sums along all axes but the first, float64."""
+    dtype, others = torch.promote_types(relevance.dtype, torch.float32), tuple(range(1, relevance.ndim))
+    return (relevance.sum(dim=others, dtype=dtype) if others else relevance).double()
 
 
 def _between_layers(arrived: float, end: float) -> dict:
@@ -78,18 +85,19 @@ def _between_layers(arrived: float, end: float) -> dict:
 class _Entry:
     """One layer: sums of relevance [batch] at its output (in), its input (out) and its bias."""
 
-    def __init__(self, layer_rule: LayerRule):
-        self.layer_rule = layer_rule
+    def __init__(self, ruled: RuledLayer, cases: int):
+        self.ruled, self.cases = ruled, cases
         self.relevance_in: Tensor | None = None
         self.relevance_out: Tensor | None = None
-        self.hook = getattr(layer_rule.hook, "fallback", None) or layer_rule.hook
+        self.by_bias: Tensor | None = None
+        self.hook = getattr(ruled.hook, "fallback", None) or ruled.hook
         if isinstance(self.hook, rules.Rule):
-            self.hook.keeps_books = True
-        elif isinstance(self.hook, BasicHook) and layer_rule.rule not in _NOTHING_TO_BIAS:
-            _note_bias(self.hook, layer_rule.module)
+            self.hook.on_bias = lambda relevance: self._add("by_bias", relevance)
+        elif isinstance(self.hook, BasicHook) and ruled.rule not in _NOTHING_TO_BIAS:
+            _note_bias(self.hook, ruled.module, lambda charged: self._add("by_bias", charged))
         self.handles = [
-            layer_rule.module.register_forward_pre_hook(self._watch_input, prepend=True),
-            layer_rule.module.register_forward_hook(self._watch_output),
+            ruled.module.register_forward_pre_hook(self._watch_input, prepend=True),
+            ruled.module.register_forward_hook(self._watch_output),
         ]
 
     def _watch_input(self, module: nn.Module, args: tuple) -> tuple:
@@ -97,26 +105,27 @@ class _Entry:
             return args
         x = args[0].view_as(args[0])  # its gradient is this layer's part alone where others read the input too
         if x.requires_grad:
-            x.register_hook(lambda relevance: self._note("relevance_out", relevance))
+            x.register_hook(lambda relevance: self._add("relevance_out", _sum_up(relevance)))
         return (x, *args[1:])
 
     def _watch_output(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         if output.requires_grad:
-            output.register_hook(lambda relevance: self._note("relevance_in", relevance))
+            output.register_hook(lambda relevance: self._add("relevance_in", _sum_up(relevance)))
 
-    def _note(self, side: str, relevance: Tensor) -> None:
-        noted, total = getattr(self, side), _sum_up(relevance)
-        setattr(self, side, total if noted is None else noted + total)
+    def _add(self, column: str, rows: Tensor) -> None:
+        noted, sums = getattr(self, column), by_case(rows, self.cases)
+        setattr(self, column, sums if noted is None else noted + sums)
 
     def columns(self) -> dict:
         """Name and values of every column; values differ by case where they are lists."""
-        to_bias = getattr(self.hook, "to_bias", None)
-        by_bias = torch.zeros_like(self.relevance_in) if to_bias is None else to_bias.to(self.relevance_in)
+        assert self.relevance_in is not None and self.relevance_out is not None
+        nothing = torch.zeros_like(self.relevance_in)
+        by_bias = nothing if self.by_bias is None else self.by_bias.to(nothing)
         absorbed = self.relevance_in - self.relevance_out
         return {
-            "layer": self.layer_rule.name,
-            "type": type(self.layer_rule.module).__name__,
-            "rule": self.layer_rule.rule,
+            "layer": self.ruled.name,
+            "type": type(self.ruled.module).__name__,
+            "rule": self.ruled.rule,
             "relevance_in": self.relevance_in.tolist(),
             "relevance_out": self.relevance_out.tolist(),
             "absorbed": absorbed.tolist(),
@@ -125,12 +134,11 @@ class _Entry:
         }
 
 
-def _note_bias(hook: BasicHook, module: nn.Module) -> None:
-    """Let one of Zennit's hooks note in ``to_bias`` what its rule gives to the bias, an input of constant one."""
+def _note_bias(hook: Any, module: nn.Module, book: Callable[[Tensor], None]) -> None:
+    """Let one of Zennit's hooks note in ``book`` what its rule gives to the bias, an input of constant one."""
     bias, mapper = getattr(module, "bias", None), hook.gradient_mapper
     if bias is None:
         return
-    hook.to_bias = 0.0
     channels = -1 if isinstance(module, nn.Linear) else 1
 
     def noting_mapper(relevance: Tensor, outputs: list[Tensor]) -> list[Tensor] | Tensor:
@@ -142,7 +150,7 @@ def _note_bias(hook: BasicHook, module: nn.Module) -> None:
                 contribution = zero_wrap(modify.zero_params)(modify.modifier)(bias.detach(), "bias")
                 inputs.append(modify_input(one))
                 gradients.append((share.movedim(channels, -1) * contribution).flatten(1).sum(dim=1))
-            hook.to_bias = hook.to_bias + hook.reducer(inputs, gradients)
+            book(hook.reducer(inputs, gradients))
         return shares
 
     hook.gradient_mapper = noting_mapper

@@ -19,18 +19,23 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product, takewhile
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from datxai.errors import InputError
+from datxai.explain import graph
 from datxai.explain._zennit import types
 from datxai.explain.answers import Answers
+from datxai.explain.layers import is_plain
+from datxai.explain.network import MIXES, answer, are_close, gradient, note, require_way_back, run
 from datxai.explain.parcels import make_blocks, make_supervoxels
 
 LIGHTER = 4  # times as many inputs take the same memory where no gradient needs what the layers handed on
-INCOMPLETE = 0.01  # of the magnitudes: what DeepLIFT's multipliers may fail to account for
+_EXACT = {"dtype": torch.float64, "device": "cpu"}  # said wherever a tensor is made: defaults are the process's
 
 
 class Decision(nn.Module):
@@ -44,8 +49,9 @@ class Decision(nn.Module):
         self.model, self.seed, self.answers = model, seed, answers
 
     def forward(self, x: Tensor) -> Tensor:
-        known = self.answers is not None and not torch.is_grad_enabled()
-        outputs = self.answers(self.model, x) if known else self.model(x)
+        """The decision [batch]."""
+        ask = answer if self.answers is None or torch.is_grad_enabled() else self.answers
+        outputs = ask(self.model, x)
         return outputs.reshape(len(x), -1) @ self.seed
 
 
@@ -57,12 +63,12 @@ def integrate_gradients(
     arXiv 1703.01365. The mean is taken by Gauss-Legendre quadrature at ``n_steps`` points. The map's sum approaches
     the decision's difference between input and baseline.
     """
-    nodes, shares = np.polynomial.legendre.leggauss(n_steps)
-    nodes, shares = (torch.as_tensor(values, dtype=x.dtype, device=x.device) / 2 for values in (nodes, shares))
+    nodes, weights = np.polynomial.legendre.leggauss(n_steps)
+    nodes, weights = (torch.as_tensor(values, dtype=x.dtype, device=x.device) / 2 for values in (nodes, weights))
     total = torch.zeros_like(x)
-    for node, share in zip((0.5 + nodes).split(at_once), shares.split(at_once)):
+    for node, weight in zip((0.5 + nodes).split(at_once), weights.split(at_once)):
         gradients = _gradients(decision, baseline + _like(node, x) * (x - baseline))
-        total += (_like(share, x) * gradients).sum(dim=0, keepdim=True)
+        total += (_like(weight, x) * gradients).sum(dim=0, keepdim=True)
     return (x - baseline) * total
 
 
@@ -74,9 +80,9 @@ def smooth_gradients(
     arXiv 1706.03825.
     """
     deviation, total = noise * (x.max() - x.min()), torch.zeros_like(x)
-    generator = torch.Generator().manual_seed(seed)
+    generator = _generator(seed)
     for count in _counts(n_samples, at_once):
-        drawn = [torch.randn(x.shape[1:], generator=generator, dtype=x.dtype) for _ in range(count)]
+        drawn = [torch.randn(x.shape[1:], generator=generator, dtype=x.dtype, device="cpu") for _ in range(count)]
         total += _gradients(decision, x + deviation * torch.stack(drawn).to(x.device)).sum(dim=0, keepdim=True)
     return total / n_samples
 
@@ -98,15 +104,21 @@ def propagate_differences(decision: Decision, x: Tensor, at_once: int, *, baseli
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Setting forward, backward hooks")  # `attribute` undoes them
             relevance = DeepLift(decision).attribute(x.detach().requires_grad_(), reference).detach()
-    except RuntimeError as error:
-        if "used more than once" not in str(error):
+    except Exception as error:  # captum's own, of many kinds, for what it cannot follow
+        require_way_back(decision(x.detach().requires_grad_()).requires_grad)
+        if isinstance(error, InputError):
             raise
+        if "used more than once" not in str(error):
+            raise InputError(
+                f"attribution.method=deep_lift: captum cannot follow this network ({type(error).__name__}: "
+                f"{' '.join(str(error).split())}); choose another method, such as integrated_gradients."
+            ) from error
         relevance = None
     if relevance is not None:
         with torch.no_grad():
             expected = decision(x) - decision(reference)
         missing = (relevance.sum() - expected).abs()
-        if missing <= INCOMPLETE * relevance.abs().sum():
+        if missing <= torch.finfo(x.dtype).eps ** 0.5 * relevance.abs().sum():  # of rounding, and no more
             return relevance
     raise InputError(
         "attribution.method=deep_lift: its multipliers do not account for the decision. The network has activations or "
@@ -120,29 +132,53 @@ def weigh_feature_maps(decision: Decision, x: Tensor, at_once: int, *, layer: st
     """Grad-CAM: feature maps weighted by their mean gradients, rectified (Selvaraju et al. 2017).
 
     doi 10.1109/ICCV.2017.74. ``layer`` is a module's name; by default the last convolution with the batch norm and
-    activation behind it. The map of a layer is brought to the voxels linearly, each unit at the centre of its
-    receptive field: unpadded convolutions hand on less than the whole input, over which a map must not be stretched.
-    Beyond the outermost units, half a step further out, it is zero.
+    activation behind it, or where branches pass that by, the module in which they have met. The map of a layer is
+    brought to the voxels linearly, each unit at the centre of its receptive field (`datxai.explain.graph`): unpadded
+    convolutions hand on less than the whole input, over which a map must not be stretched. Beyond the outermost units,
+    half a step further out, it is zero. InputError for a layer of which that is not known.
     """
-    score, found = _trace_features(decision, x.detach().requires_grad_())
-    if layer is None:
-        layer = next((name for name in reversed(found) if found[name].is_feature), None)
-    if layer not in found:
-        raise InputError(
-            f"attribution.options.layer={layer}: expected a layer that hands on maps over the input's axes"
-            + (f", such as {', '.join(list(found)[-4:])}." if found else "; this network has none.")
-        )
-    features = found[layer]
-    spatial = tuple(range(2, x.ndim))
-    (gradient,) = torch.autograd.grad(score.sum(), features.output)
-    cam = (features.output.detach() * gradient.mean(dim=spatial, keepdim=True)).sum(dim=1, keepdim=True).relu()
-    for axis, (length, step, start) in enumerate(zip(x.shape[2:], features.steps, features.starts), start=2):
-        n = cam.shape[axis]
-        place = (torch.arange(length, dtype=x.dtype, device=x.device) - start) / step
-        tent = (1 - (place.clamp(0, n - 1)[:, None] - torch.arange(n, device=x.device)).abs()).relu()
-        tent *= ((place >= -0.5) & (place <= n - 0.5))[:, None]
-        cam = (cam.movedim(axis, -1) @ tent.T).movedim(-1, axis)
+    x = x.detach().requires_grad_()
+    score, layers = _trace_layers(decision, x)
+    require_way_back(score.requires_grad)
+    name = layer or _choose_layer(decision, score, x, layers)
+    if name is None or name not in layers or layers[name].reason:
+        _refuse_layer(layer, layers)
+    features = layers[name]
+    slope = gradient(score, features.output)
+    sizes = [n for n, _ in features.atoms]
+    output, slope = (tensor.detach().reshape(sizes) for tensor in (features.output, slope))
+    placed = [number for number, (_, place) in enumerate(features.atoms) if place]
+    cam = output * slope.mean(dim=placed, keepdim=True)
+    channels = [number for number in range(len(sizes)) if number not in placed]
+    cam = (cam.sum(dim=channels) if channels else cam).relu()
+    order = [place.axis for _, place in features.atoms if place]
+    cam = cam.permute([order.index(axis) for axis in sorted(order)])
+    for axis, length in enumerate(x.shape[2:], start=2):
+        place = features.place_of(axis)
+        cam = cam.unsqueeze(axis - 2) if place is None else _spread_units(cam, axis - 2, length, place)
     return cam.expand_as(x)
+
+
+def _spread_units(cam: Tensor, axis: int, length: int, place: graph.Place) -> Tensor:
+    """A map of units brought to the ``length`` voxels of one axis, linearly between the units' centres."""
+    n, exact = cam.shape[axis], {"dtype": torch.float64, "device": cam.device}
+    at = (torch.arange(length, **exact) - place.start) / place.step
+    tent = (1 - (at.clamp(0, n - 1)[:, None] - torch.arange(n, **exact)).abs()).relu()
+    tent *= ((at >= -0.5) & (at <= n - 0.5))[:, None]
+    return (cam.movedim(axis, -1) @ tent.T.to(cam.dtype)).movedim(-1, axis)
+
+
+def _refuse_layer(layer: str | None, layers: Mapping[str, _Layer]) -> NoReturn:
+    """Say why a layer has no map over the voxels, or none was chosen, and which have."""
+    names = [name for name, traced in layers.items() if not traced.reason]
+    if layer is not None and layer in layers:
+        reason = f"of {layer}, {layers[layer].reason}"
+    elif layer is None and names:
+        reason = "no convolution is the last that all of the decision passes through in a place that is known"
+    else:
+        reason = "expected a layer that hands on maps over the input's axes"
+    advice = f"name one such as {', '.join(names[-8:])}." if names else "this network has none."
+    raise InputError(f"attribution.options.layer={layer}: {reason}; {advice}")
 
 
 def occlude(
@@ -150,7 +186,7 @@ def occlude(
     x: Tensor,
     at_once: int,
     *,
-    parcels: Tensor | None,
+    parcels: ArrayLike | None,
     block: int = 5,
     baseline: float | Tensor = 0.0,
 ) -> Tensor:
@@ -168,7 +204,7 @@ def fit_surrogate(
     x: Tensor,
     at_once: int,
     *,
-    parcels: Tensor | None,
+    parcels: ArrayLike | None,
     n_samples: int = 500,
     n_supervoxels: int = 150,
     kernel_width: float = 0.25,
@@ -187,7 +223,7 @@ def fit_surrogate(
 
     index, sizes = _choose_parts(parcels, x, n_supervoxels)
     n = len(sizes) - 1
-    kept = torch.rand(n_samples, n, generator=torch.Generator().manual_seed(seed)) < 0.5
+    kept = _draw(n_samples, n, _generator(seed)) < 0.5
     kept[0] = True
     scores = _score_coalitions(decision, x, index, kept, baseline, at_once)
     distance = 1 - np.sqrt(kept.numpy().mean(axis=1))
@@ -201,7 +237,7 @@ def estimate_shapley_values(
     x: Tensor,
     at_once: int,
     *,
-    parcels: Tensor | None,
+    parcels: ArrayLike | None,
     n_samples: int = 500,
     n_supervoxels: int = 150,
     baseline: float | Tensor = 0.0,
@@ -221,7 +257,7 @@ def estimate_shapley_values(
             f"are {n} parcels and n_samples={n_samples}."
         )
     kept, weights = _draw_coalitions(n, n_samples, seed)
-    ends = torch.stack([torch.zeros(n), torch.ones(n)]).bool()
+    ends = torch.tensor([[False] * n, [True] * n], device="cpu")
     scores = _score_coalitions(decision, x, index, torch.cat([ends, kept]), baseline, at_once)
     nothing, whole, scores = scores[0], scores[1], scores[2:]
     z, root = kept.double(), weights.sqrt()[:, None]
@@ -253,12 +289,15 @@ def options_of(method: str) -> dict:
 
 
 def takes_parcels(method: str) -> bool:
+    """Whether the method takes parts of the input away."""
     return method in METHODS and "parcels" in inspect.signature(METHODS[method]).parameters
 
 
 def check_options(method: str, options: Mapping) -> None:
     """Refuse what the method does not know, and values of another kind than the defaults."""
     known = options_of(method)
+    if not isinstance(options, Mapping):
+        raise InputError(f"attribution.options={options}: expected names with values, as in {{n_samples: 50}}.")
     for name, value in options.items():
         where = f"attribution.options.{name}={value}"
         if name not in known:
@@ -266,7 +305,7 @@ def check_options(method: str, options: Mapping) -> None:
             raise InputError(f"{where}: attribution.method={method} takes {expected}.")
         default = known[name]
         if name == "baseline" and isinstance(value, Tensor):
-            if not torch.isfinite(value).all():
+            if value.is_complex() or not torch.isfinite(value).all():
                 raise InputError("attribution.options.baseline: expected finite numbers.")
         elif default is None:
             if value is not None and not isinstance(value, str):
@@ -279,7 +318,16 @@ def check_options(method: str, options: Mapping) -> None:
 
 def _gradients(decision: Decision, x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
-    return torch.autograd.grad(decision(x).sum(), x)[0]
+    return gradient(decision(x), x)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def _draw(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Uniform numbers, the same whatever PyTorch's default type and device are."""
+    return torch.rand(rows, columns, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:
@@ -296,22 +344,25 @@ def _counts(total: int, most: int) -> list[int]:
     return [min(most, total - start) for start in range(0, total, most)]
 
 
-def _choose_parts(parcels: object, x: Tensor, n_supervoxels: int) -> tuple[Tensor, Tensor]:
+def _choose_parts(parcels: ArrayLike | None, x: Tensor, n_supervoxels: int) -> tuple[Tensor, Tensor]:
     """What LIME and Kernel SHAP take away, as `_index` has it: the parcels, or without any the case's supervoxels."""
     if parcels is None:
-        parcels = make_supervoxels(x[0].mean(dim=0).cpu().numpy(), n_supervoxels)
+        mean = x[0].mean(dim=0)
+        parcels = make_supervoxels(mean.to(torch.promote_types(mean.dtype, torch.float32)).cpu().numpy(), n_supervoxels)
     return _index(parcels, x)
 
 
-def _index(parcels: object, x: Tensor) -> tuple[Tensor, Tensor]:
+def _index(parcels: ArrayLike, x: Tensor) -> tuple[Tensor, Tensor]:
     """Which parcel each voxel belongs to, [X, Y, Z], numbered from 1 on without gaps; and how many voxels each has."""
-    labels = torch.as_tensor(np.asarray(parcels)).to(torch.int64)
-    if labels.shape != x.shape[2:]:
-        raise InputError(f"parcels are of shape {tuple(labels.shape)}, expected {tuple(x.shape[2:])}, the input's.")
-    found, index = torch.unique(labels, return_inverse=True)
-    if found[0] < 0 or not (found > 0).any():
+    given = np.asarray(parcels)
+    if given.shape != x.shape[2:]:
+        raise InputError(f"parcels are of shape {given.shape}, expected {tuple(x.shape[2:])}, the input's.")
+    whole = given.dtype.kind in "biuf" and np.isfinite(given).all() and (given == np.round(given)).all()
+    labels = torch.from_numpy(given.astype(np.int64) if whole else np.full(given.shape, -1))  # below zero: refused
+    numbers, index = torch.unique(labels, return_inverse=True)
+    if numbers[0] < 0 or not (numbers > 0).any():
         raise InputError("parcels: expected whole numbers, 0 for no parcel, and at least one parcel.")
-    index = index + (found[0] > 0)
+    index = index + (numbers[0] > 0)
     return index.to(x.device), torch.bincount(index.flatten(), minlength=2)
 
 
@@ -319,27 +370,59 @@ def _score_coalitions(
     decision: Decision, x: Tensor, index: Tensor, kept: Tensor, baseline: float | Tensor, at_once: int
 ) -> Tensor:
     """The decision [n], float64, for each set of parcels ``kept`` [n, parcels]; the others are at the baseline."""
-    kept = torch.cat([torch.ones(len(kept), 1, dtype=torch.bool), kept], dim=1).to(x.device)
+    kept = nn.functional.pad(kept, (1, 0), value=True).to(x.device)
     absent = _absent(baseline, x)
     parts = kept.split(LIGHTER * at_once)
     with torch.no_grad():
         scores = [decision(torch.where(some[:, index].unsqueeze(1), x, absent)) for some in parts]
-    return torch.cat(scores).double().cpu()
+        alone = decision(x)
+    scores = torch.cat(scores)
+    if not scores.isfinite().all():
+        raise InputError(
+            "the network's answers without some parcels are not finite, and neither would a map be; look for NaN or "
+            "infinity in the input and in the weights."
+        )
+    if not are_close(scores[kept.all(dim=1)], alone, scores):
+        note(MIXES)
+    return scores.double().cpu()
 
 
 def _score_without_each(decision: Decision, x: Tensor, index: Tensor, baseline: float | Tensor, at_once: int) -> Tensor:
     """The decision [1 + parcels], float64, of the case as it is, and with each parcel in turn at the baseline.
 
-    What first layers make of a parcel reaches no farther than their kernels: they are run around the parcel alone.
+    Layers whose units see a few voxels are run around the parcel alone, if that is the same for the case as it is and
+    for one parcel, the largest.
     """
+    n = int(index.max())
+    whole = torch.ones(1, n, dtype=torch.bool, device="cpu")
+    without = ~torch.eye(n, dtype=torch.bool, device="cpu")
+    first, rest, reach = _split_local(decision.model, x.ndim - 2)
+    if len(first):
+        largest = int(torch.bincount(index.flatten())[1:].argmax())
+        proof = _score_coalitions(decision, x, index, torch.cat([whole, without[[largest]]]), baseline, at_once)
+        scores = _score_around_each(first, Decision(rest, decision.seed), reach, x, index, baseline, at_once)
+        if are_close(scores[[0, 1 + largest]].to(x.dtype), proof.to(x.dtype), proof.to(x.dtype)):
+            return scores
+    return _score_coalitions(decision, x, index, torch.cat([whole, without]), baseline, at_once)
+
+
+def _score_around_each(
+    first: nn.Module,
+    rest: Decision,
+    reach: list[int],
+    x: Tensor,
+    index: Tensor,
+    baseline: float | Tensor,
+    at_once: int,
+) -> Tensor:
+    """`_score_without_each`, if units of ``first`` see no farther than ``reach`` voxels from their own place on."""
     from scipy.ndimage import find_objects
 
-    first, rest, reach = _split_local(decision.model, x.ndim - 2)
     absent = _absent(baseline, x)
 
     def without(number: int, box: tuple[slice, ...]) -> Tensor:
         around = tuple(slice(max(side.start - far, 0), side.stop + far) for side, far in zip(box, reach))
-        changed = first(torch.where(index[around] == number, absent[(..., *around)], x[(..., *around)]))
+        changed = run(first, torch.where(index[around] == number, absent[(..., *around)], x[(..., *around)]))
         place = (slice(side.start, side.start + n) for side, n in zip(around, changed.shape[2:]))
         features = whole.clone()
         features[(..., *place)] = changed
@@ -347,112 +430,123 @@ def _score_without_each(decision: Decision, x: Tensor, index: Tensor, baseline: 
 
     boxes = list(enumerate(find_objects(index.cpu().numpy()), start=1))
     with torch.no_grad():
-        whole, last = first(x), Decision(rest, decision.seed)
-        scores = [last(whole)]
+        whole = run(first, x)
+        scores = [rest(whole)]
         for start in range(0, len(boxes), LIGHTER * at_once):
-            scores.append(last(torch.cat([without(*box) for box in boxes[start : start + LIGHTER * at_once]])))
+            scores.append(rest(torch.cat([without(*box) for box in boxes[start : start + LIGHTER * at_once]])))
     return torch.cat(scores).double().cpu()
 
 
-def _split_local(model: nn.Module, axes: int) -> tuple[nn.Module, nn.Module, list[int]]:
+_LOCAL_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_ELEMENTWISE = (*(kind for kind in types.Activation.__subclass__ if kind is not nn.MultiheadAttention), nn.Mish)
+
+
+def _split_local(model: nn.Module, axes: int) -> tuple[nn.Sequential, nn.Module, list[int]]:
     """Layers whose units see a few voxels, from their own place on; what comes after these; and how far they see.
 
     Unpadded convolutions of stride one and activations, as far as a `torch.nn.Sequential` begins with them.
     """
-    layers = model if type(model) is nn.Sequential else nn.Sequential(model)
-    n = len(list(takewhile(_is_local, layers)))
-    kernels = [layer for layer in layers[:n] if isinstance(layer, types.Convolution)]
+    if not (isinstance(model, nn.Sequential) and is_plain(model, nn.Sequential)):
+        return nn.Sequential(), model, []
+    n = len(list(takewhile(_is_local, model)))
+    first, rest = model[:n], model[n:]
+    assert isinstance(first, nn.Sequential)  # as every slice of one is
+    kernels = [layer for layer in first if isinstance(layer, _LOCAL_CONVOLUTIONS)]
     reach = [sum(layer.dilation[axis] * (layer.kernel_size[axis] - 1) for layer in kernels) for axis in range(axes)]
-    return layers[:n], layers[n:], reach
+    return first, rest, reach
 
 
-def _is_local(layer: nn.Module) -> bool:
-    if isinstance(layer, types.Convolution):
+def _is_local(layer: Any) -> bool:
+    if is_plain(layer, *_LOCAL_CONVOLUTIONS):
         padded = layer.padding != "valid" and any(layer.padding)
-        return not (padded or layer.transposed) and set(layer.stride) == {1}
-    return isinstance(layer, types.Activation)
+        return not padded and set(layer.stride) == {1}
+    return is_plain(layer, *_ELEMENTWISE)
 
 
 def _spread(values: Tensor, index: Tensor, sizes: Tensor, x: Tensor) -> Tensor:
     """A map like ``x`` in which each parcel's value is shared by its voxels, in all channels alike."""
-    shares = torch.cat([torch.zeros(1, dtype=torch.float64), values.double() / sizes[1:].cpu()]) / x.shape[1]
-    return shares.to(x)[index].expand_as(x)
+    by_voxel = torch.cat([torch.zeros(1, **_EXACT), values.double() / sizes[1:].cpu()]) / x.shape[1]
+    return by_voxel.to(x)[index].expand_as(x)
 
 
 def _draw_coalitions(n: int, n_samples: int, seed: int) -> tuple[Tensor, Tensor]:
     """Sets of parcels [samples, n], neither empty nor whole, and their weights [samples]: the Shapley kernel's."""
     if 2**n - 2 <= n_samples:
-        kept = torch.tensor(list(product([False, True], repeat=n))[1:-1])
+        kept = torch.tensor(list(product([False, True], repeat=n))[1:-1], device="cpu")
         weights = [(n - 1) / (math.comb(n, k) * k * (n - k)) for k in kept.sum(dim=1).tolist()]
-        return kept, torch.tensor(weights, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    sizes = torch.arange(1, n, dtype=torch.float64)
+        return kept, torch.tensor(weights, **_EXACT)
+    generator = _generator(seed)
+    sizes = torch.arange(1, n, **_EXACT)
     drawn = 1 + torch.multinomial(1 / (sizes * (n - sizes)), n_samples // 2, replacement=True, generator=generator)
-    ranks = torch.rand(n_samples // 2, n, generator=generator).argsort(dim=1).argsort(dim=1)
+    ranks = _draw(n_samples // 2, n, generator).argsort(dim=1).argsort(dim=1)
     kept = ranks < drawn[:, None]
-    return torch.cat([kept, ~kept]), torch.ones(2 * len(kept), dtype=torch.float64)
+    return torch.cat([kept, ~kept]), torch.ones(2 * len(kept), **_EXACT)
 
 
 @dataclass(frozen=True)
-class _Features:
-    """What a layer hands on, and where its units lie: voxel ``start + step * number`` along each axis."""
+class _Layer:
+    """What a layer handed on last, and where its units lie; ``reason`` says why that is not known."""
 
     output: Tensor
-    steps: tuple[float, ...]
-    starts: tuple[float, ...]
-    is_feature: bool
+    atoms: tuple[graph.Atom, ...]
+    reason: str = ""
+
+    def place_of(self, axis: int) -> graph.Place | None:
+        return next((place for _, place in self.atoms if place and place.axis == axis), None)
 
 
-def _trace_features(decision: Decision, x: Tensor) -> tuple[Tensor, dict[str, _Features]]:
-    """The decision; and the outputs of layers that lie over the axes of the input, by name, in order of execution.
+def _trace_layers(decision: Decision, x: Tensor) -> tuple[Tensor, dict[str, _Layer]]:
+    """The decision; and the layers that handed on one tensor made of ``x``, by name, in order of execution."""
+    outputs: dict[str, list[Tensor]] = {}
 
-    A layer whose input is not as large as what the layer before it handed on is a parallel branch, such as a residual
-    block's shortcut, and moves no unit.
-    """
-    steps, starts, size = [1.0] * (x.ndim - 2), [0.0] * (x.ndim - 2), x.shape[2:]
-    names = {module: name for name, module in decision.model.named_modules()}
-    found: dict[str, _Features] = {}
+    def keep(name: str, output: object) -> Tensor | None:
+        if not isinstance(output, Tensor) or not output.requires_grad:
+            return None
+        outputs[name] = [*outputs.pop(name, []), output]
+        return output.clone()  # what comes next may write into it
 
-    def follow(module: nn.Module, args: tuple, output: Tensor) -> None:
-        nonlocal size
-        if not args or not isinstance(args[0], Tensor):
-            raise InputError(
-                f"attribution.method=grad_cam: layer {names[module]} ({type(module).__name__}) is not called with a "
-                f"tensor as its first argument; call it as layer(x), not layer(input=x)."
-            )
-        if not isinstance(output, Tensor) or output.ndim != x.ndim or not output.requires_grad:
-            return
-        if args[0].shape[2:] == size:
-            for axis, (before, after) in enumerate(zip(size, output.shape[2:])):
-                stride, shift = _geometry(module, axis, before, after)
-                starts[axis] += steps[axis] * shift
-                steps[axis] *= stride
-            size = output.shape[2:]
-        if output.shape[2:] == size:
-            found.pop(names[module], None)
-            is_feature = isinstance(module, (types.Convolution, types.BatchNorm, types.Activation))
-            found[names[module]] = _Features(output, tuple(steps), tuple(starts), is_feature)
-
-    handles = [module.register_forward_hook(follow) for module in names if not list(module.children())]
+    named = [(name, module) for name, module in decision.model.named_modules() if name]
+    handles = [
+        module.register_forward_hook(lambda module, args, output, name=name: keep(name, output))
+        for name, module in named
+    ]
     try:
         score = decision(x)
     finally:
         for handle in handles:
             handle.remove()
-    return score, found
+    if not score.requires_grad:
+        return score, {}
+    locate = graph.locate(score, x)
+    return score, {name: _place(name, made, x, locate) for name, made in outputs.items()}
 
 
-def _geometry(module: nn.Module, axis: int, before: int, after: int) -> tuple[float, float]:
-    """A layer's stride along an axis, and how far inside the input the centre of its first unit's reach lies."""
-    kernel = getattr(module, "kernel_size", None)
-    if kernel is None or getattr(module, "transposed", False):
-        ratio = before / after
-        return ratio, (ratio - 1) / 2
-    kernel, stride, padding, dilation = (
-        value[axis] if isinstance(value, tuple) else value
-        for value in (kernel, module.stride, module.padding, getattr(module, "dilation", 1))
-    )
-    reach = dilation * (kernel - 1)
-    if isinstance(padding, str):
-        padding = reach // 2 if padding == "same" else 0
-    return stride, reach / 2 - padding
+def _place(name: str, outputs: list[Tensor], x: Tensor, locate: Callable[[Tensor], graph.Axes | None]) -> _Layer:
+    """A layer by its outputs: the last, if that is made of the others."""
+    *earlier, last = outputs
+    axes = locate(last) or ()
+    atoms = tuple(atom for axis in axes for atom in axis)
+    places = [place.axis for _, place in atoms if place]
+    wanted = [axis for axis, length in enumerate(x.shape) if axis > 1 and length > 1]
+    if len(places) != len(set(places)) or not set(wanted) <= set(places):
+        return _Layer(last, atoms, "where its units lie in the input cannot be told")
+    if not all(graph.leads_to(output, last) for output in earlier):
+        return _Layer(last, atoms, "it runs in several places side by side")
+    return _Layer(last, atoms)
+
+
+def _choose_layer(decision: Decision, score: Tensor, x: Tensor, traced: Mapping[str, _Layer]) -> str | None:
+    """The last convolution with the batch norm and activation behind it, if the decision rests on that alone.
+
+    Where branches pass it by, the first module behind them that is made of layers.
+    """
+    modules = dict(decision.model.named_modules())
+    known = [
+        name
+        for name, layer in traced.items()
+        if not layer.reason and graph.passes_everything(score, x, layer.output)
+    ]
+    kinds = (types.Convolution, types.BatchNorm, *_ELEMENTWISE)
+    layers = [name for name in known if isinstance(modules[name], kinds)]
+    blocks = [name for name in known if any(isinstance(part, types.Convolution) for part in modules[name].modules())]
+    return next(iter([*reversed(layers), *blocks]), None)

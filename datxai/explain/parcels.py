@@ -27,6 +27,8 @@ def make_supervoxels(volume: np.ndarray, n: int, compactness: float = 0.02) -> n
 
     if volume.ndim > 3:
         raise InputError(f"supervoxels: the input has {volume.ndim} axes, expected three at most; give parcels.")
+    if not np.isfinite(volume).all():
+        raise InputError("supervoxels: the volume has numbers that are not finite; give parcels.")
     foreground = volume > volume.mean()
     if not foreground.any():
         raise InputError("supervoxels: the volume is constant, there is nothing to divide.")

@@ -6,6 +6,7 @@ Convolutions on a CPU run in oneDNN and in channels-last memory, long sums of li
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ _LARGE = 1 << 24  # weights that do not
 _ROWS = 1 << 13  # voxels that element-wise work is done on at a time
 
 
-def channels_of(module: nn.Module) -> int:
+def channels_of(module: Any) -> int:
     """The axis of a layer's input and output along which its weight mixes."""
     return -1 if isinstance(module, nn.Linear) else 1
 
@@ -50,7 +51,7 @@ def in_pieces(axis: int, *tensors: Tensor) -> Iterator[Sequence[Tensor]]:
         yield [piece.contiguous() for piece in pieces]
 
 
-def product(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def product(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What the layer makes of ``x`` [batch, ...] with this weight and bias, in the precision of ``x``."""
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if isinstance(module, nn.Linear):
@@ -64,7 +65,7 @@ def product(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -
     return _CONVOLVE[x.ndim](x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
 
 
-def transposed_product(module: nn.Module, shape: Sequence[int], weight: Tensor, s: Tensor) -> Tensor:
+def transposed_product(module: Any, shape: Sequence[int], weight: Tensor, s: Tensor) -> Tensor:
     """sum_j w_ij s_j for an input of this shape, in the precision of ``s``; a new tensor."""
     if isinstance(module, nn.Linear):
         return _transposed_linear(s, weight)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
 from datxai.errors import InputError
 from datxai.explain import rules as fast
-from datxai.explain._zennit import RemovableHandleList
+from datxai.explain._zennit import BasicHook, RemovableHandleList
 from datxai.explain._zennit import rules as stock
-
-if TYPE_CHECKING:
-    from datxai.explain.composite import LayerRule
+from datxai.explain.assignment import RuledLayer
+from datxai.explain.layers import made_weights, tensors_in
 
 _KEEPS_NOTHING = (fast.Rule, stock.Pass, stock.ReLUGuidedBackprop)  # between forward and backward, or for each call
 _KEEP_SHAPE = ("pass", "guided_backprop")
@@ -23,43 +22,56 @@ class Watch:
     """Follows a network's forward pass from `open` on, and raises `InputError`.
 
     For layers with a rule that never run, run again although Zennit's hook keeps but the last input, get their input
-    by keyword, hand on something else than one tensor, or change its shape although their rule hands relevance on as
-    it is.
+    by keyword or more than one that depends on the image, hand on something else than one tensor, or change its shape
+    although their rule hands relevance on as it is; and for weights that a hook of Zennit cannot modify. What else a
+    layer is called with, such as ``output_size``, holds for what Zennit's hook makes of it as well.
     """
 
     def __init__(self):
         self.running = False
         self.ran: set[str] = set()
 
-    def open(self, model: nn.Module, layer_rules: Sequence[LayerRule]) -> RemovableHandleList:
+    def open(self, model: nn.Module, ruled_layers: Iterable[RuledLayer]) -> RemovableHandleList:
         """Begin to watch; the handles end it."""
-        self.layer_rules = list(layer_rules)
+        self.ruled_layers = list(ruled_layers)
         handles = RemovableHandleList()
-        for layer_rule in self.layer_rules:
-            handles += self._watch(layer_rule)
-        if self.layer_rules:
+        for ruled in self.ruled_layers:
+            handles += self._watch(ruled)
+        if self.ruled_layers:
             handles.append(model.register_forward_pre_hook(self._begin, prepend=True))
             handles.append(model.register_forward_hook(self._end))
         return handles
 
-    def _watch(self, layer_rule: LayerRule) -> list:
-        name, module, rule = layer_rule.name, layer_rule.module, layer_rule.rule
-        hook = getattr(layer_rule.hook, "fallback", None) or layer_rule.hook
+    def _watch(self, ruled: RuledLayer) -> list:
+        name, module, rule = ruled.name, ruled.module, ruled.rule
+        hook = getattr(ruled.hook, "fallback", None) or ruled.hook
         where = f"layer {name} ({type(module).__name__})"
+        _require_modifiable(where, module, rule, hook)
+        keeps_nothing = isinstance(hook, _KEEPS_NOTHING)
+        other = "epsilon with rules=fast" if keeps_nothing or fast.Epsilon().fits(module) else "gradient"
+        bound = None if isinstance(hook, fast.Rule) else _Bound(module)
 
-        def before(module: nn.Module, args: tuple) -> None:
+        def before(module: nn.Module, args: tuple, named: dict) -> tuple[tuple, dict] | None:
             if not args or not isinstance(args[0], Tensor):
                 raise InputError(
                     f"{where} with rule {rule} is not called with a tensor as its first argument; call it as layer(x), "
                     f"not layer(input=x), or give it the rule gradient."
                 )
-            if self.running and name in self.ran and not isinstance(hook, _KEEPS_NOTHING):
-                other = "epsilon with rules=fast" if fast.Epsilon().fits(module) else "gradient"
+            if self.running and name in self.ran and not keeps_nothing:
                 raise InputError(
                     f"{where} is used more than once, and Zennit's hook for rule {rule} keeps but the last input; "
                     f"use a module of its own for each place, or give it the rule {other}."
                 )
+            if any(tensor.requires_grad for tensor in tensors_in((args[1:], named))):
+                raise InputError(
+                    f"{where} is called with more than one tensor that depends on the input, and rule {rule} knows the "
+                    f"first alone; give it the rule gradient, or for a sum hand them to zennit.layer.Sum as one stack."
+                )
             self.ran.add(name)
+            if bound is None:
+                return None
+            bound.settings, bound.named = args[1:], named
+            return args[:1], {}
 
         def after(module: nn.Module, args: tuple, output: object) -> None:
             if not isinstance(output, Tensor):
@@ -74,26 +86,56 @@ class Watch:
                 )
 
         return [
-            module.register_forward_pre_hook(before, prepend=True),
+            *([] if bound is None else [bound]),
+            module.register_forward_pre_hook(before, prepend=True, with_kwargs=True),
             module.register_forward_hook(after, prepend=True),
         ]
 
     def _begin(self, model: nn.Module, args: tuple) -> None:
         self.running, self.ran = True, set()
-        for layer_rule in self.layer_rules:
-            if isinstance(layer_rule.hook, fast.Rule):
-                layer_rule.hook.ran = False
+        for ruled in self.ruled_layers:
+            if isinstance(ruled.hook, fast.Rule):
+                ruled.hook.ran = False
 
     def _end(self, model: nn.Module, args: tuple, output: object) -> None:
         self.running = False
         idle = [
-            f"{layer_rule.name} ({type(layer_rule.module).__name__})"
-            for layer_rule in self.layer_rules
-            if layer_rule.name not in self.ran and not getattr(layer_rule.hook, "ran", False)
-            if layer_rule.rule != "guided_backprop"  # a method's own line, which nobody can change
+            f"{ruled.name} ({type(ruled.module).__name__})"
+            for ruled in self.ruled_layers
+            if ruled.name not in self.ran and not getattr(ruled.hook, "ran", False)
         ]
         if idle:
             raise InputError(
                 f"composite.layers gives a rule to {', '.join(idle)}, which did not run as a layer, so that no rule "
                 f"reaches what the network does with it; if that is meant, give it the rule gradient."
             )
+
+
+class _Bound:
+    """Stands in for a layer's ``forward`` that takes more than a tensor: Zennit's hook calls it with a tensor alone.
+
+    The rest, ``settings`` and ``named``, is what the layer was called with.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module, self.displaced = module, vars(module).get("forward")
+        self.settings, self.named = (), {}
+        plain = module.forward
+        module.forward = lambda x: plain(x, *self.settings, **self.named)
+
+    def remove(self) -> None:
+        vars(self.module).pop("forward", None)
+        if self.displaced is not None:
+            self.module.forward = self.displaced
+
+
+def _require_modifiable(where: str, module: nn.Module, rule: str, hook: Any) -> None:
+    """Refuse rules that modify weights where what they would modify is not what the layer computes with."""
+    modifiers = (isinstance(hook, BasicHook) and hook.param_modifiers) or ()
+    made = made_weights(module) if any(not isinstance(modifier, stock.NoMod) for modifier in modifiers) else []
+    if made:
+        raise InputError(
+            f"the {' and '.join(made)} of {where} is no parameter but made of others (weight norm, spectral norm, "
+            f"pruning) or a buffer, which Zennit's hook for rule {rule} cannot modify; make it one, as by "
+            f"torch.nn.utils.remove_weight_norm or prune.remove, or give it the rule epsilon."
+        )

@@ -18,36 +18,41 @@ from datxai.volume import Volume
 GREEN, AMBER, RED = "green", "amber", "red"
 
 
-class Limits(NamedTuple):
-    """What a measure may be: beyond the inner pair it is amber, beyond the outer pair red."""
+class QualityLimits(NamedTuple):
+    """Limits of a measure: outside the inner pair it is amber, outside the outer pair red."""
 
     inner: tuple[float, float]
     outer: tuple[float, float]
     words: str  # what the measure is
+    advice: str = "check that the scan is a head and its header right"  # to whom it is red
 
 
+EXPORT = "export the scan again, in floating-point numbers"
 LIMITS = {
-    "similarity": Limits((0.82, 1.0), (0.65, 1.0), "correlation with the template"),
-    "overlap": Limits((0.87, 1.0), (0.7, 1.0), "overlap of the head with the template's"),
-    "drift_mm": Limits((0.0, 4.0), (0.0, 10.0), "distance in mm by which a further fit moves the striatum"),
-    "determinant": Limits((0.5, 1.8), (0.35, 2.2), "volume of the head over the template's"),
-    "zoom_min": Limits((0.73, 1.27), (0.65, 1.4), "smallest zoom of the head"),
-    "zoom_max": Limits((0.73, 1.27), (0.65, 1.4), "largest zoom of the head"),
-    "rotation_deg": Limits((0.0, 35.0), (0.0, 60.0), "rotation of the head in degrees"),
-    "shear": Limits((0.0, 0.08), (0.0, 0.2), "shear of the head"),
-    "coverage": Limits((0.8, 1.0), (0.5, 1.0), "part of the brain in the field of view"),
-    "reference": Limits((0.9, 1.5), (0.7, 1.8), "reference value over the mean of the brain"),
-    "contrast": Limits((0.25, np.inf), (0.1, np.inf), "largest binding ratio of the striatum"),
+    "wrapped_cm2": QualityLimits((0.0, 0.75), (0.0, 5.0), "area in cm2 across which values exceed their type", EXPORT),
+    "plateau_ml": QualityLimits((0.0, 0.5), (0.0, 3.0), "volume in ml cut off at the largest value", EXPORT),
+    "levels": QualityLimits((10.0, np.inf), (4.0, np.inf), "number of levels up to that of the brain", EXPORT),
+    "similarity": QualityLimits((0.87, 1.0), (0.65, 1.0), "correlation with the template"),
+    "overlap": QualityLimits((0.87, 1.0), (0.7, 1.0), "overlap of the head with the template's"),
+    "drift_mm": QualityLimits((0.0, 4.0), (0.0, 10.0), "distance in mm by which a further fit moves the striatum"),
+    "determinant": QualityLimits((0.5, 1.8), (0.35, 2.2), "volume of the head over the template's"),
+    "zoom_min": QualityLimits((0.73, 1.27), (0.65, 1.4), "smallest zoom of the head"),
+    "zoom_max": QualityLimits((0.73, 1.27), (0.65, 1.4), "largest zoom of the head"),
+    "rotation_deg": QualityLimits((0.0, 35.0), (0.0, 60.0), "rotation of the head in degrees"),
+    "shear": QualityLimits((0.0, 0.08), (0.0, 0.2), "shear of the head"),
+    "coverage": QualityLimits((0.8, 1.0), (0.5, 1.0), "part of the expected brain in the field of view"),
+    "reference": QualityLimits((0.9, 1.5), (0.7, 1.8), "reference value over the mean of the brain"),
+    "contrast": QualityLimits((0.25, np.inf), (0.1, np.inf), "largest binding ratio of the striatum"),
 }
 
 
-def measure_fit(scan: Volume, affine: np.ndarray, bases: Mapping[str, Volume]) -> dict[str, float]:
+def measure_fit(scan: Volume, affine: np.ndarray, bases: Mapping[str, Volume]) -> dict[str, float | None]:
     """How well a scan and the template agree, and what the affine map (template to scan) does to a head.
 
-    ``similarity``, ``overlap`` and ``drift_mm`` as in `datxai.imaging.registration.compare`; ``determinant`` of
-    the map's linear part; ``zoom_min`` and ``zoom_max``, its singular values; ``rotation_deg``, the angle of its
-    rotation; ``shear``, the largest element off the diagonal of its stretch (the symmetric part of its polar
-    decomposition).
+    ``similarity``, ``overlap`` and ``drift_mm`` as in `datxai.imaging.registration.compare` (None: a slab is too thin
+    to show a drift); ``determinant`` of the map's linear part; ``zoom_min`` and ``zoom_max``, its singular values;
+    ``rotation_deg``, the angle of its rotation; ``shear``, the largest element off the diagonal of its stretch (the
+    symmetric part of its polar decomposition).
     """
     similarity, overlap, drift = compare(scan, bases, affine)
     left, zooms, right = np.linalg.svd(affine[:3, :3])
@@ -65,26 +70,30 @@ def measure_fit(scan: Volume, affine: np.ndarray, bases: Mapping[str, Volume]) -
     }
 
 
-def measure_uptake(volume: Volume, regions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Is the reference value sane, in a volume in MNI space that was scaled by it?
+def measure_uptake(volume: Volume, brain: np.ndarray, covered: np.ndarray) -> dict[str, float]:
+    """Measures that tell whether the reference value is plausible, of a volume in MNI space that was scaled by it.
 
-    ``coverage``: the part of the brain within the field of view (voxels outside it are zero). ``reference``: the
-    reference value over the mean of the brain, which a registration gone wrong takes down. ``regions`` are boolean
-    masks on the volume's grid.
+    ``coverage``: the part of the brain within the field of view. ``reference``: the reference value over the mean of
+    that part; it falls where the registration is wrong. ``brain`` (as far as the scan is expected to show it) and
+    ``covered`` (the voxels in the field of view) are boolean masks on the volume's grid.
     """
-    brain = volume.data[regions["brain"]]
-    seen = brain[brain != 0].astype(np.float64)
+    seen = volume.data[brain & covered].astype(np.float64)
     mean = seen.mean() if seen.size else 0.0
-    return {"coverage": seen.size / brain.size, "reference": float(1 / mean) if mean > 0 else float("inf")}
+    return {
+        "coverage": float(seen.size / np.count_nonzero(brain)),
+        "reference": float(1 / mean) if mean > 0 else float("inf"),
+    }
 
 
-def judge(measures: Mapping[str, float]) -> dict:
-    """The measures with their ``verdict`` before them, and the ``reason`` for one that is not green.
+def judge(measures: Mapping[str, float | None]) -> dict:
+    """The measures, preceded by their ``verdict`` and the ``reason`` for a verdict that is not green.
 
-    Raises `InputError` for red.
+    Measures that are None (not measured) are passed over. Raises `InputError` for red.
     """
     verdict, reason = GREEN, ""
     for name, value in measures.items():
+        if value is None:
+            continue
         limits = LIMITS[name]
         for colour, (low, high) in ((RED, limits.outer), (AMBER, limits.inner)):
             if low <= value <= high:
@@ -92,9 +101,7 @@ def judge(measures: Mapping[str, float]) -> dict:
             limit = f"at least {low:g}" if value < low else f"at most {high:g}"
             sentence = f"{limits.words} {value:.2f}, expected {limit}"
             if colour == RED:
-                raise InputError(
-                    f"quality control: {sentence}; check that the scan is a head and its header right."
-                )
+                raise InputError(f"quality control: {sentence}; {limits.advice}.")
             verdict, reason = AMBER, f"{reason}; {sentence}" if reason else sentence
             break
     return {"verdict": verdict, "reason": reason, **measures}

@@ -33,16 +33,22 @@ def measure_sbr(
     putamen_ml: float = 10.0,
     caudate_ml: float = 5.0,
     striatum_ml: float = 15.0,
+    covered: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Specific binding ratio of putamen, caudate and striatum on both sides: hottest voxels / reference - 1.
 
     ``volume`` is scaled by the reference region, so the reference is 1. ``regions`` holds the large
-    unilateral ROIs (``putamen_roi_left``, ...) as boolean masks on the volume's grid.
+    unilateral ROIs (``putamen_roi_left``, ...) as boolean masks on the volume's grid. ``covered`` marks the voxels in
+    the field of view, all if left out. If a slab shows a third of an ROI, the mean is taken over a third of the usual
+    amount: 3.3 ml of the putamen in place of 10 ml.
     """
     amounts = {"putamen": putamen_ml, "caudate": caudate_ml, "striatum": striatum_ml}
-    voxel_ml = volume.grid.voxel_ml
-    return {
-        f"{name}_{side}": average_hottest(volume.data, regions[f"{name}_roi_{side}"], ml, voxel_ml) - 1.0
-        for name, ml in amounts.items()
-        for side in ("left", "right")
-    }
+    voxel_ml, sbr = volume.grid.voxel_ml, {}
+    for name, ml in amounts.items():
+        for side in ("left", "right"):
+            roi = whole = regions[f"{name}_roi_{side}"]
+            if covered is not None:
+                roi = whole & covered
+            fraction = np.count_nonzero(roi) / np.count_nonzero(whole)
+            sbr[f"{name}_{side}"] = average_hottest(volume.data, roi, ml * fraction, voxel_ml) - 1.0
+    return sbr

@@ -9,6 +9,7 @@ axis at x = y = 0, bin b of a view therefore sees the line x cos(angle) - y sin(
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal, get_args
 
 import numpy as np
 from scipy import fft, ndimage, sparse
@@ -17,18 +18,20 @@ from datxai.errors import InputError
 from datxai.volume import Volume
 
 BUTTERWORTH_ORDER = 5
-LARGEST_GAP_DEG = 30.0  # between neighbouring views (opposite views count as one): beyond, an arc is missing
+LARGEST_GAP_DEG = 30.0  # a larger gap between neighbouring views is a missing arc; opposite views count as one
+HAZE_MM = 12.0  # width of the strips at the ends of a row from which its level of scatter is estimated
 CHANG_DIRECTIONS = 32
-CHANG_SMOOTHING_MM = 4.0  # sigma, before the head's outline is taken
+CHANG_SMOOTHING_MM = 4.0  # sigma of the smoothing before the head's outline is drawn
 
-# gain at f, a fraction of the cutoff; beyond the cutoff all but Butterworth's are zero
+# Gain at the frequency f, in units of the cutoff. Beyond the cutoff all are zero, but for Butterworth's.
 _WINDOWS = {
     "ramp": np.ones_like,
     "shepp-logan": lambda f: np.sinc(f / 2.0),
     "hann": lambda f: 0.5 + 0.5 * np.cos(np.pi * f),
     "butterworth": lambda f: 1.0 / np.sqrt(1.0 + f ** (2 * BUTTERWORTH_ORDER)),
 }
-FILTERS = (*_WINDOWS, "none")
+Filter = Literal["ramp", "shepp-logan", "hann", "butterworth", "none"]
+FILTERS = get_args(Filter)
 
 
 def reconstruct(
@@ -36,11 +39,12 @@ def reconstruct(
     angles_deg: np.ndarray,
     pixel_mm: float,
     row_spacing_mm: float | None = None,
-    filter: str = "shepp-logan",
+    filter: Filter = "shepp-logan",
     cutoff_per_cm: float = 1.25,
     centre: float | np.ndarray | None = None,
     attenuation_per_cm: float | None = None,
     post_filter_mm: float = 0.0,
+    equivalent_mm: float | None = None,
 ) -> Volume:
     """Filtered back projection of all slices at once.
 
@@ -55,8 +59,8 @@ def reconstruct(
         Any order and start, full or half turn; unevenly spread views are weighted by the arc they stand for.
     pixel_mm, row_spacing_mm : float
         Size of a bin and distance between rows (as a bin, if left out). They are the voxel size of the volume.
-    filter : str
-        One of `FILTERS`; "none" is plain back projection.
+    filter
+        The window of the ramp filter; "none" is plain back projection.
     cutoff_per_cm : float
         In cycles per cm. Beyond the bins' Nyquist frequency (5 / pixel_mm) there is nothing to cut off: Nyquist
         is used, and the history says so.
@@ -66,6 +70,11 @@ def reconstruct(
         Chang's first-order correction (doi 10.1109/TNS.1978.4329385) with this coefficient; none if left out.
     post_filter_mm : float
         FWHM of a three-dimensional Gaussian filter of the volume.
+    equivalent_mm : float, optional
+        Smooth a volume of finer voxels until it is as smooth as one of voxels of this size. Noise raises the mean of
+        the hottest voxels and percentiles, and would do so more on a finer matrix. A voxel of edge h averages over
+        itself (variance h^2 / 12 along an axis) and is interpolated (h^2 / 6); a Gaussian adds the variance that is
+        lacking.
 
     Returns
     -------
@@ -78,19 +87,16 @@ def reconstruct(
     row_spacing_mm = pixel_mm if row_spacing_mm is None else row_spacing_mm
     _require_counts(projections, angles)
     _require_settings(pixel_mm, row_spacing_mm, filter, cutoff_per_cm)
-    views, rows, bins = projections.shape
+    views, _, bins = projections.shape
     centres = np.broadcast_to((bins - 1) / 2.0 if centre is None else np.asarray(centre, float), views).tolist()
     nyquist = 5.0 / pixel_mm
     used = min(cutoff_per_cm, nyquist)
 
-    filtered = projections if filter == "none" else _filter(projections, filter, used * pixel_mm / 10.0)
-    weighted = filtered * _arcs(angles).astype(np.float32)[:, None, None]
-    columns = np.ascontiguousarray(weighted.transpose(0, 2, 1)).reshape(views * bins, rows)
-    inside, matrix = _back_projector(tuple(angles.tolist()), bins, tuple(centres))
-    data = np.zeros((bins * bins, rows), np.float32)
-    data[inside] = matrix @ columns
-    data = data.reshape(bins, bins, rows)[:, :, ::-1]
-
+    if filter == "none":
+        filtered = projections
+    else:
+        filtered = _filter(_remove_haze(projections, pixel_mm), filter, used * pixel_mm / 10.0)
+    data = _back_project(filtered, angles, tuple(centres))
     affine = np.diag([pixel_mm, pixel_mm, row_spacing_mm, 1.0])
     affine[:3, 3] = -(np.array(data.shape) - 1) / 2.0 * affine.diagonal()[:3]
     volume = Volume(data, affine).after(
@@ -105,10 +111,25 @@ def reconstruct(
     )
     if attenuation_per_cm:
         volume = correct_attenuation(volume, attenuation_per_cm)
+    if equivalent_mm and (volume.grid.spacing < equivalent_mm).any():
+        sigma = np.sqrt(np.clip(equivalent_mm**2 - volume.grid.spacing**2, 0.0, None)) / 2.0 / volume.grid.spacing
+        data = ndimage.gaussian_filter(volume.data, sigma)
+        volume = volume.after("match_voxels", data, equivalent_mm=equivalent_mm)
     if post_filter_mm:
         sigma = post_filter_mm / np.sqrt(8.0 * np.log(2.0)) / volume.grid.spacing
         volume = volume.after("post_filter", ndimage.gaussian_filter(volume.data, sigma), fwhm_mm=post_filter_mm)
     return volume
+
+
+def _back_project(filtered: np.ndarray, angles: np.ndarray, centres: tuple[float, ...]) -> np.ndarray:
+    """Sum of all views over the angles that they stand for, float32 (X, Y, Z)."""
+    views, rows, bins = filtered.shape
+    weighted = filtered * _arcs(angles).astype(np.float32)[:, None, None]
+    columns = np.ascontiguousarray(weighted.transpose(0, 2, 1)).reshape(views * bins, rows)
+    inside, matrix = _back_projector(tuple(angles.tolist()), bins, centres)
+    data = np.zeros((bins * bins, rows), np.float32)
+    data[inside] = matrix @ columns
+    return data.reshape(bins, bins, rows)[:, :, ::-1]
 
 
 def correct_attenuation(volume: Volume, coefficient_per_cm: float) -> Volume:
@@ -126,7 +147,7 @@ def correct_attenuation(volume: Volume, coefficient_per_cm: float) -> Volume:
     directions = np.stack([np.cos(angles), np.sin(angles)])
     factor = np.ones(volume.shape)
     for k in range(volume.shape[2]):
-        part = ndimage.binary_fill_holes(head[:, :, k])
+        part = np.asarray(ndimage.binary_fill_holes(head[:, :, k]), bool)
         if np.count_nonzero(part) < 8:
             continue
         points = np.stack([x[part], y[part]])
@@ -161,20 +182,45 @@ def _filter(projections: np.ndarray, name: str, cutoff: float) -> np.ndarray:
     The ramp is the transform of its band-limited kernel, so that the mean is kept (Kak and Slaney 1988, eq. 3.61).
     """
     bins = projections.shape[-1]
-    size = fft.next_fast_len(2 * bins, real=True)
+    size: int = fft.next_fast_len(2 * bins, real=True)  # pyright: ignore[reportAssignmentType]  # its stub says None
     n = np.minimum(np.arange(size), size - np.arange(size))
     kernel = np.where(n % 2, -1.0 / (np.pi * np.maximum(n, 1)) ** 2, 0.0)
     kernel[0] = 0.25
     relative = fft.rfftfreq(size) / cutoff
-    gain = fft.rfft(kernel).real * _WINDOWS[name](relative)
+    gain = np.real(np.asarray(fft.rfft(kernel))) * _WINDOWS[name](relative)
     if name != "butterworth":
         gain[relative > 1.0 + 1e-9] = 0.0
     spectrum = fft.rfft(projections, size, axis=-1)
-    return fft.irfft(spectrum * gain.astype(np.float32), size, axis=-1)[..., :bins]
+    return np.asarray(fft.irfft(spectrum * gain.astype(np.float32), size, axis=-1))[..., :bins]
+
+
+def _remove_haze(projections: np.ndarray, pixel_mm: float) -> np.ndarray:
+    """Subtract the constant level of scattered photons from each row.
+
+    Scatter goes on beyond the field of view. The ramp filter removes a constant, but not its edge at the rim of the
+    field, which would raise the whole slice, and more so in a narrow field. The level of a row is extrapolated from
+    its ends, averaged over all views: the mean of the outermost strip, less its difference from the next strip inwards.
+    Bins without any count are outside the field of view. If the field ends before the matrix does, twice the
+    difference is subtracted, so that the level of an object that ends there is zero.
+    """
+    filled = np.flatnonzero(projections.any(axis=(0, 1)))
+    field = slice(filled[0], filled[-1] + 1) if filled.size else slice(None)
+    profile = projections[..., field].mean(axis=0, dtype=np.float64)  # (rows, bins)
+    n = max(1, round(HAZE_MM / pixel_mm))
+    if profile.shape[1] < 4 * n:
+        return projections
+    outermost, inner = (
+        (profile[:, i:j].mean(axis=1) + profile[:, ::-1][:, i:j].mean(axis=1)) / 2 for i, j in ((0, n), (n, 2 * n))
+    )
+    falls = 1 if filled.size == projections.shape[-1] else 2
+    level = np.clip(outermost - falls * (inner - outermost), 0.0, None)
+    cleared = np.zeros_like(projections)
+    cleared[..., field] = projections[..., field] - level[:, None].astype(np.float32)
+    return cleared
 
 
 def _arcs(angles: np.ndarray) -> np.ndarray:
-    """The arc in radians for which each view stands, out of half a turn: half the gaps to its neighbours."""
+    """The weight of each view: the arc, in radians of half a turn, that lies nearer to it than to any other."""
     half = np.mod(angles, 180.0)
     order = np.argsort(half, kind="stable")
     gaps = np.diff(half[order], append=half[order][0] + 180.0)

@@ -8,44 +8,37 @@ scan whose striatum is dark or whose glands outshine the brain is fitted as well
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import permutations, product
+from functools import lru_cache, reduce
+from itertools import product
+from operator import attrgetter
 
 import numpy as np
 from scipy import ndimage, sparse
 
-from datxai.errors import InputError
-from datxai.imaging.atlas import STRIATUM
-from datxai.volume import Grid, Volume, resample
+from datxai.imaging.head import AROUND_MM, EDGE, HEAD_FWHM_MM, blur, bound_filled, coarsen, find_bright, find_head
+from datxai.imaging.orientation import TURNS, describe_orientation, make_upright
+from datxai.imaging.template import STRIATUM
+from datxai.volume import Volume, field_of_view, resample
 
-# FWHM of the smoothing of scan and bases, coarse to fine. Points no farther than this from the brain take
-# part: the scalp helps to find the head, but the fine fit is to see nothing of the glands, which lie
-# elsewhere in every person.
-LEVELS_MM = (16.0, 8.0, 4.0)
+# FWHM of the smoothing of scan and bases, coarse to fine, and the distance from the brain up to which points take part
+# in the fit: the scalp helps to find the head, but glands lie elsewhere in every person and must not steer the fine
+# fit.
+LEVELS_MM = (HEAD_FWHM_MM, 8.0, 4.0)
 PITCHES_DEG = (-24.0, -12.0, 0.0, 12.0, 24.0)  # chin down, chin up: the starts that are tried
 LIFTS_MM = (-50.0, -25.0, 0.0, 25.0)  # along the patient's axis: scans that show more or less of the neck
-TRIAL_STEPS = 4  # of each start
-EDGE = 0.4  # of the median inside: where a head or brain ends
-STEPS = 25  # at most, per level
-CONVERGED = 1e-4  # a level ends when a step lowers the unexplained variance by less than this part of it
-# Below the coarsest level, a point at the striatum counts 1 + EMPHASIS times as much as one far from it (Gaussian
-# with this reach): no affine map fits a whole brain, and here it matters.
+TRIAL_STEPS = 4  # of Levenberg-Marquardt, for each start
+FOLLOWED = 8  # most promising starts that are followed: with a dark striatum the best of the trial may lose in the end
+STEPS = 25  # most steps of a fit
+CONVERGED = 1e-4  # a fit ends when a step lowers the unexplained variance by less than this fraction
+# Weight of a point, but on the coarsest level: 1 far from the striatum, 1 + EMPHASIS at it, a Gaussian of the distance
+# with this reach between. No affine map fits a whole brain, and the fit matters most at the striatum.
 EMPHASIS, REACH_MM = 5.0, 25.0
 NECK_MM = -60.0  # z in the template's space below which overlap does not count
-HEAD_LITRES = (0.4, 12.0)  # smaller or larger things are no head
-CLEARLY = 0.75  # another orientation is believed if it leaves less than this part of the variance unexplained
-
-
-# The ways to lay a head along the axes, upright first; mirrored ones look the same, for a head is symmetric.
-TURNS = [
-    turn
-    for order in permutations(range(3))
-    for signs in product((1.0, -1.0), repeat=3)
-    if np.linalg.det(turn := np.diag(signs)[list(order)]) > 0
-]
+SLAB_MM = 6 * LEVELS_MM[0]  # a thinner scan cannot be registered: smoothing leaves nothing of it but its edges
+CLEARLY = 0.66  # another orientation is believed if it leaves less than this fraction of upright's unexplained variance
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +48,14 @@ class Registration:
     ``affine`` (4 x 4) maps world mm of the template to world mm of the scan, as `resample` takes it; its inverse takes
     the scan to the template. ``weights`` are those of the bases in units of the scan. ``orientation`` is empty,
     or says how the scan seems to be stored, if it fits the template clearly better that way than as its header says:
-    "upside down". Left and right cannot be told apart.
+    "upside down". Left and right cannot be told apart. ``upright`` (4 x 4) then takes the scan's world to one in which
+    it lies upright. Left and right stay as the header has them, unless the axes are exchanged.
     """
 
     affine: np.ndarray
     weights: dict[str, float]
     orientation: str = ""
+    upright: np.ndarray | None = None
 
 
 def register(volume: Volume, bases: Mapping[str, Volume]) -> Registration:
@@ -71,47 +66,90 @@ def register(volume: Volume, bases: Mapping[str, Volume]) -> Registration:
     volume : Volume
         A scan of the head, any lattice and resolution.
     bases : mapping of str to Volume
-        What the scan is a weighted sum of, as `datxai.imaging.atlas.make_template_bases` gives them.
+        What the scan is a weighted sum of, as `datxai.imaging.template.make_template_bases` gives them.
 
     Raises `InputError` if the scan has no head in it that could be told from its background. Whether the result is
     to be trusted, `datxai.imaging.quality` says.
     """
-    scan, centre = _find_head(volume)
+    scan, centre = find_head(volume)
     templates = _make_templates(tuple(bases.items()))
     coarse, *finer = (_Problem(t, scan, centre) for t in templates)
     middle = coarse.template.centre
     upright = coarse.search(_start(middle, centre, *turn) for turn in product(PITCHES_DEG, LIFTS_MM))
-    turned = coarse.search(_start(middle, centre, 0.0, lift, turn) for turn, lift in product(TURNS[1:], LIFTS_MM))
-    orientation = _describe(turned.pose)
-    if orientation and turned.unexplained < CLEARLY * upright.unexplained:
-        return Registration(np.linalg.inv(turned.pose), {}, orientation)
-    fits = [upright if orientation else min(upright, turned, key=lambda fit: fit.unexplained)]
+    turned = coarse.search(_start(middle, centre, 0.0, lift_mm, turn) for turn, lift_mm in product(TURNS[1:], LIFTS_MM))
+    straight = [fit for fit in (upright, turned) if not describe_orientation(fit.pose)]
+    askew = min((fit for fit in (upright, turned) if describe_orientation(fit.pose)), key=_unexplained, default=None)
+    if askew and (not straight or _is_clearly_better(askew, min(straight, key=_unexplained), finer[0])):
+        return Registration(np.linalg.inv(askew.pose), {}, describe_orientation(askew.pose), make_upright(askew.pose))
+    fits = [min(straight, key=_unexplained)]
     for problem in finer:
         fits.append(problem.fit(fits[-1].pose, _AFFINE))
     weights = dict(zip(bases, (finer[-1].unit * fits[-1].weights).tolist()))
     return Registration(np.linalg.inv(fits[-1].pose), weights)
 
 
+def _is_clearly_better(fit: _Fit, other: _Fit, closer: _Problem) -> bool:
+    """Whether a fit leaves less than the fraction `CLEARLY` of the variance unexplained that another leaves.
+
+    The geometric mean of two levels counts, the coarsest and a finer one (``closer``): with a dark striatum all
+    orientations look much alike on the coarsest.
+    """
+    coarse = fit.unexplained / other.unexplained
+    if coarse >= 1:
+        return False
+    ours, theirs = (closer.fit(pose, _AFFINE).unexplained for pose in (fit.pose, other.pose))
+    return coarse * ours / theirs < CLEARLY**2
+
+
 def prepare(bases: Mapping[str, Volume]) -> None:
-    """Work out now what `register` and `compare` need of these bases, which the first scan would else wait for."""
+    """Make the templates of these bases now, so that the first scan does not have to wait for them."""
     _make_templates(tuple(bases.items()))
 
 
-def compare(volume: Volume, bases: Mapping[str, Volume], affine: np.ndarray) -> tuple[float, float, float]:
+def compare(volume: Volume, bases: Mapping[str, Volume], affine: np.ndarray) -> tuple[float, float, float | None]:
     """Likeness of a scan and the template fitted to it, both smoothed by 16 mm so that noise does not count.
 
     ``affine`` is that of a `Registration`, or the identity for a scan in the template's space. Returns the correlation
     over brain and scalp; the Dice overlap of the head in both, above the neck and within the field of view; and the
-    drift: how far, in mm, a fit that begins there moves the striatum, which is next to nothing if it lies well.
+    drift: how far, in mm, another fit that begins at ``affine`` moves the striatum, which is hardly at all if the
+    registration is right. A slab thinner than `SLAB_MM` and the template at its place are smoothed within the slab
+    only; its drift is None.
     """
+    field = field_of_view(volume)
+    if (field.spacing * field.shape).min() < SLAB_MM:
+        return (*_compare_slab(resample(volume, field), bases, affine), None)
     coarse, fine, _ = _make_templates(tuple(bases.items()))
-    scan = resample(volume, _coarsen(volume.grid, 4.0))
+    scan = resample(volume, coarsen(volume.grid, 4.0))
     pose = np.linalg.inv(affine)
     problem = _Problem(coarse, scan, coarse.centre)
     fitted = _Problem(fine, scan, coarse.centre).fit(problem.fit(pose, _RIGID_AND_ZOOM).pose, _AFFINE).pose
     striatum = np.column_stack([fine.striatum, np.ones(len(fine.striatum))])
     drift = np.linalg.norm((striatum @ (fitted @ affine).T - striatum)[:, :3], axis=1).mean()
     return (*problem.compare(pose), float(drift))
+
+
+def _compare_slab(volume: Volume, bases: Mapping[str, Volume], affine: np.ndarray) -> tuple[float, float]:
+    """Correlation and overlap of a slab and the template, which is resampled to the slab."""
+    to_scan = np.linalg.inv(affine)
+    smooth = {
+        name: blur(resample(basis, volume.grid, to_scan), LEVELS_MM[0]).data.astype(np.float64)
+        for name, basis in bases.items()
+    }
+    values = blur(volume, LEVELS_MM[0]).data.astype(np.float64)
+    outside = np.asarray(ndimage.distance_transform_edt(~find_bright(smooth["brain"]), volume.grid.spacing))
+    near = outside <= LEVELS_MM[0]
+    columns = np.stack([*smooth.values(), np.ones(volume.shape)], axis=-1)
+    if not near.any() or not (variance := values[near].var()):
+        return 0.0, 0.0
+    weights = np.linalg.lstsq(columns[near], values[near], rcond=1e-12)[0]
+    fitted = columns @ weights
+    similarity = np.sqrt(max(1.0 - (values - fitted)[near].var() / variance, 0.0))
+    heads = [find_bright(data - weights[-1]) for data in (values, fitted)]
+    both = sum(head.sum() for head in heads)
+    return float(similarity), float(2 * (heads[0] & heads[1]).sum() / both) if both else 0.0
+
+
+_unexplained = attrgetter("unexplained")
 
 
 @dataclass(frozen=True)
@@ -126,38 +164,37 @@ _AFFINE = np.eye(12).reshape(12, 3, 4)
 _ZOOM = _AFFINE[0] + _AFFINE[5] + _AFFINE[10]
 _ROTATIONS = _AFFINE[[1, 2, 6]] - _AFFINE[[4, 8, 9]]
 _RIGID_AND_ZOOM = np.stack([*_AFFINE[[3, 7, 11]], *_ROTATIONS, _ZOOM])
-_RADIUS_MM = 70.0  # of a head: brings linear parameters and translations to one scale
-# The ways to lay a head along the axes, as it is first. Mirrored ones look the same, for a head is symmetric.
+_RADIUS_MM = 70.0  # of a head; scales linear parameters to the size of translations
 _CORNERS = np.array(list(product((0, 1), repeat=3)))
-_TRUNCATE = 4.0  # standard deviations at which smoothing ends
-_MARGIN = 2  # empty voxels around a template, so that points outside need no care
+_MARGIN = 2  # empty voxels around a template, so that points outside are read as zero
 
 
 class _Template:
     """The bases at one resolution, side by side in one array (voxels, bases), zero around them.
 
-    Two Laplacians, of the brain and of the striatum, come with them: what a scan gains where it is sharper or more
-    blurred. Without, a blurred head would be taken for one of another size.
+    Two more columns are the Laplacians of brain and striatum: adding one makes the fitted template sharper or more
+    blurred. Without them, a blurred scan would be fitted by a head of another size.
     """
 
     def __init__(self, bases: Mapping[str, Volume], level: float, near_striatum: Future[Volume]):
         self.level = level
-        grid = _coarsen(bases["brain"].grid, max(level / 4, 2.0))
-        smooth = {name: _blur(resample(basis, grid), level).data for name, basis in bases.items()}
+        grid = coarsen(bases["brain"].grid, max(level / 4, 2.0))
+        smooth = {name: blur(resample(basis, grid), level).data for name, basis in bases.items()}
         self.count = len(bases)
         columns = [
             *smooth.values(),
             ndimage.laplace(smooth["brain"]),
             ndimage.laplace(sum(smooth[name] for name in STRIATUM)),
         ]
-        self.support = ndimage.distance_transform_edt(~_find_bright(smooth["brain"]), grid.spacing) <= level
+        outside = np.asarray(ndimage.distance_transform_edt(~find_bright(smooth["brain"]), grid.spacing))
+        self.support = outside <= level
         self.centre = grid.index_to_mm(ndimage.center_of_mass(self.support))
         self.striatum = bases["brain"].grid.index_to_mm(np.argwhere(_find_striatum(bases)))
         self.shape = np.array(grid.shape) + 2 * _MARGIN
         self.strides = np.array([self.shape[1] * self.shape[2], self.shape[2], 1], np.int32)
         stack = np.zeros((*self.shape, len(columns)), np.float32)
         for column, place in zip(columns, np.moveaxis(stack[(slice(_MARGIN, -_MARGIN),) * 3], -1, 0)):
-            box = _bound(column)  # most columns are small things in much that is empty
+            box = bound_filled(column)  # most columns are empty but for a small part
             place[box] = column[box]
         self.stack = stack.reshape(-1, len(columns))
         self.emphasis = np.ones(grid.shape, np.float32)
@@ -168,20 +205,20 @@ class _Template:
 
 @lru_cache(maxsize=4)
 def _make_templates(bases: tuple[tuple[str, Volume], ...]) -> list[_Template]:
-    """One per level, made side by side; kept, because a cohort is registered to the same bases."""
+    """One template per level, made in parallel; cached, because a whole cohort is registered to the same bases."""
     with ThreadPoolExecutor(1 + len(LEVELS_MM)) as pool:
         near_striatum = pool.submit(_measure_nearness, dict(bases))
         return list(pool.map(lambda level: _Template(dict(bases), level, near_striatum), LEVELS_MM))
 
 
 def _find_striatum(bases: Mapping[str, Volume]) -> np.ndarray:
-    striatum = sum(bases[name].data for name in STRIATUM)
+    striatum = reduce(np.add, (bases[name].data for name in STRIATUM))
     return striatum >= EDGE * striatum.max()
 
 
 def _measure_nearness(bases: Mapping[str, Volume]) -> Volume:
     """Nearness to the striatum, 1 within it: a Gaussian of the distance."""
-    outside = ndimage.distance_transform_edt(~_find_striatum(bases), bases["brain"].grid.spacing)
+    outside = np.asarray(ndimage.distance_transform_edt(~_find_striatum(bases), bases["brain"].grid.spacing))
     return Volume(np.exp(-((outside / REACH_MM) ** 2)), bases["brain"].affine)
 
 
@@ -190,25 +227,28 @@ class _Problem:
 
     def __init__(self, template: _Template, scan: Volume, centre: np.ndarray):
         self.template, self.centre = template, centre
-        # At the edge of the field of view smoothing makes up what the scan does not show: leave it out.
-        points = resample(_blur(scan, template.level), _coarsen(scan.grid, template.level, inset_mm=template.level))
+        # Near the edge of the field of view smoothed values rest on voxels that the scan lacks.
+        points = resample(blur(scan, template.level), coarsen(scan.grid, template.level, inset_mm=template.level))
         values = points.data.ravel().astype(np.float64)
-        self.unit = values.std() or 1.0  # of the values here, so that those of the scan do not count beside a pose's
+        self.unit = values.std() or 1.0  # scales the values, so that parameters do not depend on the unit of the scan
         self.values = values / self.unit
         self.positions = points.grid.world_coordinates().reshape(-1, 3)
 
     def search(self, starts: Iterator[np.ndarray]) -> _Fit:
-        """The best of several starts, each tried by a few steps, followed to its end."""
-        tried = [self.fit(start, _RIGID_AND_ZOOM, TRIAL_STEPS) for start in starts]
-        return self.fit(min(tried, key=lambda fit: fit.unexplained).pose, _RIGID_AND_ZOOM)
+        """The best fit of several starts: each gets a few steps, the most promising are followed to convergence."""
+        tried = sorted((self.fit(start, _RIGID_AND_ZOOM, TRIAL_STEPS) for start in starts), key=_unexplained)
+        followed = (self.fit(fit.pose, _RIGID_AND_ZOOM) for fit in tried[:FOLLOWED])
+        return min((self.fit(fit.pose, _AFFINE) for fit in followed), key=_unexplained)
 
     def fit(self, pose: np.ndarray, generators: np.ndarray, steps: int = STEPS) -> _Fit:
-        """Levenberg-Marquardt from ``pose``; points near the head as it lies there take part."""
+        """Fit by Levenberg-Marquardt steps from ``pose``, on the points that ``pose`` places near the head."""
         index = self._indices(pose, self.positions)
-        inside = ndimage.map_coordinates(self.template.support, index, order=0, output=bool)
+        inside = np.asarray(ndimage.map_coordinates(self.template.support, index, order=0, output=bool), bool)
         positions = self.positions[inside]
-        emphasis = ndimage.map_coordinates(self.template.emphasis, index[:, inside], order=1, mode="nearest")
-        row = np.sqrt(emphasis)  # every equation times the root of its weight
+        emphasis = np.asarray(
+            ndimage.map_coordinates(self.template.emphasis, index[:, inside], order=1, mode="nearest")
+        )
+        row = np.sqrt(emphasis)  # weighted least squares: every equation times the square root of its weight
         values = self.values[inside]
         variance = (emphasis * (values - np.average(values, weights=emphasis)) ** 2).sum() if len(values) else 0.0
         if len(values) < 100 or variance == 0:
@@ -246,22 +286,23 @@ class _Problem:
     def compare(self, pose: np.ndarray) -> tuple[float, float]:
         """Correlation and overlap of scan and fitted template, as `compare` has them."""
         index = self._indices(pose, self.positions)
-        inside = ndimage.map_coordinates(self.template.support, index, order=0, output=bool)
+        inside = np.asarray(ndimage.map_coordinates(self.template.support, index, order=0, output=bool), bool)
         if inside.sum() < 100:
             return 0.0, 0.0
         *_, weights, residual = self._explain(pose, self.positions[inside], self.values[inside])
         similarity = np.sqrt(max(1.0 - residual.var() / self.values[inside].var(), 0.0))
         fitted = self._sample(pose, self.positions)[0] @ weights[:-1]
         position = self.positions @ pose[:3, :3].T + pose[:3, 3]
-        above = position[:, 2] > NECK_MM
-        heads = [_find_bright(values) & above for values in (self.values - weights[-1], fitted)]
+        near = np.linalg.norm(position - self.template.centre, axis=1) <= AROUND_MM
+        near &= position[:, 2] > NECK_MM
+        heads = [find_bright(values[near]) for values in (self.values - weights[-1], fitted)]
         both = sum(head.sum() for head in heads)
         return float(similarity), float(2 * (heads[0] & heads[1]).sum() / both) if both else 0.0
 
     def _explain(
         self, pose: np.ndarray, positions: np.ndarray, values: np.ndarray, row: np.ndarray | None = None
     ) -> tuple:
-        """Bases at the points (with a constant), where they were read, their best weights, and what remains."""
+        """The bases and a constant at the points, the matrix that samples them, their best weights, the residual."""
         sampled, cells = self._sample(pose, positions)
         columns = np.column_stack([sampled, np.ones(len(values))])
         if row is not None:
@@ -270,28 +311,29 @@ class _Problem:
         return columns, cells, weights, values - columns @ weights
 
     def _sample(self, pose: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, sparse.csr_array]:
-        """All bases at the points by trilinear interpolation, and the matrix (points, voxels) that does it."""
+        """All bases at the points by trilinear interpolation, and its sparse matrix (points, voxels)."""
         template = self.template
         index = np.clip(self._indices(pose, positions).T + _MARGIN, 1, template.shape - 2.001)
         low = index.astype(np.int32)
         upper = (index - low).astype(np.float32)
-        share = np.stack([1 - upper, upper])
-        shares = [share[i, :, 0] * share[j, :, 1] * share[k, :, 2] for i, j, k in _CORNERS]
+        sides = np.stack([1 - upper, upper])
+        weights = [sides[i, :, 0] * sides[j, :, 1] * sides[k, :, 2] for i, j, k in _CORNERS]
         voxels = (low @ template.strides)[:, None] + (_CORNERS @ template.strides).astype(np.int32)
         starts = np.arange(0, voxels.size + 1, 8, dtype=np.int32)
         shape = (len(positions), len(template.stack))
-        cells = sparse.csr_array((np.stack(shares, axis=1).ravel(), voxels.ravel(), starts), shape=shape)
+        cells = sparse.csr_array((np.stack(weights, axis=1).ravel(), voxels.ravel(), starts), shape=shape)
         return cells @ template.stack, cells
 
-    def _slope(self, pose: np.ndarray, cells: sparse.csr_array, weights: np.ndarray) -> np.ndarray:
+    def _slope(self, pose: np.ndarray, cells: sparse.csr_array, amplitudes: np.ndarray) -> np.ndarray:
         """Gradient of the fitted template in the scan's space, per mm, shape (points, 3)."""
         template = self.template
-        voxels, shares = cells.indices.reshape(-1, 8), cells.data.reshape(-1, 8)
-        beside = np.concatenate([np.hstack([voxels + stride, voxels - stride]) for stride in template.strides])
-        shares = np.tile(np.hstack([shares, -shares]), (3, 1))  # ahead less behind, of the few voxels asked for
-        starts = np.arange(0, beside.size + 1, 16, dtype=np.int32)
-        step = sparse.csr_array((shares.ravel(), beside.ravel(), starts), shape=(len(beside), len(template.stack)))
-        slope = (step @ template.stack @ weights[:-1]).reshape(3, -1).T
+        voxels, weights = cells.indices.reshape(-1, 8), np.asarray(cells.data, np.float32).reshape(-1, 8)
+        neighbours = np.concatenate([np.hstack([voxels + stride, voxels - stride]) for stride in template.strides])
+        signed = np.tile(np.hstack([weights, -weights]), (3, 1))  # the next voxel less the one before, along each axis
+        starts = np.arange(0, neighbours.size + 1, 16, dtype=np.int32)
+        shape = (len(neighbours), len(template.stack))
+        step = sparse.csr_array((signed.ravel(), neighbours.ravel(), starts), shape=shape)
+        slope = (step @ template.stack @ amplitudes[:-1]).reshape(3, -1).T
         return slope / 2 @ (template.to_index @ pose)[:3, :3]
 
     def _indices(self, pose: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -299,74 +341,12 @@ class _Problem:
         return to_index[:3, :3] @ positions.T + to_index[:3, 3:]
 
     def _move(self, parameters: np.ndarray, generators: np.ndarray) -> np.ndarray:
-        """The affine map of a step, about the centre of the head."""
+        """The affine map (4 x 4) of a step's parameters, about the centre of the head."""
         step = np.eye(4)
         linear, shift = np.split(np.tensordot(parameters, generators, axes=1), [3], axis=1)
         step[:3, :3] += linear / _RADIUS_MM
         step[:3, 3] = shift[:, 0] - linear @ self.centre / _RADIUS_MM
         return step
-
-
-def _find_head(volume: Volume) -> tuple[Volume, np.ndarray]:
-    """The scan cropped to the head and sampled at 4 mm, and the head's centre of mass in mm."""
-    coarse = _blur(resample(volume, _coarsen(volume.grid, 8.0)), LEVELS_MM[0])
-    head = _find_bright(coarse.data)
-    labels, count = ndimage.label(head)
-    if not count or head.all():
-        raise InputError(
-            "registration: no head stands out from the background of the scan, expected a whole head; "
-            "check the scan."
-        )
-    head = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-    litres = head.sum() * coarse.grid.voxel_ml / 1000
-    if not HEAD_LITRES[0] < litres < HEAD_LITRES[1]:
-        raise InputError(
-            f"registration: what stands out in the scan measures {litres:.2g} litres, expected a head of 2 to 8; "
-            f"check the voxel size in its header."
-        )
-    centre = coarse.grid.index_to_mm(ndimage.center_of_mass(head))
-    (box,) = ndimage.find_objects(head.view(np.uint8))
-    margin = np.ceil(24.0 / coarse.grid.spacing)
-    low = np.maximum([s.start for s in box] - margin, 0)
-    high = np.minimum([s.stop for s in box] + margin, coarse.shape)
-    affine = coarse.affine.copy()
-    affine[:3, 3] = coarse.grid.index_to_mm(low)
-    return resample(volume, _coarsen(Grid(tuple((high - low).astype(int)), affine), 4.0)), centre
-
-
-def _find_bright(data: np.ndarray) -> np.ndarray:
-    """What is brighter than `EDGE` of the median of what lies above the mean: hot spots change little."""
-    bright = data[data > max(data.mean(), 0)]
-    return data > EDGE * np.median(bright) if bright.size else np.zeros(data.shape, bool)
-
-
-def _coarsen(grid: Grid, spacing: float, inset_mm: float = 0.0) -> Grid:
-    """The lattice of the same axes and extent, less ``inset_mm`` on all sides, with voxels of ``spacing`` mm."""
-    extent = np.asarray(grid.shape) * grid.spacing - 2 * inset_mm
-    shape = np.maximum(1, np.floor(extent / spacing + 1e-6)).astype(int)
-    affine = grid.affine.copy()
-    affine[:3, :3] *= spacing / grid.spacing
-    middle = grid.index_to_mm((np.asarray(grid.shape) - 1) / 2)
-    affine[:3, 3] = middle - affine[:3, :3] @ ((shape - 1) / 2)
-    return Grid(tuple(int(n) for n in shape), affine)
-
-
-def _blur(volume: Volume, fwhm_mm: float) -> Volume:
-    sigma = fwhm_mm / np.sqrt(8 * np.log(2)) / volume.grid.spacing
-    data, reach = np.zeros_like(volume.data), np.rint(_TRUNCATE * sigma).astype(int) + 1
-    box = _bound(volume.data, reach)  # nothing gets beyond it
-    data[box] = ndimage.gaussian_filter(volume.data[box], sigma, mode="nearest", truncate=_TRUNCATE)
-    return Volume(data, volume.affine)
-
-
-def _bound(data: np.ndarray, margin: Sequence[int] = (0, 0, 0)) -> tuple[slice, ...]:
-    """The box of what is not zero, and a margin in voxels."""
-    filled, box = data != 0, []
-    for axis, extra in enumerate(margin):
-        (where,) = filled.any(axis=tuple({0, 1, 2} - {axis})).nonzero()
-        low, high = (where[0], where[-1] + 1) if where.size else (0, 0)
-        box.append(slice(max(low - extra, 0), high + extra))
-    return tuple(box)
 
 
 def _start(
@@ -380,13 +360,3 @@ def _start(
         pose[:3, :3] = pose[:3, :3] @ turn
     pose[:3, 3] = middle + np.array([0, 0, lift_mm]) - pose[:3, :3] @ centre
     return pose
-
-
-def _describe(pose: np.ndarray) -> str:
-    """How the head lies in the scan, in words; empty if it is upright, or turned by less than half a right angle."""
-    turn = max(TURNS, key=lambda turn: (turn * pose[:3, :3]).sum())
-    if (np.abs(turn) != np.eye(3)).any():
-        axes = ", ".join("xyz"[i] for i in np.abs(turn).argmax(axis=1))
-        return f"with its axes exchanged (left-right, back-front and foot-head of the patient along its {axes})"
-    words = {2: "upside down", 1: "back to front"}
-    return " and ".join(word for axis, word in words.items() if turn[axis, axis] < 0)

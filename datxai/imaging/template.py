@@ -1,19 +1,184 @@
-"""A template from a site's own scans: the mean of registered normal ones, as Nazari et al. 2022 made theirs."""
+"""The FP-CIT template in MNI space: from the anatomy and known uptakes, or from a site's own normal scans.
+
+A registration takes not the template but its ingredients, the bases, and fits their weights to each scan.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Mapping
+from functools import lru_cache, reduce
 
 import numpy as np
 from scipy import ndimage
 
+from datxai import mni
 from datxai.errors import InputError
-from datxai.imaging.atlas import HEAD, Atlas, make_regions
+from datxai.imaging.atlas import Atlas, make_regions
 from datxai.imaging.intensity import scale
-from datxai.volume import Volume, resample
+from datxai.imaging.lattice import LATTICE, average, fill, paste, symmetrise
+from datxai.photons import average_transmission
+from datxai.volume import Grid, Volume, field_of_view, find_covered, resample
 
-SMOOTH_MM = 4.0  # FWHM: takes the noise off a mean of few scans and costs little sharpness
-MIN_SEEN = 0.5  # part of the scans that must show a place; elsewhere the mean is zero
+HEAD = Grid.axis_aligned((103, 125, 117), (2, 2, 2), (-102, -142, -120), "head")
+TEMPLATE_FWHM_MM = 12.0
+CSF_UPTAKE = 0.4
+# Uptake relative to the reference region before blurring, outside caudate and putamen: chosen so that the template
+# measures as an average of real normal FP-CIT scans does (docs/phantom.md).
+UPTAKE = {
+    "pallidum": 2.8, "accumbens": 2.0, "thalamus": 1.15, "amygdala": 1.3, "insula": 0.95, "hippocampus": 1.15,
+    "brainstem": 1.3, "cuneus": 0.9, "superiortemporal": 1.2, "lateraloccipital": 1.1, "medialorbitofrontal": 0.8,
+    "lateralorbitofrontal": 0.8, "frontalpole": 0.8, "superiorfrontal": 0.75, "rostralmiddlefrontal": 0.8,
+    "caudalmiddlefrontal": 0.8, "parsopercularis": 0.8, "parsorbitalis": 0.8, "parstriangularis": 0.8,
+    "precentral": 0.8, "paracentral": 0.8,
+}  # fmt: skip
+STRIATUM = tuple(
+    f"{part}_{side}" for part in ("caudate", "putamen_anterior", "putamen_posterior") for side in ("left", "right")
+)
+# Weights that make the template of the bases; caudate and putamen as in a healthy subject.
+BASES = {
+    "brain": 1.0,
+    "dimming": 0.0,
+    **{name: 2.9 if name.startswith("caudate") else 4.3 for name in STRIATUM},
+    "scalp": 0.8,
+    "glands": 2.5,
+}
+WATER_PER_MM = 0.0148  # attenuation of 159 keV
+SPILL = 0.05  # fraction of striatum in a voxel from which on the packaged brain replaces a user's template there
+MIN_TEMPLATE_FIT = 0.8  # correlation of a user's template with the packaged one, over the brain
+SCALP_MM = (7.0, 14.0)  # distance of the scalp from the brain's surface
+GLANDS_MM = (  # centre (x to either side, y, z) and semi-axes: parotid, submandibular, nasal mucosa
+    ((56, -22, -52), (9, 15, 20)),
+    ((28, 12, -84), (8, 14, 9)),
+    ((0, 58, -46), (12, 16, 14)),
+)
+SMOOTH_MM = 4.0  # FWHM; reduces the noise of a mean of few scans and costs little sharpness
+MIN_SEEN = 0.5  # the mean is zero where a smaller fraction of the scans covers a voxel
+
+
+def make_template(grid: Grid, atlas: Atlas) -> Volume:
+    """FP-CIT uptake of an average healthy subject on ``grid``, relative to the reference region.
+
+    The resolution is `TEMPLATE_FWHM_MM`.
+    """
+    bases = make_template_bases(atlas)
+    data = symmetrise(reduce(np.add, (weight * bases[name].data for name, weight in BASES.items())))
+    return resample(Volume(data, HEAD.affine, ({"step": "template", "fwhm_mm": TEMPLATE_FWHM_MM},)), grid)
+
+
+def make_template_bases(atlas: Atlas, template: Volume | None = None) -> dict[str, Volume]:
+    """The template's ingredients on `HEAD`, blurred: brain, dimming, each part of the striatum, scalp, glands.
+
+    The template is their sum with the weights `BASES`; a registration fits weights of its own to each scan.
+    ``dimming`` is the loss of brightness towards the middle of the head in scans without attenuation correction. The
+    putamen has two bases, front and rear, because the rear loses its uptake first. Another ``template`` in MNI space,
+    such as the mean of a site's own normal scans, replaces the brain except near the striatum. Raises `InputError` if
+    it does not look like FP-CIT in MNI space.
+    """
+    return _make_bases(atlas, None if template is None else _Known(template))
+
+
+class _Known:
+    """A volume that is equal to any other with the same content, as a key of a cache."""
+
+    def __init__(self, volume: Volume):
+        self.volume = volume
+        self.content = hashlib.sha256(volume.affine.tobytes() + volume.data.tobytes()).digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Known) and self.content == other.content
+
+    def __hash__(self) -> int:
+        return hash(self.content)
+
+
+@lru_cache(maxsize=2)
+def _make_bases(atlas: Atlas, template: _Known | None) -> dict[str, Volume]:
+    labels = atlas.labels.data.astype(np.int16)
+    factor = np.ones(max(atlas.names) + 1, np.float32)
+    maps = {"brain": np.where(atlas.masks["brain"], CSF_UPTAKE + (1 - CSF_UPTAKE) * atlas.tissue.data, 0)}
+    for index, name in atlas.names.items():
+        structure, _, side = name.rpartition("_")
+        factor[index] = UPTAKE.get(structure if side in ("left", "right") else name, 1.0)
+        if structure == "putamen":  # the rim of the putamen counts as insula
+            factor[index] = UPTAKE["insula"]
+    striatum = _make_striatum(labels, atlas.names)
+    maps["brain"] *= factor[labels] * ~np.logical_or.reduce(list(striatum.values()))
+    maps |= striatum
+    bases = {name: paste(*average(data, HEAD), HEAD.shape) for name, data in maps.items()}
+    bases |= _make_extracranial(fill(atlas.masks["brain"], HEAD))
+    sigma = TEMPLATE_FWHM_MM / np.sqrt(8 * np.log(2)) / HEAD.spacing
+    bases = {name: ndimage.gaussian_filter(data, sigma) for name, data in bases.items()}
+    if template is not None:
+        bases["brain"] = _take_brain(resample(template.volume, HEAD).data, bases)
+    bases["dimming"] = bases["brain"] * _dim(fill(atlas.masks["brain"], HEAD))
+    return {name: Volume(bases[name], HEAD.affine) for name in BASES}
+
+
+def _make_striatum(labels: np.ndarray, names: Mapping[int, str]) -> dict[str, np.ndarray]:
+    """What binds the tracer, as masks on `LATTICE` named as `STRIATUM`; the bridges go with the putamen's front."""
+    front, maps = LATTICE.world_coordinates()[..., 1], {}
+    for side, lateral in (("left", -1), ("right", 1)):
+        caudate, putamen = (
+            np.isin(labels, [index for index, name in names.items() if name == f"{structure}_{side}"])
+            for structure in ("caudate", "putamen")
+        )
+        inner, head, bridges = mni.find_binding(putamen, caudate, labels == 0, lateral, LATTICE.affine[:3, 3])
+        middle = np.median(front[inner])
+        maps |= {
+            f"caudate_{side}": head,
+            f"putamen_anterior_{side}": inner & (front > middle) | bridges,
+            f"putamen_posterior_{side}": inner & (front <= middle),
+        }
+    return maps
+
+
+def _take_brain(template: np.ndarray, bases: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A user's template on `HEAD` as a basis of the brain: without striatum, scalp and glands, which are fitted apart.
+
+    Near the striatum, where its counts spill over, the packaged brain stays.
+    """
+    brain = bases["brain"]
+    inside = brain > 0.05
+    names = ("brain", *STRIATUM, "scalp", "glands")
+    columns = np.column_stack([bases[name][inside] for name in names])
+    weights = np.linalg.lstsq(columns, template[inside], rcond=None)[0]
+    fit = np.corrcoef(columns @ weights, template[inside])[0, 1] if template[inside].any() else 0.0
+    if weights[0] <= 0 or fit < MIN_TEMPLATE_FIT:
+        raise InputError(
+            f"registration.template: correlates with the packaged template by {fit:.2f} over the brain, expected at "
+            f"least {MIN_TEMPLATE_FIT}; give an FP-CIT image in MNI space, or leave it out."
+        )
+    spill = np.clip(sum(bases[name] for name in STRIATUM) / SPILL, 0, 1)
+    own = template - weights[-2] * bases["scalp"] - weights[-1] * bases["glands"]
+    own = own / weights[0] * np.clip(brain / 0.3, 0, 1)
+    return (spill * brain + (1 - spill) * own).astype(np.float32)
+
+
+def _dim(brain: np.ndarray) -> np.ndarray:
+    """Fraction of photons that leave a head of water, relative to the mean over the brain, less 1, on `HEAD`.
+
+    ``brain`` is the mask of the brain; the fraction is averaged over all transaxial directions.
+    """
+    step, pad = 4, 8  # every fourth voxel is enough; the padding leaves room to rotate the head
+    head = np.asarray(ndimage.distance_transform_edt(~brain, HEAD.spacing)) <= SCALP_MM[1]
+    thickness = head[::step, ::step, ::step] * np.float32(WATER_PER_MM * step * HEAD.spacing[0])
+    thickness = np.pad(thickness, ((pad, pad), (pad, pad), (0, 0)))
+    index = np.stack(np.meshgrid(*(np.arange(n) / step for n in HEAD.shape), indexing="ij"))
+    index[:2] += pad
+    passed = symmetrise(ndimage.map_coordinates(average_transmission(thickness), index, order=1, mode="nearest"))
+    return passed / passed[brain].mean() - 1
+
+
+def _make_extracranial(brain: np.ndarray) -> dict[str, np.ndarray]:
+    """Scalp and glands on `HEAD`, 0 to 1, from the mask of the brain."""
+    inner, outer = SCALP_MM
+    distance = np.asarray(ndimage.distance_transform_edt(~brain, HEAD.spacing))
+    scalp = (distance > inner) & (distance <= outer)
+    position = HEAD.world_coordinates()
+    position[..., 0] = abs(position[..., 0])
+    glands = [(((position - centre) / axes) ** 2).sum(axis=-1) <= 1 for centre, axes in GLANDS_MM]
+    return {"scalp": scalp.astype(np.float32), "glands": np.logical_or.reduce(glands).astype(np.float32)}
 
 
 def average_scans(scans: Iterable[tuple[Volume, np.ndarray]], atlas: Atlas) -> Volume:
@@ -24,9 +189,9 @@ def average_scans(scans: Iterable[tuple[Volume, np.ndarray]], atlas: Atlas) -> V
     reference = make_regions(HEAD, atlas)["reference_region"]
     total, seen, count = np.zeros(HEAD.shape), np.zeros(HEAD.shape, int), 0
     for scan, affine in scans:
-        data = scale(resample(scan, HEAD, affine), reference).data
-        total += data
-        seen += data != 0
+        covered = find_covered(field_of_view(scan), HEAD, affine)
+        total += scale(resample(scan, HEAD, affine), reference & covered).data
+        seen += covered
         count += 1
     if not count:
         raise InputError("template: no scan to average, expected one at least.")

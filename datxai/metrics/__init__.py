@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from datxai.metrics.case import Case
 from datxai.metrics.flipping import parcel_flipping, patch_flipping
+from datxai.metrics.inputs import Case
 from datxai.metrics.localisation import pointing_game, relevance_mass, relevance_rank
 from datxai.metrics.randomisation import parameter_randomisation, random_logit
 from datxai.metrics.sparseness import sparseness

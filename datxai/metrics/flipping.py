@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from datxai.errors import InputError
-from datxai.metrics.case import Case, score_all
+from datxai.metrics.inputs import Case, score_all, to_array
 
 PATCH_MM = 16.0  # edge of a patch: a little more than the resolution of a clinical scan
 STEPS = 10  # at the shares (1/10)^2, (2/10)^2, ... 1 of the volume: the decision turns within the first few percent
@@ -34,12 +34,12 @@ SAME = 1e-12  # relative: means of one value over regions of several sizes diffe
 class Curves:
     """Scores as regions are flipped; index 0 is the untouched input, the last that with all regions flipped.
 
-    ``shares`` [steps + 1] of the regions' volume that is flipped at least, ``most`` and ``least`` [steps + 1] the most
-    and the least relevant first, ``random`` [orders, steps + 1]. Float64, in units of the score; NaN for a map that
-    ranks nothing.
+    ``fractions`` [steps + 1]: of the regions' volume, what is flipped at least. ``most`` and ``least`` [steps + 1]: the
+    most and the least relevant first; ``random`` [orders, steps + 1]. Float64, in units of the score; NaN for a map
+    that ranks nothing.
     """
 
-    shares: np.ndarray
+    fractions: np.ndarray
     most: np.ndarray
     least: np.ndarray
     random: np.ndarray
@@ -86,40 +86,40 @@ def flip(case: Case, labels: np.ndarray, steps: int = STEPS, orders: int = ORDER
     number = np.full(labels.shape, -1)  # of the region in each voxel
     number[labels > 0] = place
     sizes = np.bincount(place)
-    shares = (np.arange(steps + 1) / steps) ** 2
+    fractions = (np.arange(steps + 1) / steps) ** 2
     level = _rank(np.bincount(place, case.map[labels > 0]) / sizes) if np.isfinite(case.map).all() else np.zeros(1)
     if not level.any():
         nothing = np.full((2 + orders, steps + 1), np.nan)
-        return Curves(shares, nothing[0], nothing[1], nothing[2:])
+        return Curves(fractions, nothing[0], nothing[1], nothing[2:])
     where = torch.from_numpy(number).to(case.x.device)
 
     def flipped(order: np.ndarray) -> Iterator[np.ndarray]:
         """Which regions are flipped after every step, bool [regions]."""
         filled = np.cumsum(sizes[order]) / sizes.sum()
-        for share in shares:
-            n = int(np.searchsorted(filled, share - 1e-9)) + 1 if share else 0
-            chosen = np.zeros(len(order) + 1, bool)  # what is in no region has number -1: the last, never flipped
-            chosen[order[:n]] = True
-            yield chosen
+        for fraction in fractions:
+            n = int(np.searchsorted(filled, fraction - 1e-9)) + 1 if fraction else 0
+            regions = np.zeros(len(order) + 1, bool)  # what is in no region has number -1: the last, never flipped
+            regions[order[:n]] = True
+            yield regions
 
-    def without(chosen: np.ndarray) -> Tensor:
-        return torch.where(torch.from_numpy(chosen).to(where.device)[where], case.fill.to(case.x), case.x)
+    def without(regions: np.ndarray) -> Tensor:
+        return torch.where(torch.from_numpy(regions).to(where.device)[where], case.fill.to(case.x), case.x)
 
     rng = np.random.default_rng(case.seed)
     shuffled = [rng.permutation(len(sizes)) for _ in range(orders)]
     tied = level.max() + 1 < len(level)
     best = [np.lexsort((first, level)) for first in ((shuffled[0], -shuffled[0]) if tied else shuffled[:1])]
-    sets = [chosen for order in (*best, *(order[::-1] for order in best), *shuffled) for chosen in flipped(order)]
+    sets = [regions for order in (*best, *(order[::-1] for order in best), *shuffled) for regions in flipped(order)]
     (start,) = score_all(case.score, [case.x])
-    content, score, around = _identify(case, labels)
-    key = ("flipping", content, score, *map(_tell_apart, around), start.tobytes())
-    scores, _ = case.memo.setdefault(key, ({sets[0].tobytes(): start}, around))  # held, so that no identity comes twice
-    unknown = {key: chosen for chosen in sets if (key := chosen.tobytes()) not in scores}
+    content, code, captured = _identify(case, labels)
+    key = ("flipping", content, code, *map(_tell_apart, captured), start.tobytes())
+    scores, _ = case.memo.setdefault(key, ({sets[0].tobytes(): start}, captured))  # held: no identity is reused
+    unknown = {key: regions for regions in sets if (key := regions.tobytes()) not in scores}
     if unknown:
         scores.update(zip(unknown, score_all(case.score, map(without, unknown.values()))))
-    curves = np.array([scores[chosen.tobytes()] for chosen in sets]).reshape(-1, steps + 1)
+    curves = np.array([scores[regions.tobytes()] for regions in sets]).reshape(-1, steps + 1)
     most, least, random = np.split(curves, [len(best), 2 * len(best)])
-    return Curves(shares, most.mean(axis=0), least.mean(axis=0), random)
+    return Curves(fractions, most.mean(axis=0), least.mean(axis=0), random)
 
 
 def _rank(means: np.ndarray) -> np.ndarray:
@@ -139,14 +139,14 @@ def _identify(case: Case, labels: np.ndarray) -> tuple[bytes, CodeType | None, t
     A function made anew for each map, by the same code around the same objects or equal ones that do not change, is the
     same score: the code, and the objects. Of a score that is no function, None and itself.
     """
-    arrays = (case.x.detach().cpu().numpy(), case.fill.detach().cpu().numpy(), labels)
+    arrays = (to_array(case.x), to_array(case.fill), labels)
     content = sha256(repr([(data.shape, data.dtype) for data in arrays]).encode())
     for data in arrays:
-        content.update(np.ascontiguousarray(data))
+        content.update(np.ascontiguousarray(data).data)
     if not isinstance(case.score, FunctionType):
         return content.digest(), None, (case.score,)
-    around = (*(cell.cell_contents for cell in case.score.__closure__ or ()), *(case.score.__defaults__ or ()))
-    return content.digest(), case.score.__code__, around
+    captured = (*(cell.cell_contents for cell in case.score.__closure__ or ()), *(case.score.__defaults__ or ()))
+    return content.digest(), case.score.__code__, captured
 
 
 def _tell_apart(thing: object) -> object:
@@ -157,11 +157,12 @@ def _tell_apart(thing: object) -> object:
     return type(thing), thing
 
 
-def cut_patches(shape: Sequence[int], spacing: Sequence[float], size_mm: float = PATCH_MM) -> np.ndarray:
+def cut_patches(shape: Sequence[int], spacing: Sequence[float] | np.ndarray, size_mm: float = PATCH_MM) -> np.ndarray:
     """Labels, int [X, Y, Z] from 1, of cubes of ``size_mm`` (at least a voxel) that fill a grid; smaller at its end."""
     edges = [max(1, round(size_mm / mm)) for mm in spacing]
     counts = [-(-n // edge) for n, edge in zip(shape, edges)]
-    return np.ravel_multi_index(tuple(place // edge for place, edge in zip(np.indices(shape), edges)), counts) + 1
+    places = tuple(place // edge for place, edge in zip(np.indices(shape), edges))
+    return np.asarray(np.ravel_multi_index(places, counts)) + 1
 
 
 def brain_mean(x: Tensor, brain: np.ndarray) -> Tensor:
@@ -172,10 +173,10 @@ def brain_mean(x: Tensor, brain: np.ndarray) -> Tensor:
     return torch.full_like(x[0, 0], float(x[0, 0][mask].double().mean()))
 
 
-def blur(x: Tensor, spacing: Sequence[float], fwhm_mm: float = 40.0) -> Tensor:
+def blur(x: Tensor, spacing: Sequence[float] | np.ndarray, fwhm_mm: float = 40.0) -> Tensor:
     """An input [1, 1, X, Y, Z] blurred by a Gaussian of ``fwhm_mm``, zero beyond its edges; [X, Y, Z]."""
     from scipy import ndimage
 
     sigma = [fwhm_mm / (mm * np.sqrt(8 * np.log(2))) for mm in spacing]
-    blurred = ndimage.gaussian_filter(x[0, 0].detach().cpu().double().numpy(), sigma, mode="constant")
+    blurred = ndimage.gaussian_filter(to_array(x[0, 0]), sigma, mode="constant")
     return torch.from_numpy(blurred).to(x)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from datxai.errors import InputError
-from datxai.metrics.case import says_nothing
+from datxai.metrics.inputs import says_nothing
 from datxai.metrics.localisation import point, rank
 
 
@@ -16,7 +16,7 @@ def follow_lesion(
     healthy: np.ndarray,
     lesion: np.ndarray,
     brain: np.ndarray,
-    spacing: Sequence[float],
+    spacing: Sequence[float] | np.ndarray,
     effect: float,
     seen: bool,
 ) -> dict[str, float | None]:
@@ -27,13 +27,13 @@ def follow_lesion(
     ``seen_share``: see `measure_change`; ``seen_rank`` and ``seen_point``: `rank` and `point` of the change.
     ``unseen_density``: see `measure_change`. Maps of which `measure_change` says None have NaN as rank and point.
     """
-    found = measure_change(lesioned, healthy, lesion, brain)
+    change_in_lesion = measure_change(lesioned, healthy, lesion, brain)
     if not seen:
-        return {"unseen_density": found["density"]}
+        return {"unseen_density": change_in_lesion["density"]}
     comparable = _are_comparable(lesioned, healthy)
     change = np.sign(effect) * (lesioned - healthy) if comparable else np.zeros(lesion.shape)
     return {
-        "seen_share": found["share"],
+        "seen_share": change_in_lesion["share"],
         "seen_rank": rank(change, lesion),
         "seen_point": point(change, lesion, spacing),
     }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datxai.metrics.case import Case, says_nothing
+from datxai.metrics.inputs import Case, says_nothing
 
 TOLERANCE_MM = 8.0  # of pointing: a clinical scan shows no position better than to half its resolution
 
@@ -54,7 +54,9 @@ def rank(relevance: np.ndarray, mask: np.ndarray) -> float:
     return float((above[mask].sum() + chance * tied[mask].sum()) / k)
 
 
-def point(relevance: np.ndarray, mask: np.ndarray, spacing: Sequence[float], within_mm: float = TOLERANCE_MM) -> float:
+def point(
+    relevance: np.ndarray, mask: np.ndarray, spacing: Sequence[float] | np.ndarray, within_mm: float = TOLERANCE_MM
+) -> float:
     """1 if the most relevant voxel lies ``within_mm`` of a voxel in ``mask``, centre to centre, else 0.
 
     The pointing game (Zhang et al. 2018, doi:10.1007/s11263-017-1059-x), sign included; of several voxels with the
@@ -66,4 +68,5 @@ def point(relevance: np.ndarray, mask: np.ndarray, spacing: Sequence[float], wit
     if not mask.any() or says_nothing(relevance):
         return float("nan")
     distance = ndimage.distance_transform_edt(~mask, spacing)
+    assert isinstance(distance, np.ndarray)  # no indices were asked for
     return float((distance[relevance == relevance.max()] <= within_mm + 1e-6).mean())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from datxai.metrics.case import says_nothing
+from datxai.metrics.inputs import says_nothing
 
 WINDOW = 7  # voxels, edge of the window of SSIM
 
@@ -34,11 +34,11 @@ def compare(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     absolute = [np.abs(data) / (np.abs(data[mask]).max(initial=0) or 1.0) for data in (a, b)]
     inside = [data[mask] for data in absolute]
     thick = tuple(0 if n < 3 else slice(None) for n in a.shape) if max(a.shape) >= 3 else ...
-    cut = [data[thick] for data in (*absolute, mask)]
+    cut = [data[thick] for data in absolute]
     window = min(WINDOW, *(n - 1 + n % 2 for n in cut[0].shape))
-    _, local = structural_similarity(*cut[:2], win_size=window, data_range=1.0, full=True)
+    local: np.ndarray = structural_similarity(*cut, win_size=window, data_range=1.0, full=True)[1]
     return {
         "spearman": correlate(a[mask], b[mask]),
         "spearman_abs": correlate(*inside),
-        "ssim": float("nan") if any(map(says_nothing, inside)) else float(local[cut[2]].mean()),
+        "ssim": float("nan") if any(map(says_nothing, inside)) else float(local[mask[thick]].mean()),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from datxai.metrics.case import Case, says_nothing
+from datxai.metrics.inputs import Case, says_nothing
 
 
 def sparseness(case: Case) -> dict[str, float]:

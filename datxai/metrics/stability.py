@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from datxai.metrics.case import Case, says_nothing
+from datxai.metrics.inputs import Case, says_nothing
 
 RADIUS = 0.05  # of the noise, in units of the input; scans are scaled to 1 in the reference region
 SAMPLES = 4
@@ -18,8 +18,9 @@ def max_sensitivity(case: Case, radius: float = RADIUS, samples: int = SAMPLES) 
     """
     if says_nothing(case.map):
         return {"max_sensitivity": float("nan")}
-    generator = torch.Generator().manual_seed(case.seed)
-    noise = torch.rand(samples, *case.x.shape[1:], generator=generator, dtype=torch.float32).to(case.x)
+    generator = torch.Generator("cpu").manual_seed(case.seed)
+    shape = (samples, *case.x.shape[1:])
+    noise = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu").to(case.x)
     maps = case.explain(case.model, case.x + radius * (2 * noise - 1)).detach().double()
     here = case.relevance.to(maps)
     moved = (maps - here).flatten(1).norm(dim=1).max() / here.norm()

@@ -12,22 +12,23 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch.nn import functional as F
 
 from datxai.errors import InputError
 
 FWHM = math.sqrt(8 * math.log(2))  # of a Gaussian, in standard deviations
-NOISE_FWHM_MM = 8.0  # noise of neighbouring voxels goes together after reconstruction
-TRUNCATE = 3.0  # Gaussian kernels end there, in standard deviations
+NOISE_FWHM_MM = 8.0  # reconstruction correlates the noise of neighbouring voxels
+TRUNCATE = 3.0  # length of Gaussian kernels, in standard deviations
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class Augmenter:
     """What is varied, and how far, in volumes of voxels of ``spacing`` mm; zeros, as by default, change nothing.
 
-    Each time, everything is drawn uniformly up to what stands here: the rotation about each axis and the translation
-    along it (plus or minus), the FWHM of the blurring, and the standard deviation of the noise, which is given at an
-    uptake of 1, the reference region's, and goes with the square root of the uptake, as counts do.
+    Each value is the largest that is drawn, uniformly: rotation about each axis and translation along it (plus or
+    minus), FWHM of the blurring, and standard deviation of the noise. The noise is given at an uptake of 1, that of the
+    reference region, and grows with the square root of the uptake, as that of counts does.
     """
 
     spacing: tuple[float, float, float]
@@ -65,7 +66,7 @@ class Augmentation:
 
 
 def move(
-    volume: torch.Tensor, spacing: Sequence[float], angles: Sequence[float], shift: Sequence[float]
+    volume: torch.Tensor, spacing: ArrayLike, angles: ArrayLike, shift: ArrayLike
 ) -> torch.Tensor:
     """``volume`` [1, X, Y, Z] turned about its centre by ``angles`` (radian, about x, then y, then z), then moved by
     ``shift`` mm; linear interpolation, and at the border the nearest voxel."""
@@ -76,9 +77,10 @@ def move(
         i, j = [(1, 2), (2, 0), (0, 1)][axis]
         turn[i, i], turn[i, j], turn[j, i], turn[j, j] = c, -s, s, c
         rotation = turn @ rotation
-    # Where a voxel's value comes from, in half widths of the grid, x last: the order of `affine_grid`.
+    # Source of each voxel's value, in units of half the grid, in the order of `affine_grid`: x is last.
     half = np.array(volume.shape[1:]) * spacing / 2
-    inverse = np.concatenate([rotation.T * half / half[:, None], (-rotation.T @ shift / half)[:, None]], axis=1)
+    offset = -rotation.T @ np.asarray(shift) / half
+    inverse = np.concatenate([rotation.T * half / half[:, None], offset[:, None]], axis=1)
     theta = torch.from_numpy(inverse[::-1, [2, 1, 0, 3]].astype(np.float32)).to(volume.device)
     where = F.affine_grid(theta[None], [1, *volume.shape], align_corners=False)
     return F.grid_sample(volume[None], where, padding_mode="border", align_corners=False)[0]
@@ -93,7 +95,8 @@ def blur(volume: torch.Tensor, spacing: Sequence[float], fwhm: float) -> torch.T
         n, radius = volume.shape[axis], len(weights) // 2
         near = (torch.arange(n)[:, None] + torch.arange(-radius, radius + 1)).clamp(0, n - 1)
         matrix = torch.zeros(n, n).scatter_add_(1, near, weights.expand(n, -1)).to(volume.device)
-        volume = torch.tensordot(volume, matrix, dims=([axis], [1])).movedim(-1, axis)
+        turned = torch.tensordot(volume, matrix, dims=([axis], [1]))  # pyright: ignore[reportArgumentType]  # a stub
+        volume = turned.movedim(-1, axis)
     return volume
 
 

@@ -7,15 +7,23 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
-from torch.utils.data import Dataset
 
 from datxai.model.network import LAYOUT
 
 
+class LabelledSet(Protocol):
+    """Volumes [1, X, Y, Z] float32, each with its label, by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[torch.Tensor, int]: ...
+
+
 def read_batches(
-    dataset: Dataset, batches: Iterable[Sequence[int]], device: torch.device
+    dataset: LabelledSet, batches: Iterable[Sequence[int]], device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Volumes [n, 1, X, Y, Z] and labels [n] of the cases in each of ``batches``, on ``device``.
 
@@ -24,8 +32,8 @@ def read_batches(
 
     def read(items: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         volumes, labels = zip(*(dataset[item] for item in items))
-        read = torch.stack(volumes), torch.tensor(labels)
-        return tuple(tensor.pin_memory() for tensor in read) if device.type == "cuda" else read
+        stacked, numbers = torch.stack(volumes), torch.tensor(labels)
+        return (stacked.pin_memory(), numbers.pin_memory()) if device.type == "cuda" else (stacked, numbers)
 
     def ready(batch: Future) -> tuple[torch.Tensor, torch.Tensor]:
         volumes, labels = batch.result()
@@ -45,13 +53,15 @@ def read_batches(
         if ahead is not None:
             yield ready(ahead)
     finally:
-        reader.shutdown(wait=False)  # it has no more to do, and a wait must not be disturbed either
+        reader.shutdown(wait=False)  # without a wait, which Ctrl-C could interrupt; nothing is left to do
 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM are heard at the end. A thread whose start they break off is one that Python does not wait for
-    before it goes down (as one is, before Python 3.13, whose end was waited for), and the process is aborted."""
+    """Hold Ctrl-C and SIGTERM back until the end of this context.
+
+    Python does not wait for a thread whose start they interrupt (before Python 3.13, nor for one whose end was being
+    waited for); the thread then outlives the interpreter, and the process is aborted."""
     heard, ours = [], []
     if threading.current_thread() is threading.main_thread():
         ours = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]

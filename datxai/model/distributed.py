@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -11,7 +12,7 @@ from datxai.errors import InputError
 
 
 def join(device: str) -> str:
-    """Meet the other processes that torchrun has started, if there are any; the device of this one."""
+    """Join the process group of torchrun, if there is one; returns the device of this process."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return device
     if device == "cuda":
@@ -22,7 +23,7 @@ def join(device: str) -> str:
 
 
 def leave() -> None:
-    """Part from the other processes."""
+    """Leave the process group."""
     if size() > 1:
         distributed.destroy_process_group()
 
@@ -37,10 +38,11 @@ def size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def share(items: list[int]) -> tuple[list[int], int]:
+def part_of(items: list[int]) -> tuple[list[int], int]:
     """This process's part of ``items``, equally long in all processes, and where in ``items`` it starts.
 
-    The last parts are filled up with the first item: of those, all at or beyond the end of ``items`` count nothing.
+    The last parts are padded with copies of the first item; what lies at or beyond the end of ``items`` has to be left
+    out of sums.
     """
     length = -(-len(items) // size())
     filled = items + items[:1] * (length * size() - len(items))
@@ -64,7 +66,7 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def agree(decision: bool) -> bool:
-    """What process 0 has decided."""
+    """The decision of process 0, in all processes."""
     decisions = [decision]
     if size() > 1:
         distributed.broadcast_object_list(decisions)
@@ -77,8 +79,13 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors, those spread over the processes put together."""
-    return {name: each.full_tensor() if hasattr(each, "full_tensor") else each for name, each in tensors.items()}
+    """The same tensors, with sharded ones gathered from all processes."""
+    return {name: _assembled(part) if hasattr(part, "full_tensor") else part for name, part in tensors.items()}
+
+
+def _assembled(part: Any) -> torch.Tensor:
+    """A tensor that is spread over the processes, a DTensor, whose type is imported only where there are several."""
+    return part.full_tensor()
 
 
 def replicate(step: nn.Module, device: torch.device) -> nn.Module:

@@ -2,12 +2,12 @@
 
 The gradient of a linear layer's weight is the product of the gradient of its output, [batch, units], and its input,
 [batch, features]. On the paper's grid the product is as large as the weight, 0.94 GB, and the factors are a quarter of
-that at batch 8. Here Adam is given the product a few rows at a time.
+that at batch 8. Here the optimiser is given the product a few rows at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,19 +15,22 @@ from torch import nn
 
 from datxai.model import distributed
 
-ROWS = 4  # of the weight at a time: 118 MB of gradient on the paper's grid
+ROWS = 4  # rows of the weight at a time: 118 MB of gradient on the paper's grid
 
 
 @contextmanager
-def factored_gradient(layer: nn.Linear, learning_rate: float) -> Iterator[torch.optim.Optimizer]:
-    """Within this context each backward pass ends a step of Adam on the weight of ``layer``; no gradient is left.
+def factored_gradient(
+    layer: nn.Linear, make_optimiser: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+) -> Iterator[torch.optim.Optimizer]:
+    """Within this context each backward pass ends a step of an optimiser, which works element by element as Adam does,
+    on the weight of ``layer``; no gradient is left.
 
-    The numbers are those of Adam on the whole gradient but for the order of summation. Yields the optimiser, whose
+    The numbers are those of its step on the whole gradient but for the order of summation. Yields the optimiser, whose
     state is to be kept and restored; its ``step`` is called here and nowhere else. The bias is left to the optimiser
     of the other parameters. Over several processes the factors are gathered, not the gradients.
     """
-    rows = [nn.Parameter(block) for block in layer.weight.detach().split(ROWS)]  # they share its memory
-    optimiser = torch.optim.Adam(rows, lr=learning_rate, fused=True)
+    rows = [nn.Parameter(block) for block in layer.weight.detach().split(ROWS)]  # views of the weight
+    optimiser = make_optimiser(rows)
 
     def update(x: torch.Tensor, dy: torch.Tensor) -> None:
         x, dy = distributed.gather(x), distributed.gather(dy) / distributed.size()
@@ -41,7 +44,7 @@ def factored_gradient(layer: nn.Linear, learning_rate: float) -> Iterator[torch.
             return
         factors = [inputs[0].detach()]
         output.register_hook(factors.append)
-        # Here the backward pass needs the weight no longer, and then nothing needs the factors.
+        # The backward pass no longer needs the weight here, and nothing needs the factors after this step.
         inputs[0].register_hook(lambda _: update(factors.pop(0), factors.pop(0)))
 
     hook = layer.register_forward_hook(capture)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
@@ -22,12 +23,16 @@ class Input(nn.Module):
     lies outside the mask.
     """
 
+    mean: torch.Tensor
+    mask: torch.Tensor
+
     def __init__(self, shape: Sequence[int]):
         super().__init__()
         self.register_buffer("mean", torch.zeros(*shape))
         self.register_buffer("mask", torch.ones(*shape))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The input less its mean, within the mask."""
         return (x - self.mean) * self.mask
 
 
@@ -38,7 +43,7 @@ def build(
     padding: int | str = "auto",
     hidden: Sequence[int] = (32, 16),
     dropout: float = 0.2,
-    see: str = "all",
+    see: Literal["all", "striatum", "extrastriatal"] = "all",
     centre: bool = False,
     n_classes: int = 2,
     seed: int = 0,
@@ -73,8 +78,13 @@ def build(
     ------
     InputError
         If nothing would be left of the grid after the convolutions, ``padding`` is neither of the two, or ``see`` is
-        none of the three.
+        none of the three; or channels, kernel size and units are no numbers of 1 or more.
     """
+    if not all(isinstance(n, int) and n > 0 for n in (*channels, kernel_size, *hidden)):
+        raise InputError(
+            f"network.channels={[*channels]}, kernel_size={kernel_size}, hidden={[*hidden]}: expected whole numbers of "
+            f"1 or more."
+        )
     if see not in VIEWS:
         raise InputError(f"network.see={see}: expected one of {', '.join(VIEWS)}.")
     pads = _padding(shape, len(channels), kernel_size, padding)
@@ -86,7 +96,7 @@ def build(
             modules["input"] = Input(shape)
         width = 1
         for number, filters in enumerate(channels, start=1):
-            modules[f"conv{number}"] = nn.Conv3d(width, filters, kernel_size, padding=pads)
+            modules[f"conv{number}"] = nn.Conv3d(width, filters, kernel_size, padding=(pads[0], pads[1], pads[2]))
             modules[f"relu{number}"] = nn.ReLU()
             width = filters
         modules["flatten"] = nn.Flatten()
@@ -99,7 +109,7 @@ def build(
             width = units
         modules["output"] = nn.Linear(width, n_classes)
     model = nn.Sequential(modules)
-    if device.type == "meta":  # no weights are wanted
+    if device.type == "meta":  # on the meta device there are no weights to initialise
         return model
     model.to_empty(device=device)
     with torch.random.fork_rng(devices=[]), torch.no_grad():

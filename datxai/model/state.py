@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,11 @@ import torch
 from torch import nn
 
 from datxai.errors import InputError
-from datxai.files import replacing
+from datxai.files import remove_unfinished, replacing
 from datxai.model import distributed
-from datxai.model.checkpoint import WEIGHTS
+from datxai.model.checkpoint import WEIGHTS, is_whole
 
 STATE, HISTORY = "last.ckpt", "history.tsv"
-COPIES = 3  # the state holds the parameters and Adam's two moments
 
 
 def collect_state(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer]) -> dict:
@@ -26,22 +26,23 @@ def collect_state(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer])
         return {"model": model.state_dict(), "optimisers": [optimiser.state_dict() for optimiser in optimisers]}
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
-    weights, kept = get_state_dict(model, optimisers, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return {"model": weights, "optimisers": kept}
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights, moments = get_state_dict(model, optimisers, options=options)
+    return {"model": weights, "optimisers": moments}
 
 
 def restore_state(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], state: dict) -> None:
     """Put back what `collect_state` gave."""
-    weights, kept = state["model"], state["optimisers"]
+    weights, moments = state["model"], state["optimisers"]
     if not distributed.is_sharded(model):
         model.load_state_dict(weights)
-        for optimiser, each in zip(optimisers, kept, strict=True):
-            optimiser.load_state_dict(each)
+        for optimiser, entry in zip(optimisers, moments, strict=True):
+            optimiser.load_state_dict(entry)
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
     options = StateDictOptions(full_state_dict=True)
-    set_state_dict(model, optimisers, model_state_dict=weights, optim_state_dict=kept, options=options)
+    set_state_dict(model, optimisers, model_state_dict=weights, optim_state_dict=moments, options=options)
 
 
 def write_state(state: dict, folder: Path) -> None:
@@ -60,25 +61,37 @@ def read_state(folder: Path, settings: dict, max_epochs: int) -> dict | None:
     if not (path.is_file() and (folder / WEIGHTS).is_file()):
         return None
     try:
+        with zipfile.ZipFile(path) as archive:  # PyTorch writes checksums and does not read them
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
+        settings_before, epochs_before = state["settings"], state["max_epochs"]
     except Exception as error:  # of many kinds, as the damage has it
         raise InputError(
             f"{path}: cannot be read as the state of a training, the file is damaged; delete it to begin anew."
         ) from error
-    return state if state["settings"] == settings and state["max_epochs"] <= max_epochs else None
+    if settings_before != settings or epochs_before > max_epochs:
+        return None
+    if not is_whole(folder / WEIGHTS):
+        raise InputError(
+            f"{folder / WEIGHTS}: the file is damaged, expected the best weights so far; delete it to begin anew."
+        )
+    return state
 
 
 def clear(folder: Path, keep_state: bool) -> None:
-    """Remove what a killed process has left half-written and, unless it is gone on from, the last training."""
-    left = [*folder.glob(".part-*"), *(folder / name for name in (STATE, HISTORY, WEIGHTS) if not keep_state)]
-    for path in left:
-        path.unlink(missing_ok=True)
+    """Remove half-written files of a killed process and, unless it is resumed, the files of the last training."""
+    remove_unfinished(folder)
+    if not keep_state:
+        for name in (STATE, HISTORY, WEIGHTS):
+            (folder / name).unlink(missing_ok=True)
 
 
-def require_space(model: nn.Module, folder: Path) -> None:
-    """Room for the best weights and the state, each beside its successor while that is written, or `InputError`."""
+def require_space(model: nn.Module, folder: Path, copies: int) -> None:
+    """Raise `InputError` if the disk has no room for the best weights, the state, which has ``copies`` of their size,
+    and a new copy of each while it is written."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    needed = 2 * (1 + COPIES) * weights
+    needed = 2 * (1 + copies) * weights
     present = sum(path.stat().st_size for name in (STATE, WEIGHTS) if (path := folder / name).is_file())
     free = shutil.disk_usage(folder).free + present
     if free < needed:
@@ -90,12 +103,12 @@ def require_space(model: nn.Module, folder: Path) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """A write that fails, on a full disk above all, is an `InputError`; the files of before are as they were."""
+    """Turn a write that fails, as on a full disk, into an `InputError`; the earlier files are still whole."""
     try:
         yield
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         # PyTorch answers a failed write with a RuntimeError of its own, before or after the stream's.
-        causes = [each for each in (error, error.__context__) if isinstance(each, OSError)]
+        causes = [entry for entry in (error, error.__context__) if isinstance(entry, OSError)]
         if isinstance(error, RuntimeError) and not causes:
             raise
         raise InputError(

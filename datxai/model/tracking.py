@@ -15,7 +15,7 @@ TRACKERS = ("none", "tensorboard", "mlflow")
 
 
 @contextmanager
-def track(tracker: str, folder: Path, settings: Mapping) -> Iterator[Callable[[Mapping], None]]:
+def track(tracker: str, folder: Path, settings: Mapping) -> Iterator[Callable[[Mapping], object]]:
     """Yield what takes a row of the history: a function that sends its numbers, with the epoch as the step.
 
     "tensorboard" writes event files below ``folder``/tensorboard. "mlflow" logs to the server or folder of
@@ -33,7 +33,7 @@ def track(tracker: str, folder: Path, settings: Mapping) -> Iterator[Callable[[M
         if "MLFLOW_TRACKING_URI" not in os.environ:
             mlflow.set_tracking_uri(f"sqlite:///{folder.resolve()}/mlflow.db")
         mlflow.set_experiment("datxai")
-        name = hash_content([str(folder.resolve()), {**settings, "max_epochs": None}])  # which may be raised
+        name = hash_content([str(folder.resolve()), {**settings, "max_epochs": None}])  # it may be raised
         same = mlflow.search_runs(filter_string=f"tags.training = '{name}'", output_format="list")
         with mlflow.start_run(same[0].info.run_id if same else None, run_name=folder.name):
             if not same:
@@ -45,7 +45,7 @@ def track(tracker: str, folder: Path, settings: Mapping) -> Iterator[Callable[[M
 
 
 def _numbers(row: Mapping) -> dict:
-    return {name: value for name, value in row.items() if name != "epoch"}
+    return {name: value for name, value in row.items() if name != "epoch" and value is not None}
 
 
 def _installed(module: str, tracker: str):

@@ -2,13 +2,16 @@
 
 The average head is a table of region fractions on a 2 mm MNI grid, so that any regional uptake becomes an image by
 one sparse product. A person is that image seen through a pose, a head size, two striatal sizes and a smooth warp.
+
+The striatum is that of the atlas less its rim, plus bridges between caudate and putamen and a longer rear
+(`datxai.mni.find_binding`), without which no binding of the regions gives the profiles of real scans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 
 import numpy as np
 from scipy import ndimage, sparse
@@ -25,26 +28,28 @@ STRIATUM_REACH_MM = 18.0  # standard deviation of the neighbourhood that stretch
 WARP_SPACING_MM = 40.0
 WATER_PER_CM, BONE_PER_CM = 0.148, 0.21  # narrow-beam attenuation at 159 keV; bone with its marrow
 PUTAMEN_PARTS = ("putamen_posterior", "putamen_middle", "putamen_anterior")
-BINDING = ("caudate", "accumbens", *PUTAMEN_PARTS[::-1], "pallidum")  # what binds the tracer: a person's own
+DORSAL_MM = 8.0  # MNI z above which the caudate has a binding of its own
+# What binds the tracer: a person's own.
+BINDING = ("caudate", "caudate_dorsal", "bridges", "accumbens", *PUTAMEN_PARTS[::-1], "pallidum")
 
 # Uptake per volume, 1 in the reference region: apparent values of a normal FP-CIT average, sharpened against the
 # blur and the dimming to come. The regions with specific `BINDING` are missing here.
 UPTAKE = {
-    "thalamus": 1.45,
-    "midbrain": 1.50,
-    "brainstem": 1.45,
-    "hippocampus": 1.42,
+    "thalamus": 1.34,
+    "midbrain": 1.46,
+    "brainstem": 1.46,
+    "hippocampus": 1.43,
     "amygdala": 1.38,
-    "insula": 0.76,
-    "frontal": 0.73,
-    "orbitofrontal": 0.87,
-    "cingulate": 0.98,
+    "insula": 0.746,
+    "frontal": 0.564,
+    "orbitofrontal": 0.823,
+    "cingulate": 0.95,
     "parietal": 1.05,
-    "precuneus": 1.12,
+    "precuneus": 1.17,
     "temporal": 0.98,
-    "occipital": 0.85,
+    "occipital": 0.688,
     "cerebellum": 1.00,
-    "white": 1.12,
+    "white": 1.08,
     "csf": 0.35,
     "skull": 0.30,
     "scalp": 0.65,
@@ -133,22 +138,31 @@ def place(head: Head, uptake: Mapping[str, float], grid: Grid) -> tuple[Volume, 
     `UPTAKE`. ``grid`` has axes along x, y, z and cubic voxels.
     """
     fractions, names = average_head()
-    values = {**UPTAKE, **uptake}
-    for i, ring in enumerate(_RINGS):
-        taken = min(max(head.ventricle_mm / _RING_MM - i, 0.0), 1.0)
-        values[ring] = taken * values["csf"] + (1.0 - taken) * values["white"]
+    values = widen_ventricles({**UPTAKE, **uptake}, head.ventricle_mm)
     image = fractions @ np.array([values[name] for name in names], np.float32)
     attenuation = fractions @ np.array([BONE_PER_CM if n == "skull" else WATER_PER_CM for n in names], np.float32)
+    activity, attenuation = render(head, (image, attenuation), grid)
+    return Volume(activity, grid.affine), Volume(attenuation, grid.affine)
+
+
+def widen_ventricles(uptake: Mapping[str, float], ventricle_mm: float) -> dict[str, float]:
+    """The uptake with that of the white matter around the ventricles, as far as these have widened into it."""
+    values = dict(uptake)
+    for i, ring in enumerate(_RINGS):
+        taken = min(max(ventricle_mm / _RING_MM - i, 0.0), 1.0)
+        values[ring] = taken * values["csf"] + (1.0 - taken) * values["white"]
+    return values
+
+
+def render(head: Head, images: Iterable[np.ndarray], grid: Grid) -> list[np.ndarray]:
+    """Images of the average head (values of the voxels of `HEAD_GRID`, flat) as a head shows them on a scan grid."""
     index = (np.moveaxis(mni_positions(head, grid), -1, 0) - _ORIGIN) / _VOXEL_MM
     # A target voxel averages what lies within it: the wider it is, the more the image is smoothed beforehand.
     sigma = np.sqrt(max(grid.spacing[0] ** 2 - _VOXEL_MM**2, 0.0) / 12.0) / _VOXEL_MM
-    activity, attenuation = (
-        ndimage.map_coordinates(
-            ndimage.gaussian_filter(values.reshape(HEAD_GRID.shape), sigma, truncate=3.0), index, order=1
-        )
-        for values in (image, attenuation)
-    )
-    return Volume(activity, grid.affine), Volume(attenuation, grid.affine)
+    return [
+        ndimage.map_coordinates(ndimage.gaussian_filter(_image(values), sigma, truncate=3.0), index, order=1)
+        for values in images
+    ]
 
 
 def mni_positions(head: Head, grid: Grid) -> np.ndarray:
@@ -159,8 +173,8 @@ def mni_positions(head: Head, grid: Grid) -> np.ndarray:
     pull = np.zeros_like(position)
     for side, size in zip((-1.0, 1.0), head.striata):
         offset = position - STRIATUM_CENTRE * (side, 1.0, 1.0)
-        near = np.exp(-(offset**2).sum(axis=-1, keepdims=True) / (2.0 * STRIATUM_REACH_MM**2))
-        pull += (1.0 / size - 1.0) * near * offset
+        weight = np.exp(-(offset**2).sum(axis=-1, keepdims=True) / (2.0 * STRIATUM_REACH_MM**2))
+        pull += (1.0 / size - 1.0) * weight * offset
     return position + pull
 
 
@@ -195,19 +209,21 @@ def average_head() -> tuple[sparse.csr_array, tuple[str, ...]]:
     covered = fractions.sum(axis=1)
     tissue = mni.load_tissue()
     grey, white = (resample(tissue[name], HEAD_GRID).data.ravel() for name in ("grey", "white"))
-    brain = ndimage.binary_fill_holes(ndimage.binary_closing(_image(grey + white > 0.5), iterations=3))
-    outside = ndimage.distance_transform_edt(~brain).ravel() * _VOXEL_MM
-    depth = ndimage.distance_transform_edt(brain).ravel() * _VOXEL_MM
+    brain = np.asarray(ndimage.binary_fill_holes(ndimage.binary_closing(_image(grey + white > 0.5), iterations=3)))
+    outside = _distance(~brain)
+    depth = _distance(brain)
     brain = brain.ravel()
     rest = np.where(brain, np.clip(1.0 - covered, 0.0, 1.0), 0.0)
     x, y, z = HEAD_GRID.world_coordinates().reshape(-1, 3).T
 
     # Grey matter without a label goes to the nearest cortex; behind and below that it is cerebellum, white and all.
     cortical = [i for i, name in enumerate(names) if name in _CORTEX]
-    share = fractions[:, cortical]
-    distance, nearest = ndimage.distance_transform_edt(_image(share.sum(axis=1) < 0.5), return_indices=True)
+    cortex = fractions[:, cortical]
+    nearest_cortex = ndimage.distance_transform_edt(_image(cortex.sum(axis=1) < 0.5), return_indices=True)
+    assert isinstance(nearest_cortex, tuple)
+    distance, nearest = nearest_cortex
     nearest = np.ravel_multi_index(nearest.reshape(3, -1), HEAD_GRID.shape)
-    lobe = np.asarray(cortical)[share.toarray().argmax(axis=1)][nearest]
+    lobe = np.asarray(cortical)[cortex.toarray().argmax(axis=1)][nearest]
     cerebellum = (distance.ravel() * _VOXEL_MM > 4.0) & (y < -32.0) & (z < -8.0)
     grey, white = rest * grey, rest * white
     names = [*names, *_RINGS]
@@ -226,7 +242,7 @@ def average_head() -> tuple[sparse.csr_array, tuple[str, ...]]:
     fill("cerebellum", cerebellum, grey + white)
     fill("csf", brain, rest - grey - white)
     ventricle = (rest - grey - white > 0.5) & (depth > 16.0) & (z > -20.0)
-    ring = ndimage.distance_transform_edt(_image(~ventricle)).ravel() * _VOXEL_MM
+    ring = _distance(_image(~ventricle))
     ring = np.ceil(ring / _RING_MM).astype(int) - 1
     for i, name in enumerate(_RINGS):
         fill(name, ~cerebellum & (ring == i), white)
@@ -237,7 +253,7 @@ def average_head() -> tuple[sparse.csr_array, tuple[str, ...]]:
     }
     neck = (np.hypot((x - _NECK[0][0]) / _NECK[1][0], (y - _NECK[0][1]) / _NECK[1][1]) < 1.0) & (z < _NECK[2])
     head = (outside < _SCALP_MM) | _ellipsoid(x, y, z, *_FACE) | neck
-    skin = ndimage.distance_transform_edt(_image(head)).ravel() * _VOXEL_MM < _SCALP_MM - _SKULL_MM
+    skin = _distance(_image(head)) < _SCALP_MM - _SKULL_MM
     free, rest = head & ~brain, 1.0 - covered
     for name, region in (
         ("csf", outside <= _SUBARACHNOID_MM),
@@ -256,25 +272,39 @@ def average_head() -> tuple[sparse.csr_array, tuple[str, ...]]:
 def _labelled() -> tuple[sparse.csr_array, list[str]]:
     """Fractions of the regions that the atlas labels, counted in its 1 mm voxels."""
     labels, label_names = mni.load_labels()
-    index = np.argwhere(labels.data > 0)
-    code = labels.data[tuple(index.T)].astype(int)
+    names = {_region(name) for name in label_names.values()} | {"midbrain"}
+    made = (*PUTAMEN_PARTS, "caudate_dorsal", "bridges")
+    names = sorted(names | {f"{part}_{side}" for part in made for side in ("left", "right")})
+    column_of = np.full(max(label_names) + 1, -1)
+    column_of[list(label_names)] = [names.index(_region(name)) for name in label_names.values()]
+    column = column_of[labels.data.astype(int)]
+    for side, lateral in (("left", -1), ("right", 1)):
+        _shape_striatum(column, names, side, lateral, labels.affine[:3, 3])
+    index = np.argwhere(column >= 0)
+    column = column[tuple(index.T)]
     position = index + labels.affine[:3, 3]
-    names = [_region(name) for name in label_names.values()]
-    names = sorted({*names, "midbrain", *(f"{part}_{side}" for part in PUTAMEN_PARTS for side in ("left", "right"))})
-    column = np.zeros(max(label_names) + 1, int)
-    column[list(label_names)] = [names.index(_region(name)) for name in label_names.values()]
-    column = column[code]
-    for side in ("left", "right"):
-        putamen = np.flatnonzero(column == names.index(f"putamen_middle_{side}"))
-        y = position[putamen, 1]
-        third = np.searchsorted(np.quantile(y, [1 / 3, 2 / 3]), y)
-        column[putamen] = np.array([names.index(f"{part}_{side}") for part in PUTAMEN_PARTS])[third]
     column[(column == names.index("brainstem")) & (position[:, 2] > _MIDBRAIN_FLOOR_MM)] = names.index("midbrain")
     voxel = np.rint((position - _ORIGIN.ravel()) / _VOXEL_MM).astype(int)
     row = np.ravel_multi_index(tuple(voxel.T), HEAD_GRID.shape)
     weight = np.full(row.size, _VOXEL_MM**-3, np.float32)
     shape = (int(np.prod(HEAD_GRID.shape)), len(names))
     return sparse.csr_array((weight, (row, column)), shape=shape), names
+
+
+def _shape_striatum(column: np.ndarray, names: list[str], side: str, lateral: int, origin: np.ndarray) -> None:
+    """Shape what binds on one side, part the putamen from back to front and the caudate by height, lay the bridges.
+
+    ``column`` (X, Y, Z), 1 mm voxels from ``origin`` on, holds the region of each voxel and is changed; -1: none.
+    """
+    putamen, caudate = (column == names.index(f"{name}_{side}") for name in ("putamen_middle", "caudate"))
+    inner, head, bridges = mni.find_binding(putamen, caudate, column < 0, lateral, origin)
+    column[bridges] = names.index(f"bridges_{side}")
+    column[(putamen & ~inner) | (caudate & ~head)] = -1
+    dorsal = head & (np.arange(column.shape[2]) + origin[2] > DORSAL_MM)
+    column[dorsal] = names.index(f"caudate_dorsal_{side}")
+    inner = np.argwhere(inner)
+    third = np.searchsorted(np.quantile(inner[:, 1], [1 / 3, 2 / 3]), inner[:, 1])
+    column[tuple(inner.T)] = np.array([names.index(f"{part}_{side}") for part in PUTAMEN_PARTS])[third]
 
 
 def _region(label: str) -> str:
@@ -287,7 +317,13 @@ def _region(label: str) -> str:
 
 def _cells(matrix: sparse.csr_array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     entries = matrix.tocoo()
-    return (*entries.coords, entries.data)
+    voxels, regions = entries.coords
+    return voxels, regions, entries.data
+
+
+def _distance(within: np.ndarray) -> np.ndarray:
+    """How far the voxels of a mask are from what lies outside of it, in mm, in one row."""
+    return np.asarray(ndimage.distance_transform_edt(within)).ravel() * _VOXEL_MM
 
 
 def _image(values: np.ndarray) -> np.ndarray:
@@ -295,4 +331,4 @@ def _image(values: np.ndarray) -> np.ndarray:
 
 
 def _ellipsoid(x, y, z, centre: tuple, axes: tuple) -> np.ndarray:
-    return sum(((p - c) / a) ** 2 for p, c, a in zip((x, y, z), centre, axes)) < 1.0
+    return reduce(np.add, (((p - c) / a) ** 2 for p, c, a in zip((x, y, z), centre, axes))) < 1.0

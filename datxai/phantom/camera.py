@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from datxai.volume import Volume
+from datxai.volume import Grid, Volume
 
 FWHM_OF_SIGMA = float(np.sqrt(8.0 * np.log(2.0)))
 
@@ -137,9 +137,7 @@ def project(activity: Volume, attenuation: Volume, camera: Camera, device: str =
     return views.cpu().numpy()
 
 
-def _turn(
-    maps: torch.Tensor, angle: float, depth: torch.Tensor, lateral: torch.Tensor, grid
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _turn(maps: torch.Tensor, angle: float, depth: torch.Tensor, lateral: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Maps (2, z, y, x) seen along a view: each map of shape (depth towards the detector, z, lateral)."""
     depth, lateral = torch.meshgrid(depth, lateral, indexing="ij")
     sine, cosine = float(np.sin(angle)), float(np.cos(angle))

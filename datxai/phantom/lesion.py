@@ -24,13 +24,13 @@ KEPT = 0.25  # of the uptake in a lesion, as an infarct leaves it
 SIDES = ("left", "right")
 EXTENT_VOXEL_MM = 2.0  # where a lesion lies is worked out on voxels of this size
 
-_BOTH = ("putamen", *(name for name in BINDING if name not in PUTAMEN_PARTS))
+_PARTS = {  # of what binds
+    "putamen": PUTAMEN_PARTS,
+    "caudate": ("caudate", "caudate_dorsal"),
+    **{name: (name,) for name in BINDING if not name.startswith(("putamen", "caudate"))},
+}
 REGIONS = {  # what can be lesioned: its regions in `anatomy`
-    **{
-        f"{name}_{side}": tuple(f"{part}_{side}" for part in (PUTAMEN_PARTS if name == "putamen" else (name,)))
-        for name in _BOTH
-        for side in SIDES
-    },
+    **{f"{name}_{side}": tuple(f"{part}_{side}" for part in parts) for name, parts in _PARTS.items() for side in SIDES},
     **{name: (name,) for name in UPTAKE},
 }
 
@@ -67,15 +67,16 @@ def simulate_pair(subject: Subject, lesion: str, **settings) -> Pair:
     expected, left = (project(image, attenuation, camera) for image in (activity, without))
     rng = np.random.default_rng([*subject.seed, PROJECTIONS])
     healthy = count(expected, camera.counts, rng)
-    share = np.divide(left, expected, out=np.zeros_like(expected), where=expected > 0).clip(0.0, 1.0)
-    lesioned = rng.binomial(healthy.astype(np.int64), share).astype(np.float32)
+    remaining = np.divide(left, expected, out=np.zeros_like(expected), where=expected > 0).clip(0.0, 1.0)
+    lesioned = rng.binomial(healthy.astype(np.int64), remaining).astype(np.float32)
     return Pair(healthy, lesioned, camera)
 
 
 def locate_lesion(head: Head, lesion: str) -> Volume:
     """Which share of each voxel the lesion takes, in the world of the head's scans."""
     regions = _find_regions(lesion)
-    grid = centred_grid(tuple(round(n * VOXEL_MM / EXTENT_VOXEL_MM) for n in HEAD_SHAPE), EXTENT_VOXEL_MM)
+    x, y, z = (round(n * VOXEL_MM / EXTENT_VOXEL_MM) for n in HEAD_SHAPE)
+    grid = centred_grid((x, y, z), EXTENT_VOXEL_MM)
     empty = dict.fromkeys(average_head()[1], 0.0)
     return place(head, empty | dict.fromkeys(regions, 1.0), grid)[0]
 

@@ -11,12 +11,13 @@ caudate, one side first: Kish et al. 1988 (doi 10.1056/NEJM198804073181402).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from datxai.phantom.anatomy import BINDING, UPTAKE, UPTAKE_SPREAD, Head
 from datxai.phantom.camera import COLLIMATORS
-from datxai.phantom.reads import Read, read_case, settle
+from datxai.phantom.reads import CASE_SPREAD, Read, read_case, settle
 
 # number of cases, mean and standard deviation of age, per label and sex
 STRATA = {
@@ -27,38 +28,93 @@ STRATA = {
 }
 AGE_RANGE, REFERENCE_AGE = (22.0, 97.0), 67.0
 DISEASED_SHARE = 0.478
+SIDES = ("left", "right")
+# These vary together, apart from the putamen.
+_CAUDATE = tuple(map(BINDING.index, ("caudate", "caudate_dorsal", "accumbens")))
 
-# Per region of `BINDING`: binding ratio of a man of the reference age, and the share lost per decade. The ratios are
-# sharpened against the blur to come, as `anatomy.UPTAKE`.
-NORMAL = {"binding": (13.4, 0.6, 6.6, 6.6, 6.4, 2.0), "decade": (0.02, 0.02, 0.03, 0.035, 0.04, 0.03)}
 FEMALE_GAIN = 0.05
-# Standard deviations of the log between people: of all binding, of the caudate apart from that, of sides and regions.
-LEVEL_SPREAD, CAUDATE_SPREAD, SIDE_SPREAD, REGION_SPREAD = 0.125, 0.11, 0.02, 0.03
-# Per region: log loss at severity 1; the caudate's share of the disease varies (standard deviation of the log).
-PARKINSON = (0.36, 0.20, 0.62, 0.95, 1.32, 0.80)
-ATYPICAL = (0.85, 0.55, 0.92, 1.00, 1.05, 0.90)
-VASCULAR = (0.9, 0.6, 1.0, 1.0, 1.0, 1.0)
-CAUDATE_INVOLVEMENT = 0.4
+DECADE = (0.02, 0.02, 0.025, 0.02, 0.03, 0.035, 0.04, 0.03)  # share lost per decade, per region of `BINDING`
+ATYPICAL = (0.85, 0.85, 0.88, 0.55, 0.92, 1.00, 1.05, 0.90)  # log loss at severity 1, per region
+VASCULAR = (0.9, 0.9, 0.95, 0.6, 1.0, 1.0, 1.0, 1.0)
+ATYPICAL_SHARE, VASCULAR_SHARE = 0.12, 0.14  # of the diseased, of the others
 # how much of what a reader sees is each region; and the share of a person's general level that he does not
 # take for normal variation
-READER_WEIGHTS, READER_LEVEL = (0.0, 0.0, 0.2, 0.35, 0.45, 0.0), 0.5
+READER_WEIGHTS, READER_LEVEL = (0.0, 0.0, 0.0, 0.0, 0.2, 0.35, 0.45, 0.0), 0.5
+
+
+@dataclass(frozen=True)
+class Biology:
+    """Binding of the striatum, how it varies between people, and the course of its loss, per region of `BINDING`.
+
+    ``binding``: ratio of a man of the reference age, sharpened against the blur to come, as `anatomy.UPTAKE`.
+    Standard deviations of the log between people: ``level`` of all binding, ``caudate`` of caudate and accumbens apart
+    from that, ``side`` and ``region``. ``severity``: median and standard deviation of the log of the worse side's;
+    ``loss``: log loss at severity 1; ``other``: the other side's share of the loss, mean and standard deviation of its
+    logit; ``involvement``: standard deviation of the log of the caudate's share in the disease.
+    """
+
+    binding: tuple[float, ...]
+    level: float
+    caudate: float
+    side: float
+    region: float
+    severity: tuple[float, float]
+    loss: tuple[float, ...]
+    other: tuple[float, float]
+    involvement: float
+
+
+# What `python -m benchmarks.fit_phantom` prints: fitted to real scans through the whole chain (docs/phantom.md).
+BIOLOGY = Biology(
+    binding=(5.84, 2.1, 4.96, 0.931, 6.62, 5.85, 6.74, 3.45),
+    level=0.117,
+    caudate=0.136,
+    side=0.0166,
+    region=0.0284,
+    severity=(0.914, 0.454),
+    loss=(0.201, 0.201, 0.389, 0.1, 0.578, 0.95, 2.36, 0.8),
+    other=(0.294, 0.807),
+    involvement=0.38,
+)
+
+
+class Site(NamedTuple):
+    """How a clinic scans: median counts of an acquisition, mean radius of the orbit, one of `camera.COLLIMATORS`, and
+    how it reconstructs and smooths, as keywords of `datxai.imaging.reconstruction.reconstruct`."""
+
+    counts: float
+    radius_mm: float
+    collimator: str
+    reconstruction: dict[str, Any]
+
+
+SITES = {
+    "A": Site(2.6e6, 130.0, "lehr_24mm", {"filter": "shepp-logan", "post_filter_mm": 6.0}),
+    "B": Site(2.2e6, 134.0, "lehr_27mm", {"filter": "hann", "post_filter_mm": 6.5, "attenuation_per_cm": 0.11}),
+    "C": Site(1.8e6, 140.0, "lehr_35mm", {"filter": "shepp-logan", "post_filter_mm": 9.0}),
+    "D": Site(2.9e6, 127.0, "lehr_24mm", {"filter": "ramp", "post_filter_mm": 7.0, "attenuation_per_cm": 0.11}),
+    "E": Site(2.1e6, 143.0, "lehr_27mm", {"filter": "butterworth", "cutoff_per_cm": 0.8, "post_filter_mm": 7.5}),
+}
 
 
 @dataclass(frozen=True)
 class Acquisition:
     """How one scan is made: what differs between sites and days.
 
-    ``counts`` of the whole acquisition, ``radius_mm`` of the orbit, ``collimator`` one of `camera.COLLIMATORS`,
-    ``motion_mm`` FWHM of the patient's movement. ``post_filter_mm`` is the FWHM of the site's smoothing, which no
-    projections hold: only `scan.simulate_volume` applies it. Projections differ in sharpness by radius, collimator
-    and motion.
+    ``site``: one of `SITES`. ``counts`` of the whole acquisition, ``radius_mm`` of the orbit, ``collimator`` one of
+    `camera.COLLIMATORS`, ``motion_mm`` FWHM of the patient's movement.
     """
 
+    site: str = next(iter(SITES))
     counts: float = 2.0e6
     radius_mm: float = 135.0
     collimator: str = next(iter(COLLIMATORS))
     motion_mm: float = 0.0
-    post_filter_mm: float = 0.0
+
+    @property
+    def reconstruction(self) -> dict[str, Any]:
+        """How the site reconstructs and smooths."""
+        return SITES[self.site].reconstruction
 
 
 @dataclass(frozen=True)
@@ -93,14 +149,14 @@ def draw_population(n: int, seed: int = 0) -> list[Subject]:
 
 def _quota(n: int) -> list[tuple[int, str]]:
     """Label and sex of each subject: every first k of them are in proportion, as near as whole numbers can be."""
-    share = np.array([count for count, _, _ in STRATA.values()], float)
-    share /= share.sum()
-    given = np.zeros(len(share))
+    proportions = np.array([count for count, _, _ in STRATA.values()], float)
+    proportions /= proportions.sum()
+    drawn = np.zeros(len(proportions))
     order = []
     for k in range(1, n + 1):
-        chosen = int(np.argmax(share * k - given))
-        given[chosen] += 1
-        order.append(list(STRATA)[chosen])
+        stratum = int(np.argmax(proportions * k - drawn))
+        drawn[stratum] += 1
+        order.append(list(STRATA)[stratum])
     return order
 
 
@@ -112,76 +168,96 @@ def draw_subject(seed: int, index: int, label: int, sex: str) -> Subject:
     rng = np.random.default_rng([seed, index])
     _, mean, deviation = STRATA[label, sex]
     age = _between(rng, mean, deviation, *AGE_RANGE)
-    while True:
-        diseased = bool(rng.random() < DISEASED_SHARE)
-        pattern, loss = _draw_loss(rng, diseased)
-        level = np.exp(LEVEL_SPREAD * rng.standard_normal())
-        own = SIDE_SPREAD * rng.standard_normal((2, 1)) + REGION_SPREAD * rng.standard_normal((2, len(BINDING)))
-        kept = np.exp(own - loss)
-        seen = kept @ READER_WEIGHTS
-        reads = read_case(seen.min() * level**READER_LEVEL, rng)
-        if settle(reads) == label:
-            break
-    expected = np.array(NORMAL["binding"]) * (1 - np.array(NORMAL["decade"])) ** ((age - REFERENCE_AGE) / 10)
-    expected[BINDING.index("caudate")] *= np.exp(CAUDATE_SPREAD * rng.standard_normal())
-    binding = expected * (1 + FEMALE_GAIN * (sex == "F")) * level * kept
-    weaker = int(seen.argmin())
+    while settle((case := draw_case(rng, age, sex)).reads) != label:
+        pass
     return Subject(
         participant_id=f"sub-{index + 1:04d}",
         age=round(age, 1),
         sex=sex,
         label=label,
-        diseased=diseased,
-        pattern=pattern,
-        severity=float(-np.log(seen.min())),
-        side=("left", "right")[weaker],
-        asymmetry=float(seen.max() / seen.min() - 1),
-        uptake=_draw_uptake(rng, binding),
-        head=_draw_head(rng, age, sex),
-        acquisition=_draw_acquisition(rng),
-        reads=reads,
+        diseased=case.diseased,
+        pattern=case.pattern,
+        severity=float(-np.log(case.kept.min())),
+        side=SIDES[int(case.kept.argmin())],
+        asymmetry=float(case.kept.max() / case.kept.min() - 1),
+        uptake=draw_uptake(rng, case.binding),
+        head=draw_head(rng, age, sex),
+        acquisition=draw_acquisition(rng),
+        reads=case.reads,
         seed=(seed, index),
     )
 
 
-def _draw_loss(rng: np.random.Generator, diseased: bool) -> tuple[str, np.ndarray]:
+class Case(NamedTuple):
+    """Whether a person is ill and with what, the putaminal binding kept on each side, binding (2 sides, regions of
+    `BINDING`), and what the readers say."""
+
+    diseased: bool
+    pattern: str
+    kept: np.ndarray
+    binding: np.ndarray
+    reads: tuple[Read, ...]
+
+
+def draw_case(
+    rng: np.random.Generator, age: float, sex: str, biology: Biology = BIOLOGY, case_spread: float = CASE_SPREAD
+) -> Case:
+    """A person of this age and sex who comes to be scanned, ill or not, and what the readers make of the scan."""
+    diseased = bool(rng.random() < DISEASED_SHARE)
+    pattern, loss = _draw_loss(rng, diseased, biology)
+    level = np.exp(biology.level * rng.standard_normal())
+    own = biology.side * rng.standard_normal((2, 1)) + biology.region * rng.standard_normal((2, len(BINDING)))
+    kept = np.exp(own - loss)
+    seen = kept @ READER_WEIGHTS
+    expected = np.array(biology.binding) * (1 - np.array(DECADE)) ** ((age - REFERENCE_AGE) / 10)
+    expected[list(_CAUDATE)] *= np.exp(biology.caudate * rng.standard_normal())
+    binding = expected * (1 + FEMALE_GAIN * (sex == "F")) * level * kept
+    return Case(diseased, pattern, seen, binding, read_case(seen.min() * level**READER_LEVEL, rng, case_spread))
+
+
+def _draw_loss(rng: np.random.Generator, diseased: bool, biology: Biology) -> tuple[str, np.ndarray]:
     """Kind of case and its log loss of binding, shape (2 sides, regions)."""
     if not diseased:  # some have lost binding evenly, by vascular lesions or drugs: these make readers hesitate
-        if rng.random() < 0.86:
+        if rng.random() >= VASCULAR_SHARE:
             return "normal", np.zeros((2, len(BINDING)))
         return "vascular", rng.uniform(0.05, 0.35) * rng.uniform(0.7, 1.0, (2, 1)) * np.array(VASCULAR)
-    worse = 1.08 * np.exp(0.45 * rng.standard_normal())
-    if rng.random() < 0.88:
-        pattern, shape, other = "parkinson", PARKINSON, rng.beta(4.0, 2.0)
+    median, spread = biology.severity
+    worse, (mean, deviation) = median * np.exp(spread * rng.standard_normal()), biology.other
+    if rng.random() >= ATYPICAL_SHARE:
+        pattern, shape = "parkinson", biology.loss
     else:
-        pattern, shape, other = "atypical", ATYPICAL, rng.beta(12.0, 2.0)
+        pattern, shape, mean = "atypical", ATYPICAL, mean + 1.0
+    other = 1.0 / (1.0 + np.exp(-mean - deviation * rng.standard_normal()))
     sides = np.array([worse, worse * other])[:: rng.choice([-1, 1])]
     loss = sides[:, None] * np.array(shape)
-    loss[:, BINDING.index("caudate")] *= np.exp(CAUDATE_INVOLVEMENT * rng.standard_normal())
+    loss[:, list(_CAUDATE)] *= np.exp(biology.involvement * rng.standard_normal())
     return pattern, np.minimum(loss, 3.0)
 
 
-def _draw_uptake(rng: np.random.Generator, binding: np.ndarray) -> dict[str, float]:
+def draw_uptake(rng: np.random.Generator, binding: np.ndarray) -> dict[str, float]:
     """Uptake per region: the given binding of the striatum, and what varies outside it."""
     uptake = {
         name: UPTAKE[name] * float(np.exp(spread * rng.standard_normal())) for name, spread in UPTAKE_SPREAD.items()
     }
     striatum = {
         f"{region}_{side}": 1.0 + float(binding[i, j])
-        for i, side in enumerate(("left", "right"))
+        for i, side in enumerate(SIDES)
         for j, region in enumerate(BINDING)
     }
     return uptake | striatum
 
 
-def _draw_head(rng: np.random.Generator, age: float, sex: str) -> Head:
+def draw_head(rng: np.random.Generator, age: float, sex: str) -> Head:
+    """Size, pose, ventricles and deformation of a person's head."""
     size = (0.92 if sex == "F" else 0.96) * (1 + 0.025 * rng.standard_normal())
     zooms = size * np.array([1.0, 0.98, 0.96]) * (1 + 0.015 * rng.standard_normal(3))
     striata = np.exp(-0.01 * (age - REFERENCE_AGE) / 10 + 0.025 * rng.standard_normal() + 0.01 * rng.standard_normal(2))
+    pitch, roll, yaw = (_between(rng, 0.0, spread, -10.0, 10.0) for spread in (5.0, 3.0, 4.0))
+    x, y, z = (_between(rng, 0.0, spread, -15.0, 15.0) for spread in (5.0, 7.0, 7.0))
     return Head(
         zooms=tuple(zooms.tolist()),
-        rotation_deg=tuple(_between(rng, 0.0, spread, -10.0, 10.0) for spread in (5.0, 3.0, 4.0)),
-        shift_mm=tuple(_between(rng, 0.0, spread, -15.0, 15.0) for spread in (5.0, 7.0, 7.0)),
+        rotation_deg=(pitch, roll, yaw),
+        shift_mm=(x, y, z),
         striata=tuple(striata.tolist()),
         ventricle_mm=_between(rng, 0.06 * (age - 45.0), 1.0, 0.0, 6.0),
         warp_mm=1.5,
@@ -189,13 +265,16 @@ def _draw_head(rng: np.random.Generator, age: float, sex: str) -> Head:
     )
 
 
-def _draw_acquisition(rng: np.random.Generator) -> Acquisition:
+def draw_acquisition(rng: np.random.Generator) -> Acquisition:
+    """Where and how a person is scanned."""
+    name = str(rng.choice(list(SITES)))
+    site = SITES[name]
     return Acquisition(
-        counts=float(np.exp(_between(rng, np.log(2.3e6), 0.3, np.log(1e6), np.log(3.5e6)))),
-        radius_mm=_between(rng, 135.0, 9.0, 118.0, 160.0),
-        collimator=str(rng.choice(list(COLLIMATORS))),
+        site=name,
+        counts=float(np.exp(_between(rng, np.log(site.counts), 0.2, np.log(1e6), np.log(3.5e6)))),
+        radius_mm=_between(rng, site.radius_mm, 5.0, 118.0, 160.0),
+        collimator=site.collimator,
         motion_mm=abs(_between(rng, 0.0, 2.0, -6.0, 6.0)),
-        post_filter_mm=rng.uniform(6.0, 9.0),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 READERS = ("reader1", "reader2")
 CONSENSUS = "consensus"
 CRITERION = (0.735, 0.745)  # putaminal binding, as a fraction of the expected, below which each reads reduced
-CASE_SPREAD = 0.08  # how differently two readers see the same case (log binding)
+CASE_SPREAD = 0.0906  # how differently two readers see the same case (log binding)
 SESSION_SPREAD = 0.045  # how differently one reader sees it twice
 
 
@@ -21,7 +21,7 @@ class Read(NamedTuple):
     read: int
 
 
-def read_case(apparent: float, rng: np.random.Generator) -> tuple[Read, ...]:
+def read_case(apparent: float, rng: np.random.Generator, case_spread: float = CASE_SPREAD) -> tuple[Read, ...]:
     """All reads of a case whose weaker putamen looks like ``apparent`` of what its reader expects (1: normal).
 
     A reader who contradicts himself looks a third time. Where the readers' majorities differ, they look together,
@@ -29,7 +29,7 @@ def read_case(apparent: float, rng: np.random.Generator) -> tuple[Read, ...]:
     """
     reads: list[Read] = []
     for reader, criterion in zip(READERS, CRITERION):
-        margin = np.log(criterion / apparent) + CASE_SPREAD * rng.standard_normal()
+        margin = np.log(criterion / apparent) + case_spread * rng.standard_normal()
         looks = (margin + SESSION_SPREAD * rng.standard_normal(3) > 0).astype(int)
         sessions = 2 if looks[0] == looks[1] else 3
         reads += [Read(reader, session + 1, int(looks[session])) for session in range(sessions)]

@@ -8,7 +8,8 @@ from scipy import fft, ndimage
 from datxai.phantom.anatomy import place
 from datxai.phantom.camera import COLLIMATORS, FWHM_OF_SIGMA, Camera, acquire
 from datxai.phantom.population import Subject
-from datxai.volume import Grid, Volume, average_transmission
+from datxai.photons import average_transmission
+from datxai.volume import Grid, Volume
 
 VOXEL_MM, HEAD_SHAPE = 4.0, (64, 64, 64)  # of the activity that the camera looks at
 TRANSMISSION_VOXEL_MM = 12.0
@@ -44,8 +45,8 @@ def simulate_volume(subject: Subject, **settings) -> Volume:
     """What filtered back projection would make of a subject's scan, without the detour: a fraction of the time.
 
     Activity is dimmed by the mean attenuation to all sides, blurred by the resolution at the axis, scatter and
-    penetration, and given the noise of a ramp filter (power proportional to frequency in the transaxial plane).
-    ``settings`` are those of `subject_camera`.
+    penetration, given the noise of a ramp filter (power proportional to frequency in the transaxial plane), and
+    smoothed as the subject's site does. ``settings`` are those of `subject_camera`.
     """
     camera = subject_camera(subject, **settings)
     shape = (camera.bins, camera.bins, camera.rows)
@@ -54,32 +55,33 @@ def simulate_volume(subject: Subject, **settings) -> Volume:
     data = activity.data * _transmission(attenuation)
     data *= camera.counts / camera.views / data.sum()
 
-    padded = [fft.next_fast_len(int(1.5 * n), real=True) for n in shape]  # room for the broad blurs to leave
+    # room for the broad blurs to leave
+    padded: list[int] = [fft.next_fast_len(int(1.5 * n), real=True) for n in shape]  # pyright: ignore[reportAssignmentType]
     frequency = np.stack(np.meshgrid(*map(fft.fftfreq, padded[:2]), fft.rfftfreq(padded[2]), indexing="ij"))
     radial = np.hypot(frequency[0], frequency[1])
     squared = (frequency**2).sum(axis=0)
 
-    def blur(fwhm_mm: float) -> np.ndarray:
+    def blur(fwhm_mm: float | np.ndarray) -> np.ndarray:
         return np.exp(-2.0 * (np.pi * fwhm_mm / FWHM_OF_SIGMA / camera.pixel_mm) ** 2 * squared)
 
     resolution = np.hypot(camera.collimator.fwhm_mm(camera.radius_mm), camera.motion_mm)
     broad = [(1.0, 0.0), *camera.haze]
     passed = blur(resolution) * sum(ratio * blur(fwhm) for ratio, fwhm in broad) / sum(ratio for ratio, _ in broad)
-    window = np.sinc(radial) * (radial <= 0.5) * blur(subject.acquisition.post_filter_mm)
+    window = np.sinc(radial) * (radial <= 0.5) * blur(float(subject.acquisition.reconstruction["post_filter_mm"]))
     rays = data.sum(axis=1)
     level = (rays**2).sum() / rays.sum() / camera.views  # mean counts of a bin that looks through the head
     noise = np.random.default_rng([*subject.seed, _VOLUME]).standard_normal(padded, np.float32)
-    spectrum = fft.rfftn(data, padded) * passed + fft.rfftn(noise) * np.sqrt(np.pi * level * radial)
-    image = fft.irfftn(spectrum * window, padded)[: shape[0], : shape[1], : shape[2]]
+    spectrum = np.asarray(fft.rfftn(data, padded)) * passed
+    spectrum = spectrum + np.asarray(fft.rfftn(noise)) * np.sqrt(np.pi * level * radial)
+    image = np.asarray(fft.irfftn(spectrum * window, padded))[: shape[0], : shape[1], : shape[2]]
     return Volume(image, grid.affine, ({"step": "simulate_volume", "participant_id": subject.participant_id},))
 
 
 def _transmission(attenuation: Volume) -> np.ndarray:
     """Fraction of photons that leave the head, mean over all transaxial directions, per voxel."""
     fine = attenuation.shape
-    coarse = ndimage.zoom(
-        attenuation.data, attenuation.grid.spacing[0] / TRANSMISSION_VOXEL_MM, order=1, grid_mode=True, mode="nearest"
-    )
+    zoom = attenuation.grid.spacing[0] / TRANSMISSION_VOXEL_MM
+    coarse = np.asarray(ndimage.zoom(attenuation.data, zoom, order=1, grid_mode=True, mode="nearest"))
     passed = average_transmission(coarse * (TRANSMISSION_VOXEL_MM / 10.0))
     ratio = np.array(fine) / coarse.shape
-    return ndimage.zoom(passed, ratio, order=1, grid_mode=True, mode="nearest")
+    return np.asarray(ndimage.zoom(passed, ratio, order=1, grid_mode=True, mode="nearest"))

@@ -12,14 +12,12 @@ from datxai.analysis import classification, detection
 from datxai.analysis.calibration import calibrate
 from datxai.analysis.regions import COLUMNS, label_regions, measure_regions, summarise_regions
 from datxai.analysis.relevance import MeanMap, check_consistency, find_peak, make_heat_map, summarise_peaks
-from datxai.case import grid_of, measure_map
-from datxai.cohort.dataset import open_store
+from datxai.anatomy import Anatomy
 from datxai.config import Config, describe
 from datxai.files import write_json, write_table
-from datxai.imaging.atlas import load_atlas, make_parcellation, make_regions
-from datxai.results import GROUPS, read_cases, read_predictions, read_sbr
+from datxai.findings import GROUPS, Findings
 from datxai.run import Run
-from datxai.volume import Grid, Volume, load, save
+from datxai.volume import Volume, save
 
 
 def depends(settings: Config) -> dict:
@@ -30,32 +28,68 @@ def outputs(run: Run) -> list[Path]:
     return [run.roi_relevance, run.regions, run.doubt, run.metrics, run.means]
 
 
-def make(settings: Config, run: Run, fingerprint: str) -> None:
-    grid = grid_of(settings)
-    atlas = load_atlas(settings.atlas.labels, settings.atlas.names)
-    regions = make_regions(grid, atlas)
-    cases = [case for case in read_predictions(run) if case["set"] == "test"]
-    averages = _average(run, cases)
-    means = {name: average.mean for name, average in averages.items() if average.n}
+def make(settings: Config, run: Run) -> None:
+    findings, anatomy = Findings(run), Anatomy.of(settings)
+    cases = findings.of_set("test")
+    averages = _average(findings, cases)
+    means = {name: average.mean for name, average in averages.items() if average.mean is not None}
     if {"TP_relevance", "TN_relevance"} <= means.keys():
         means["heat_map"] = make_heat_map(means["TP_relevance"], means["TN_relevance"])
     run.keep_only(run.means, [])
     for name, data in means.items():
-        save(Volume(data, grid.affine, ({"step": "average", "group": name},)), run.mean_of(name))
-    striatum = regions["striatum_left"] | regions["striatum_right"]
-    parcels = label_regions(*make_parcellation(grid, atlas), regions["brain"], striatum, grid.spacing)
+        save(Volume(data, anatomy.grid.affine, ({"step": "average", "group": name},)), run.mean_of(name))
+    parcels = label_regions(*anatomy.parcellation, anatomy.brain, anatomy.striatum, anatomy.grid.spacing)
     rows, parts = [], []
     for case in cases:
-        relevance = load_map(run, case["participant_id"])
-        rows.append(_measure(relevance, case, grid, regions, averages, settings))
-        parts.append(measure_regions(relevance, parcels, regions["brain"]))
+        relevance = findings.map_of(case["participant_id"]).data
+        rows.append(_measure(relevance, case, anatomy, averages, settings))
+        parts.append(measure_regions(relevance, parcels, anatomy.brain))
     write_table(run.roi_relevance, rows, list(rows[0]))
     write_table(run.regions, summarise_regions(parcels, parts, [case["group"] for case in cases]), COLUMNS)
-    classifiers = _classify(run, cases, [row["putamen_ipsilateral"] for row in rows])
-    doubts = _doubt(run, cases, rows, classifiers["sbr"]["cutoff"])
+    classifiers = _classify(findings, cases, [row["putamen_ipsilateral"] for row in rows])
+    doubts = _score_doubts(findings, cases, rows, classifiers["sbr"]["cutoff"])
     write_table(run.doubt, doubts, list(doubts[0]))
+    write_json(run.metrics, _summarise(settings, findings, rows, classifiers, doubts) | _compare_means(means, anatomy))
+
+
+def _average(findings: Findings, cases: Sequence[Mapping]) -> dict[str, MeanMap]:
+    """Mean image and mean map of each group; one case in memory at a time."""
+    averages = {f"{group}_{kind}": MeanMap() for group in GROUPS for kind in ("spect", "relevance")}
+    for case in cases:
+        name = case["participant_id"]
+        averages[f"{case['group']}_spect"].add(findings.store.volume(name))
+        averages[f"{case['group']}_relevance"].add(findings.map_of(name).data)
+    return averages
+
+
+def _measure(
+    relevance: np.ndarray, case: Mapping, anatomy: Anatomy, averages: Mapping[str, MeanMap], settings: Config
+) -> dict:
+    """A row of roi_relevance.tsv."""
+    peak = find_peak(relevance, anatomy.grid, anatomy.striatum)
+    likeness = {"r_normal": None, "r_reduced": None, "consistent": None}
+    normal, reduced = (
+        average.without(relevance) if case["group"] == group else average.mean
+        for group, average in ((group, averages[f"{group}_relevance"]) for group in ("TN", "TP"))
+    )
+    if normal is not None and reduced is not None:
+        likeness = check_consistency(relevance, case["predicted"], normal, reduced, anatomy.brain)
+    return {
+        "participant_id": case["participant_id"],
+        "group": case["group"],
+        **anatomy.measure_map(relevance, settings.preprocessing),
+        **{f"peak_{name}": value for name, value in peak.items()},
+        **likeness,
+    }
+
+
+def _summarise(
+    settings: Config, findings: Findings, rows: Sequence[Mapping], classifiers: Mapping, doubts: Sequence[Mapping]
+) -> dict:
+    """The content of metrics.json, but for the part of `_compare_means`."""
     lrp = settings.attribution.method == "lrp"
-    metrics = {
+    return {
+        "explanation": settings.explanation,
         "target": settings.target,
         "attribution": asdict(settings.attribution),
         "composite": settings.composite.name if lrp else None,
@@ -64,65 +98,33 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
             name: {key: roc[key] for key in ("n", "errors", "auc", "auc_ci95")}
             for name, roc in detection.trace_all(doubts).items()
         },
-        "calibration": _calibrate(read_predictions(run)),
+        "calibration": _calibrate(findings),
         "peaks": summarise_peaks(
             [{"distance_mm": row["peak_distance_mm"], "inside": row["peak_inside"]} for row in rows]
         ),
         "inconsistent": sum(row["consistent"] is False for row in rows),
     }
-    if "heat_map" in means:
-        brain = regions["brain"]
-        metrics["heat_map_peak"] = find_peak(means["heat_map"], grid, regions["striatum_left"])
-        metrics["mean_map_correlation"] = float(
-            np.corrcoef(means["TN_relevance"][brain], means["TP_relevance"][brain])[0, 1]
-        )
-    write_json(run.metrics, metrics)
 
 
-def _average(run: Run, cases: Sequence[Mapping]) -> dict[str, MeanMap]:
-    """Mean image and mean map of each group; one case in memory at a time."""
-    store = open_store(run.store)
-    averages = {f"{group}_{kind}": MeanMap() for group in GROUPS for kind in ("spect", "relevance")}
-    for case in cases:
-        name = case["participant_id"]
-        averages[f"{case['group']}_spect"].add(store.volume(name))
-        averages[f"{case['group']}_relevance"].add(load_map(run, name))
-    return averages
-
-
-def _measure(
-    relevance: np.ndarray,
-    case: Mapping,
-    grid: Grid,
-    regions: Mapping[str, np.ndarray],
-    averages: Mapping[str, MeanMap],
-    settings: Config,
-) -> dict:
-    """A row of roi_relevance.tsv."""
-    peak = find_peak(relevance, grid, regions["striatum_left"] | regions["striatum_right"])
-    likeness = {"r_normal": None, "r_reduced": None, "consistent": None}
-    others = [
-        average.without(relevance) if case["group"] == group else average.mean
-        for group, average in ((group, averages[f"{group}_relevance"]) for group in ("TN", "TP"))
-    ]
-    if all(mean is not None for mean in others):
-        likeness = check_consistency(relevance, case["predicted"], *others, regions["brain"])
+def _compare_means(means: Mapping[str, np.ndarray], anatomy: Anatomy) -> dict:
+    """The part of metrics.json on the mean maps of true negatives and true positives; empty if either is missing."""
+    if "heat_map" not in means:
+        return {}
+    brain, ipsilateral = anatomy.brain, anatomy.regions["striatum_left"]
     return {
-        "participant_id": case["participant_id"],
-        "group": case["group"],
-        **measure_map(relevance, grid, regions, settings),
-        **{f"peak_{name}": value for name, value in peak.items()},
-        **likeness,
+        "heat_map_peak": find_peak(means["heat_map"], anatomy.grid, ipsilateral),
+        "mean_map_correlation": float(
+            np.corrcoef(means["TN_relevance"][brain], means["TP_relevance"][brain])[0, 1]
+        ),
     }
 
 
-def _classify(run: Run, cases: Sequence[Mapping], putamen_relevance: Sequence[float]) -> dict:
+def _classify(findings: Findings, cases: Sequence[Mapping], putamen_relevance: Sequence[float]) -> dict:
     """Test-set figures of the network, of the sign of the relevance, of an SBR cutoff, and of a classification tree.
 
     Cutoff and tree are chosen on the training cases.
     """
-    sbr = read_sbr(run)
-    training = [case for case in read_cases(run) if case["set"] == "train"]
+    sbr, training = findings.sbr, [case for case in findings.cohort if case["set"] == "train"]
     known = classification.tabulate_features([sbr[case["participant_id"]] for case in training])
     features = classification.tabulate_features([sbr[case["participant_id"]] for case in cases])
     lower, known_labels = features[:, 0], [case["label"] for case in training]
@@ -142,32 +144,21 @@ def _classify(run: Run, cases: Sequence[Mapping], putamen_relevance: Sequence[fl
     }
 
 
-def _calibrate(cases: Sequence[Mapping]) -> dict:
+def _calibrate(findings: Findings) -> dict:
     """How well the network's probabilities are calibrated, with a temperature from the validation cases."""
-    chosen = ([case for case in cases if case["set"] == name] for name in ("validation", "test"))
-    return calibrate(
-        *(
-            values
-            for group in chosen
-            for values in (
-                [case["logit_reduced"] - case["logit_normal"] for case in group],
-                [case["label"] for case in group],
-            )
-        )
-    )
+    sets = [findings.of_set(name) for name in ("validation", "test")]
+    return calibrate(*([case[key] for case in cases] for cases in sets for key in ("margin", "label")))
 
 
-def _doubt(run: Run, cases: Sequence[Mapping], rows: Sequence[Mapping], cutoff: float) -> list[dict]:
-    """Rows of doubt.tsv: whether a case is misclassified, and what speaks for it."""
-    sbr, doubts = read_sbr(run), []
+def _score_doubts(
+    findings: Findings, cases: Sequence[Mapping], rows: Sequence[Mapping], cutoff: float
+) -> list[dict]:
+    """Rows of doubt.tsv: whether a case is misclassified, and the scores that may warn of it."""
+    doubts = []
     for case, row in zip(cases, rows, strict=True):
-        name = case["participant_id"]
-        lower = min(sbr[name]["putamen_left"], sbr[name]["putamen_right"])
+        ratios = findings.sbr[case["participant_id"]]
+        lower = min(ratios["putamen_left"], ratios["putamen_right"])
         scores = detection.score_doubt({**case, **row, "sbr": lower}, cutoff)
-        doubts.append({"participant_id": name, "misclassified": case["label"] != case["predicted"], **scores})
+        wrong = case["label"] != case["predicted"]
+        doubts.append({"participant_id": case["participant_id"], "misclassified": wrong, **scores})
     return doubts
-
-
-def load_map(run: Run, case: str) -> np.ndarray:
-    """The relevance map of a case, (X, Y, Z)."""
-    return load(run.relevance_of(case), blank=True).data

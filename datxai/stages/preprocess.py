@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from datxai.case import SBR, Imaging, describe_imaging, grid_of, outline_of, read_scan
-from datxai.cohort import sources
-from datxai.cohort.dataset import open_store, write_store
-from datxai.cohort.table import refuse
+import numpy as np
+
+from datxai.anatomy import Anatomy, grid_of
+from datxai.case import SBR, Imaging, describe_imaging
+from datxai.cohort.dataset import open_store, write_store_of
+from datxai.cohort.sources import CohortScan
+from datxai.cohort.table import MISSING, refuse
 from datxai.config import Config
+from datxai.data_source import find_scans
 from datxai.errors import InputError
-from datxai.files import hash_content, hash_file, read_json, write_table
-from datxai.imaging.atlas import load_atlas, make_regions
+from datxai.files import hash_content, hash_once, read_json, write_table
 from datxai.progress import parallel
 from datxai.run import Run
+from datxai.scan import Scan
 from datxai.volume import load, save, sidecar_path
 
 log = logging.getLogger("datxai")
@@ -28,17 +33,17 @@ def depends(settings: Config) -> dict:
 
 
 def _depends_of_scan(settings: Config) -> dict:
-    """The settings that shape a volume, its files given: not who else is in the cohort, nor what a table says."""
+    """The settings that the volume of one scan depends on, whoever else is in the cohort."""
     return {"reconstruction": asdict(settings.reconstruction), **describe_imaging(settings)}
 
 
-def inputs(settings: Config, run: Run) -> dict:
-    """Hashes of the scans and of what the table says of them, where the cohort comes from outside."""
+def inputs(settings: Config, run: Run) -> dict[str, str]:
+    """A hash of all scans and of their rows in the table, for a cohort that was not simulated."""
     scans, skipped = find_scans(settings, run)
     content, cases = [], {}
     for scan in scans:
         try:
-            hashes = [hash_file(file) for file in scan.files]
+            hashes = [hash_once(file) for file in scan.files]
         except InputError as error:
             refuse(scan.case_id, str(error), skipped if settings.on_error == "skip" else None)
             continue
@@ -55,28 +60,20 @@ def outputs(run: Run) -> list[Path]:
     return [run.participants, run.sbr, run.skipped, run.preprocessed, run.store, run.qc, run.sheets]
 
 
-def make(settings: Config, run: Run, fingerprint: str) -> None:
+def make(settings: Config, run: Run) -> None:
     scans, skipped = find_scans(settings, run)
-    measures = {}
-    for scan, outcome in zip(scans, _preprocess_all(scans, settings, run)):
-        if isinstance(outcome, str):
-            skipped.append((scan.case_id, outcome))
-        else:
-            measures[scan.case_id] = outcome
+    measures: dict[str, dict] = {}
+    write_store_of(run.store, _collect(scans, settings, run, measures, skipped), grid_of(settings))
     used = [scan for scan in scans if scan.case_id in measures]
-    if not used:
-        raise InputError(f"None of {len(scans)} scans could be used; the first because: {skipped[0][1]}")
-    cases = [scan.case_id for scan in used]
-    run.keep_only(run.preprocessed, [run.scan_of(case) for case in cases])
-    write_store(run.store, cases, (load(run.scan_of(case)).data for case in cases), grid_of(settings))
+    run.keep_only(run.preprocessed, [run.scan_of(case) for case in measures])
     people = [describe(scan) for scan in used]
     columns = ["participant_id", "subject", "age", "sex", "label", *(key for row in people for key in row)]
     write_table(run.participants, people, list(dict.fromkeys(columns)))
-    rows = [{"participant_id": case, **measures[case]} for case in cases]
+    rows = [{"participant_id": case, **measured} for case, measured in measures.items()]
     write_table(run.sbr, rows, ["participant_id", *SBR, "mirrored", "reference_value", "similarity"])
     rows = [{"participant_id": case, "reason": reason} for case, reason in skipped]
     write_table(run.skipped, rows, ["participant_id", "reason"])
-    quality = [{"participant_id": case, **measures[case]["quality"]} for case in cases]
+    quality = [{"participant_id": case, **measured["quality"]} for case, measured in measures.items()]
     rejected = [{"participant_id": case, "verdict": "red", "reason": reason} for case, reason in skipped]
     write_table(run.qc, quality + rejected, list(quality[0]))
     _draw_sheets(settings, run, quality)
@@ -87,29 +84,45 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
         log.warning("  %d scans used, %d left out; the reasons are in %s", len(used), len(skipped), run.skipped)
 
 
-def make_part(settings: Config, run: Run, fingerprint: str, part: slice) -> None:
+def _collect(
+    scans: list[CohortScan], settings: Config, run: Run, measures: dict[str, dict], skipped: list[tuple[str, str]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The name and the volume of each scan as it is preprocessed; what was measured goes to ``measures``, and why a
+    scan, or a file beside one, was left out to ``skipped``."""
+    for scan, outcome in zip(scans, _preprocess_all(scans, settings, run)):
+        if isinstance(outcome, str):
+            skipped.append((scan.case_id, outcome))
+        else:
+            measures[scan.case_id], volume, passed_over = outcome
+            skipped += ((f"{scan.case_id}/{name}", reason) for name, reason in passed_over)
+            yield scan.case_id, volume
+    if not measures:
+        raise InputError(f"None of {len(scans)} scans could be used; the first because: {skipped[0][1]}")
+
+
+def make_part(settings: Config, run: Run, part: slice) -> None:
     """Preprocess some of the scans; `make` finds them done."""
     scans, _ = find_scans(settings, run)
     for _ in _preprocess_all(scans[part], settings, run):
         pass
 
 
-def _preprocess_all(scans: list[sources.Scan], settings: Config, run: Run) -> Iterator[dict | str]:
+def _preprocess_all(
+    scans: list[CohortScan], settings: Config, run: Run
+) -> Iterator[tuple[dict, np.ndarray, list] | str]:
     """What `_preprocess` says of each scan."""
-    how = hash_content(_depends_of_scan(settings))
-    tasks = ((scan, run.scan_of(scan.case_id), settings, how) for scan in scans)
+    imaging_hash = hash_content(_depends_of_scan(settings))
+    tasks = ((scan, _find_hashes(scan), run.scan_of(scan.case_id), settings, imaging_hash) for scan in scans)
     return parallel(_preprocess, tasks, len(scans), settings.n_jobs, "scans preprocessed")
 
 
 def _draw_sheets(settings: Config, run: Run, quality: list[dict]) -> None:
     """Contact sheets of all scans: those that quality control is not sure of, then the rest, least similar first."""
-    from datxai.analysis.contact import PER_SHEET, plot_contact_sheet
-    from datxai.analysis.slices import Frame
-    from datxai.analysis.style import save_figure
+    from datxai.pages.contact import PER_SHEET, plot_contact_sheet
+    from datxai.pages.style import save_figure
 
     store = open_store(run.store)
-    regions = make_regions(store.grid, load_atlas(settings.atlas.labels, settings.atlas.names))
-    frame = Frame(store.grid, outline_of(regions), regions["brain"])
+    frame = Anatomy.of(settings).frame
     rows = sorted(quality, key=lambda row: (row["verdict"] == "green", row["similarity"]))
     shutil.rmtree(run.sheets, ignore_errors=True)
     for first in range(0, len(rows), PER_SHEET):
@@ -121,80 +134,59 @@ def _draw_sheets(settings: Config, run: Run, quality: list[dict]) -> None:
         save_figure(plot_contact_sheet(frame, scans, title), run.sheet(first // PER_SHEET + 1))
 
 
-def find_scans(settings: Config, run: Run) -> tuple[list[sources.Scan], list[tuple[str, str]]]:
-    """The cohort's scans, and those left out with the reason."""
-    data, skip = settings.data, settings.on_error == "skip"
-    if settings.on_error not in ("raise", "skip"):
-        raise InputError(f"on_error={settings.on_error}: expected raise or skip.")
-    if data.kind == "phantom":
-        return (sources.find_dicom if data.raw else sources.find_folder)(run.simulated, skip=skip)
-    if data.kind == "folder":
-        return sources.find_folder(
-            data.root,
-            data.participants,
-            data.columns,
-            _labels(data.label_values, "data.label_values"),
-            data.pattern,
-            skip=skip,
-        )
-    if data.kind == "dicom":
-        labels = _labels(data.label_values, "data.label_values")
-        return sources.find_dicom(data.root, data.participants, data.columns, labels, skip=skip)
-    if data.kind == "ppmi":
-        return sources.find_ppmi(
-            data.root, data.collection, _labels(data.groups, "data.groups") or sources.PPMI_GROUPS, skip=skip
-        )
-    raise InputError(f"data.kind={data.kind}: expected phantom, folder, dicom or ppmi.")
-
-
-def _labels(mapping: object, name: str) -> dict[str, int] | None:
-    """A setting that gives labels to texts, checked."""
-    if mapping is None:
-        return None
-    if not isinstance(mapping, dict) or not mapping or any(label not in (0, 1) for label in mapping.values()):
-        raise InputError(
-            f"{name}={mapping}: expected a mapping to 0 (normal) or 1 (reduced), such as {{HC: 0, PD: 1}}."
-        )
-    truths = {"True": ("True", "TRUE", "true"), "False": ("False", "FALSE", "false")}  # YAML has one value for each
-    return {word: label for text, label in mapping.items() for word in truths.get(str(text), (str(text),))}
-
-
-def describe(scan: sources.Scan) -> dict:
-    """A row of participants.tsv: one per scan; ``subject`` is the person."""
+def describe(scan: CohortScan) -> dict:
+    """A row of participants.tsv: one per scan; ``subject`` is the participant, or whom a column of that name says."""
     person = scan.participant
+    subject = person.extra.get("subject", "")
     return {
         **person.extra,
         "participant_id": scan.case_id,
-        "subject": person.participant_id,
+        "subject": person.participant_id if subject.lower() in MISSING else subject,
         "age": person.age,
         "sex": person.sex,
         "label": person.label,
     }
 
 
-def _preprocess(scan: sources.Scan, path: Path, settings: Config, how: str) -> dict | str:
-    """The measures of a scan, found or made; the reason, where it is skipped. ``how``: a hash of `_depends_of_scan`."""
+def _find_hashes(scan: CohortScan) -> list[str] | None:
+    """Hashes of a scan's files, which `inputs` has read already; None where one cannot be read."""
+    with suppress(InputError):
+        return [hash_once(file) for file in scan.files]
+    return None
+
+
+def _preprocess(
+    scan: CohortScan, hashes: list[str] | None, path: Path, settings: Config, imaging_hash: str
+) -> tuple[dict, np.ndarray, list] | str:
+    """The measures and the volume (X, Y, Z) of a scan, found or made, and what of its files was passed over, each with
+    the reason; or the reason why it is skipped.
+
+    ``hashes`` are those of its files, ``imaging_hash`` is that of `_depends_of_scan`.
+    """
     try:
-        mark = hash_content([how, scan.format, [hash_file(file) for file in scan.files]])
-        if Run.made_with(path, mark):
-            return read_json(sidecar_path(path))["measures"]
-        volume, measures = _imaging(how, settings).process(
-            read_scan(scan.files, scan.format, settings), scan.case_id
-        )
+        hashes = hashes or [hash_once(file) for file in scan.files]
+        fingerprint = hash_content([imaging_hash, scan.format, hashes])
+        if Run.made_with(path, fingerprint):
+            known = read_json(sidecar_path(path))
+            return known["measures"], load(path).data, known.get("passed_over", [])  # an earlier version kept none
+        imaging = _prepare_imaging(imaging_hash, settings)
+        opened = Scan(scan.files, scan.format)
+        volume, measures = imaging.process(opened.read(settings.reconstruction), scan.case_id)
     except InputError as error:
         if settings.on_error == "skip":
             return str(error)
         raise InputError(f"{error} (on_error=skip leaves out what cannot be used.)") from error
-    save(volume, path, {"fingerprint": mark, "measures": measures})
-    return measures
+    passed_over = [(file.name, f"{file}: {reason}, passed over") for file, reason in opened.others]
+    save(volume, path, {"fingerprint": fingerprint, "measures": measures, "passed_over": passed_over})
+    return measures, volume.data, passed_over
 
 
 _of_this_process: dict[str, Imaging] = {}
 
 
-def _imaging(how: str, settings: Config) -> Imaging:
+def _prepare_imaging(imaging_hash: str, settings: Config) -> Imaging:
     """What scans are preprocessed with, made once in each process."""
-    if how not in _of_this_process:
+    if imaging_hash not in _of_this_process:
         _of_this_process.clear()
-        _of_this_process[how] = Imaging.of(settings)
-    return _of_this_process[how]
+        _of_this_process[imaging_hash] = Imaging.of(settings)
+    return _of_this_process[imaging_hash]

@@ -11,35 +11,48 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from datxai.case import choose_device, grid_of, predict_label
-from datxai.cohort.dataset import CaseDataset, open_store
-from datxai.config import Config, describe
+from datxai.anatomy import Anatomy, grid_of
+from datxai.cohort.dataset import CaseDataset
+from datxai.config import Config, Network, describe, describe_network
+from datxai.device import choose_device
+from datxai.explainer import predict_label
 from datxai.files import hash_content, write_table
-from datxai.imaging.atlas import load_atlas, make_view
-from datxai.model import checkpoint, distributed, network, training
-from datxai.model.augmentation import Augmentation
+from datxai.findings import Findings
+from datxai.model import checkpoint, distributed, training, weights
+from datxai.model.architectures import build, hash_source, outline
+from datxai.model.augmentation import Augmenter
+from datxai.model.network import Input
+from datxai.model.recipe import Recipe
 from datxai.model.tracking import track
 from datxai.progress import Bar
-from datxai.results import read_cases
 from datxai.run import Run
 
 log = logging.getLogger("datxai")
 
-TIMED_STEPS = 4  # for the estimate, after the first two, which meet fresh memory
-FORWARD_SHARE = 1 / 3  # of a training step; validation is a forward pass
+TIMED_STEPS = 4  # batches that the estimate is taken from; the first two are slower, since memory is fresh
+FORWARD_SHARE = 1 / 3  # time of a forward pass (validation) as a fraction of that of a training step
 
 
 def depends(settings: Config) -> dict:
-    chosen = asdict(settings.training)
-    del chosen["tracking"]  # changes nothing in the result
+    recipe = asdict(settings.training)
+    del recipe["tracking"]  # changes nothing in the result
     looked_up = describe(settings.atlas) if settings.network.see != "all" else {}
-    return {"network": asdict(settings.network), "training": chosen, **looked_up}
+    target = settings.network.target
+    code = {} if target is None else {"code": hash_source(target)}
+    return {"network": describe(settings.network), "training": recipe, **looked_up, **code}
+
+
+def check(settings: Config) -> None:
+    """Refuse what no training can be made with, before anything is made."""
+    _recipe(settings)
+    model = outline(shape=grid_of(settings).shape, **describe_network(settings.network))
+    _start(model, settings.network)
 
 
 def outputs(run: Run) -> list[Path]:
@@ -51,59 +64,18 @@ def outputs(run: Run) -> list[Path]:
     ]
 
 
-def make(settings: Config, run: Run, fingerprint: str) -> None:
+def make(settings: Config, run: Run) -> None:
     """Train, then predict. Of the processes that torchrun has started all train; process 0 says and writes everything,
     and goes on alone."""
-    store, cases, device = open_store(run.store), read_cases(run), distributed.join(choose_device(settings))
+    findings, device = Findings(run), distributed.join(choose_device(settings))
     is_first = distributed.rank() == 0
     if not is_first:
         logging.disable()
-    arguments = {"shape": list(store.shape), **asdict(settings.network)}
-    model = network.build(**arguments, seed=settings.training.seed)
-    if hasattr(model, "input"):
-        seen = make_view(store.grid, load_atlas(settings.atlas.labels, settings.atlas.names), settings.network.see)
-        model.input.mask.copy_(torch.from_numpy(seen))
-        if settings.network.centre:
-            training_cases = [case["participant_id"] for case in cases if case["set"] == "train"]
-            model.input.mean.copy_(torch.from_numpy(sum(store.volume(n) / len(training_cases) for n in training_cases)))
-    million = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    log.info("  %.2f million parameters on a grid of %s, on %s", million, "x".join(map(str, store.shape)), device)
-    sets = {
-        name: CaseDataset(store, [case["participant_id"] for case in of_set], [case["label"] for case in of_set])
-        for name in ("train", "validation")
-        for of_set in [[case for case in cases if case["set"] == name]]
-    }
-    chosen = settings.training
-    with ExitStack() as stack:
-        heed = stack.enter_context(_ending_in_order())
-        watch = {"on_batch": lambda n: heed()}
-        if is_first:
-            n_batches, n_validation = (math.ceil(len(sets[name]) / chosen.batch_size) for name in sets)
-            bar = stack.enter_context(Bar(chosen.max_epochs * n_batches, "batches"))
-            send = stack.enter_context(track(chosen.tracking, run.folder, depends(settings)["training"]))
-            estimate = _estimate(n_batches, n_validation, chosen.max_epochs, bar.say)
-            watch = {
-                "on_batch": lambda n: (heed(), bar.update(n), estimate(n)),
-                "on_epoch": lambda row: (bar.say(_describe(row)), send(row)),
-            }
-        training.train(
-            model,
-            sets["train"],
-            sets["validation"],
-            folder=run.model,
-            fingerprint=hash_content([run.entry("split", "train")["fingerprint"], arguments]),
-            batch_size=chosen.batch_size,
-            learning_rate=chosen.learning_rate,
-            max_epochs=chosen.max_epochs,
-            patience=chosen.patience,
-            precision=chosen.precision,
-            save_memory=chosen.save_memory,
-            shard=chosen.shard,
-            augmentation=Augmentation(tuple(store.grid.spacing.tolist()), **asdict(chosen.augmentation)),
-            seed=chosen.seed,
-            device=device,
-            **watch,
-        )
+    network_settings = {"shape": list(findings.store.shape), **describe_network(settings.network)}
+    model = _build(settings, network_settings, findings)
+    million, size = sum(p.numel() for p in model.parameters()) / 1e6, "x".join(map(str, findings.store.shape))
+    log.info("  %.2f million parameters on a grid of %s, on %s", million, size, device)
+    _train(model, settings, network_settings, findings, device)
     distributed.leave()
     if not is_first:
         sys.stdout.flush()
@@ -111,18 +83,95 @@ def make(settings: Config, run: Run, fingerprint: str) -> None:
         os._exit(0)  # done; at an ordinary exit, threads of the process group that still end can abort the process
     grid = grid_of(settings)
     description = {
-        "network": arguments,
+        "network": network_settings,
         "grid": {"name": grid.name, "affine": grid.affine.tolist()},
         "classes": ["normal", "reduced"],
     }
     checkpoint.save_network(description, run.model / "config.yaml")
     del model
-    model, _ = checkpoint.load(run.model, device)  # the best epoch
-    everyone = CaseDataset(store, [case["participant_id"] for case in cases], [case["label"] for case in cases])
-    logits = training.predict(model, everyone, chosen.batch_size, device)
-    rows = [{**case, **predict_label(pair)} for case, pair in zip(cases, logits)]
+    _predict(settings, findings, device)
+
+
+def _build(settings: Config, network_settings: Mapping, findings: Findings) -> torch.nn.Sequential:
+    """The network with its initial weights, and what it sees of a scan."""
+    model = build(**network_settings, seed=settings.training.seed)
+    sees = getattr(model, "input", None)
+    if isinstance(sees, Input):
+        sees.mask.copy_(torch.from_numpy(Anatomy.of(settings).view(network_settings["see"])))
+        if settings.network.centre:
+            names = [case["participant_id"] for case in findings.cohort if case["set"] == "train"]
+            mean = sum(findings.store.volume(name) / len(names) for name in names)
+            sees.mean.copy_(torch.from_numpy(mean))
+    _start(model, settings.network)
+    return model
+
+
+def _start(model: torch.nn.Sequential, given: Network) -> None:
+    """Give a network the weights that it is to begin with, and freeze what is not to be trained."""
+    if given.weights is not None:
+        weights.load_pretrained(model, given.weights, given.rename, given.initial)
+    if given.freeze:
+        weights.freeze(model, given.freeze)
+
+
+def _describe_start(settings: Config) -> dict:
+    """What the initial weights are, if not those that the seed gives."""
+    started = describe(settings.network)
+    return {name: value for name in ("weights", "rename", "initial", "freeze") if (value := started[name])}
+
+
+def _train(
+    model: torch.nn.Sequential, settings: Config, network_settings: Mapping, findings: Findings, device: str
+) -> None:
+    """Train, showing and tracking how far it is; the best weights are in the run folder."""
+    run, recipe, started = findings.run, settings.training, _describe_start(settings)
+    sets = {name: _list_cases(findings, name) for name in ("train", "validation")}
+    if recipe.max_epochs == 0:
+        training.keep(model, sets["train"], sets["validation"], _recipe(settings), run.model, device)
+        return
+    with ExitStack() as stack:
+        end_if_told = stack.enter_context(_ending_in_order())
+        watch = {"on_batch": lambda n: end_if_told()}
+        if distributed.rank() == 0:
+            n_batches, n_validation = (math.ceil(len(sets[name]) / recipe.batch_size) for name in sets)
+            bar = stack.enter_context(Bar(recipe.max_epochs * n_batches, "batches"))
+            send = stack.enter_context(track(recipe.tracking, run.folder, depends(settings)["training"]))
+            estimate = _estimate(n_batches, n_validation, recipe.max_epochs, bar.say)
+            watch = {
+                "on_batch": lambda n: (end_if_told(), bar.update(n), estimate(n)),
+                "on_epoch": lambda row: (bar.say(_describe(row)), send(row)),
+            }
+        training.train(
+            model,
+            sets["train"],
+            sets["validation"],
+            _recipe(settings),
+            folder=run.model,
+            fingerprint=hash_content([run.entry("split", "train")["fingerprint"], {**network_settings, **started}]),
+            augmenter=Augmenter(tuple(findings.store.grid.spacing.tolist()), **asdict(recipe.augmentation)),
+            device=device,
+            **watch,
+        )
+
+
+def _recipe(settings: Config) -> Recipe:
+    return Recipe(**{field.name: getattr(settings.training, field.name) for field in fields(Recipe)})
+
+
+def _predict(settings: Config, findings: Findings, device: str) -> None:
+    """Write what the weights of the best epoch say of every case."""
+    model, _ = checkpoint.load(findings.run.model, device, settings.network.target)
+    logits = training.predict(model, _list_cases(findings), settings.training.batch_size, device)
+    rows = [{**case, **predict_label(pair)} for case, pair in zip(findings.cohort, logits)]
     columns = ["participant_id", "set", "label", "predicted", "p_reduced", "logit_normal", "logit_reduced"]
-    write_table(run.predictions, rows, columns)
+    write_table(findings.run.predictions, rows, columns)
+
+
+def _list_cases(findings: Findings, set_name: str | None = None) -> CaseDataset:
+    """The cases of a set, or all of them, with their labels."""
+    cases = [case for case in findings.cohort if set_name in (None, case["set"])]
+    names, labels = ([case[key] for case in cases] for key in ("participant_id", "label"))
+    return CaseDataset(findings.store, names, labels)
 
 
 def _describe(row: Mapping) -> str:
@@ -133,7 +182,7 @@ def _describe(row: Mapping) -> str:
 
 
 def _estimate(n_batches: int, n_validation: int, max_epochs: int, say: Callable[[str], None]) -> Callable[[int], None]:
-    """What is to be told of batches done; after some of them it says how long training will take."""
+    """A callback for batches done; once it has timed `TIMED_STEPS` of them it says how long training will take."""
     ends, done = [], 0
 
     def on_batch(n: int) -> None:
@@ -164,23 +213,23 @@ def _ending_in_order() -> Iterator[Callable[[], None]]:
     """SIGTERM, as a cluster sends it before it takes the machine away, ends the process without half-written files, as
     Ctrl-C does.
 
-    What is yielded is to be called now and then: it ends a process that was told to end where Python drops exceptions
-    (in callbacks of weak references, say).
+    The function that is yielded has to be called now and then. It ends the process if the signal came at a moment when
+    Python swallows exceptions, as in callbacks of weak references.
     """
-    told = []
+    signals: list[int] = []
 
-    def end(number: int, _) -> None:
-        told.append(number)
-        heed()
+    def end(number: int, _: object) -> None:
+        signals.append(number)
+        end_if_told()
 
-    def heed() -> None:
-        if told:
-            raise KeyboardInterrupt if told[0] == signal.SIGINT else SystemExit(128 + told[0])
+    def end_if_told() -> None:
+        if signals:
+            raise KeyboardInterrupt if signals[0] == signal.SIGINT else SystemExit(128 + signals[0])
 
     heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, end) for number in heard}
     try:
-        yield heed
+        yield end_if_told
     except SystemExit:
         log.info("  terminated; the same command goes on from the last state")
         raise

@@ -11,8 +11,8 @@ from datxai.analysis.calibration import (
     probability,
     score,
 )
-from datxai.analysis.charts import plot_reliability
 from datxai.analysis.classification import wilson_interval
+from datxai.pages.charts import plot_reliability
 
 ROUNDING = 1e-12
 

@@ -3,9 +3,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from datxai.analysis.charts import plot_agreement, plot_comparison
 from datxai.analysis.classification import summarise
 from datxai.analysis.comparison import compare_maps, summarise_agreement
+from datxai.pages.charts import plot_agreement, plot_comparison
 
 
 def test_correlation_and_overlap_by_hand():

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from datxai.analysis.figures import plot_strategies
 from datxai.analysis.spectral import LEVEL, find_strategies, shrink
 
 
@@ -66,17 +65,3 @@ def test_shrunk_maps_are_means_of_cells_without_their_scale():
     np.testing.assert_allclose(small, expected / np.linalg.norm(expected), rtol=1e-12)
     np.testing.assert_allclose(shrink(7 * data, (2.0, 1.0, 3.0), 4.0), small, rtol=1e-6)
     assert not shrink(np.zeros((4, 4, 4)), (1, 1, 1), 2).any()
-
-
-@pytest.mark.parametrize("sizes", [(12,), (20, 20), (15, 15, 15, 15)])
-def test_figure(head_4mm, check_print, sizes):
-    maps, _ = make_maps(sizes)
-    found = find_strategies(maps)
-    assert found.n == len(sizes)
-    drawn = [head_4mm.maps["TP"] * (1 + 0.1 * number) for number in range(len(maps))]
-    figure = plot_strategies(head_4mm.frame, found, drawn, [f"sub-{number:04d}" for number in range(len(maps))])
-    check_print(figure)
-    titles = [axes.get_title() for axes in figure.axes]
-    for number, prototype in enumerate(found.prototypes, start=1):
-        assert f"group {number}: mean" in titles and f"prototype\nsub-{prototype:04d}" in titles
-    assert f"p = {found.p:.3f}" in figure.axes[0].texts[0].get_text()

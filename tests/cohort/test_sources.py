@@ -1,11 +1,13 @@
 """Scans found in folders of NIfTI and DICOM files and in a PPMI download."""
 
+import gzip
 import unicodedata
 from pathlib import Path
 
 import pytest
 
-from datxai.cohort.sources import _find_owner, find_dicom, find_folder, find_ppmi
+from datxai.cohort.ppmi import find_ppmi
+from datxai.cohort.sources import _find_owner, find_dicom, find_folder
 from datxai.errors import InputError
 
 TABLE = "participant_id\tage\tsex\tlabel\nsub-01\t60\tF\t0\nsub-02\t70\tM\t1\n"
@@ -144,13 +146,53 @@ def test_dicom_folders_and_names(folder):
         ("sub-02", ["02_tomo.dcm"], "dicom"),
     ]
     assert scans[1].participant.age == 70
-    assert skipped == []
+    assert [name for name, _ in skipped] == ["sub-01/notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "dicomdir"])
+def test_dicom_is_told_by_content(folder, name):
+    explicit = b"\x08\0\x05\0CS\x0a\0ISO_IR 100"
+    touch(folder, "readme.txt", "01/IM1", "01/photo.jpg", "01/empty")
+    (folder / "01/IM1").write_bytes(explicit)  # without preamble
+    (folder / "01/IM2.dcm.gz").write_bytes(gzip.compress(bytes(128) + b"DICM"))
+    (folder / "01/photo.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    (folder / "01/scan.dcm").write_bytes(gzip.compress(explicit))
+    (folder / "02").mkdir()
+    (folder / "02/IM1").write_bytes(b"\x08\0\x05\0\x0a\0\0\0ISO_IR 100")  # implicit VR
+    for place in (folder / name, folder / "02" / name):
+        place.write_bytes(bytes(128) + b"DICM")
+    scans, skipped = find_dicom(folder)
+    assert [file.name for file in scans[0].files] == ["IM1", "IM2.dcm.gz", "scan.dcm"]
+    assert [file.name for file in scans[1].files] == ["IM1"]
+    assert dict(skipped) == {
+        "01/empty": f"{folder / '01/empty'}: is no DICOM, passed over",
+        "01/photo.jpg": f"{folder / '01/photo.jpg'}: is a picture, passed over",
+        f"02/{name}": f"{folder / '02' / name}: lists the files of a medium, passed over",
+    }
 
 
 def test_dicom_sessions(folder):
     touch(folder, "01/ses-a/x.dcm", "01/ses-b/x.dcm", "sub-02_ses-a.dcm")
     scans, _ = find_dicom(folder)
     assert [scan.case_id for scan in scans] == ["sub-01_ses-a", "sub-01_ses-b", "sub-02"]
+
+
+def test_sessions_that_are_dates_are_not_merged(folder):
+    touch(folder, "01/ses-2020-01-15/x.dcm", "01/ses-2020-07-02/x.dcm")
+    touch(folder, "sub-02_ses-a-b_spect.dcm", "sub-02_ses-a-c.dcm")
+    scans, _ = find_dicom(folder)
+    assert [scan.case_id for scan in scans] == [
+        "sub-01_ses-2020-01-15", "sub-01_ses-2020-07-02", "sub-02_ses-a-b", "sub-02_ses-a-c",
+    ]  # fmt: skip
+
+
+def test_sessions_of_nifti_files_in_their_folder_or_name(folder):
+    touch(folder, "sub-01/ses-2020-01-15/sub-01_spect.nii.gz", "sub-01/ses-2020-07-02/sub-01_spect.nii.gz")
+    touch(folder, "sub-02_ses-2020-01-15_run-1_spect.nii", "sub-02_ses-2020-07-02_run-1_spect.nii")
+    scans, _ = find_folder(folder)
+    assert [scan.case_id for scan in scans] == [
+        "sub-01_ses-2020-01-15", "sub-01_ses-2020-07-02", "sub-02_ses-2020-01-15", "sub-02_ses-2020-07-02",
+    ]  # fmt: skip
 
 
 def test_dicom_names_are_not_mistaken_for_longer_ones(folder):
@@ -288,6 +330,42 @@ def test_ppmi_mismatch_is_refused_or_skipped(tmp_path, rows, folders, message, l
         scans, skipped = find_ppmi(root, skip=True)
         assert len(scans) == left
         assert len(skipped) == 1
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_ppmi_collections_as_people_save_them_beside_other_tables(tmp_path, separator):
+    root = ppmi(tmp_path, [], FOLDERS)
+    plain = "\n".join([HEADER.strip(), *(row.replace('"', "") for row in (CONTROL, PATIENT)), ",,,"])
+    (root / "collection.csv").write_text("\ufeff" + plain.replace(",", separator))
+    (root / "export.csv").write_text("x" * 200_000 + "\n")
+    (root / "picture.csv").write_bytes(bytes(range(256)))
+    scans, _ = find_ppmi(root)
+    assert [scan.case_id for scan in scans] == ["3001", "3002"]
+
+
+def test_ppmi_series_and_columns_of_other_names(tmp_path):
+    other = row("I3", 3003, "PD", description="DaTSCAN recon")
+    root = ppmi(tmp_path, [CONTROL, PATIENT, other], [*FOLDERS, place(3003, "I3", description="DaTSCAN_recon")])
+    text = (root / "collection.csv").read_text()
+    (root / "collection.csv").write_text(text.replace("Subject", "PATNO"))
+    with pytest.raises(InputError, match=r"0 collection tables .* set data\.collection, or data\.columns"):
+        find_ppmi(root)
+    scans, _ = find_ppmi(root, columns={"Subject": "PATNO"}, descriptions=["Reconstructed DaTSCAN", "DaTSCAN recon"])
+    assert [scan.case_id for scan in scans] == ["3001", "3002", "3003"]
+    with pytest.raises(InputError, match=r"no series is called 'SPECT', found 'Reconstructed DaTSCAN' \(2\), 'DaTSCAN"):
+        find_ppmi(root, columns={"Subject": "PATNO"}, descriptions=["SPECT"])
+    with pytest.raises(InputError, match=r"data\.columns: unknown column 'PATNO'"):
+        find_ppmi(root, columns={"PATNO": "Subject"})
+
+
+def test_ppmi_converted_to_nifti(tmp_path):
+    root = ppmi(tmp_path, [CONTROL, PATIENT], [place(3001, "I1")])
+    touch(root / "PPMI", place(3002, "I2") + "/PPMI_3002_NM_I2.nii.gz", place(3002, "I2") + "/PPMI_3002_NM_I2.json")
+    touch(root / "PPMI", place(3001, "I1") + "/beside.nii.gz")
+    scans, _ = find_ppmi(root)
+    assert [(scan.case_id, scan.format, scan.files[0].name) for scan in scans] == [
+        ("3001", "dicom", "a.dcm"), ("3002", "nifti", "PPMI_3002_NM_I2.nii.gz"),
+    ]  # fmt: skip
 
 
 def test_ppmi_unknown_group_lists_what_there_is(tmp_path):

@@ -46,6 +46,21 @@ def test_spellings_of_sex(tmp_path, text, sex):
     assert read_participants(write(tmp_path, rows))[0].sex == sex
 
 
+@pytest.mark.parametrize(
+    ("text", "age", "told"),
+    [
+        ("66", 66, None), ("66.5", 66.5, None), ("66,5", 66.5, None), ("90+", 90, "90+"), (">89", 89, ">89"),
+        ("89 or older", 89, "89 or older"), ("71 y", 71, "71 y"), ("n/a", None, None), ("", None, None),
+        ("old", None, "old"), ("60-65", None, "60-65"), ("-3", None, "-3"), ("999", None, "999"), ("0", None, "0"),
+        ("000Y", None, "000Y"),
+    ],
+)  # fmt: skip
+def test_an_age_never_loses_a_subject(tmp_path, text, age, told):
+    rows = f"participant_id\tage\tlabel\n1\t{text}\t0\n2\tn/a\t1\n"
+    person = read_participants(write(tmp_path, rows))[0]
+    assert (person.age, person.extra.get("age_as_told")) == (age, told)
+
+
 def test_unlabelled_where_allowed(tmp_path):
     path = write(tmp_path, "participant_id\tage\n1\t60\n")
     assert read_participants(path, require_label=False)[0].label is None
@@ -63,8 +78,7 @@ def test_unlabelled_where_allowed(tmp_path):
         ("participant_id\tlabel\n1\t0\n2\tn/a\n", "'2': label is 'n/a'"),
         ("participant_id\tlabel\n1\t0\n2\t0\n", r"no participant with label 1 \(reduced\) among 2"),
         ("participant_id\tlabel\tsex\n1\t0\t1\n2\t1\t0\n", "sex is '1', expected F, M"),
-        ("participant_id\tlabel\tage\n1\t0\t-3\n2\t1\t60\n", "age is '-3'"),
-        ("participant_id\tlabel\tage\n1\t0\told\n2\t1\t60\n", "age is 'old'"),
+        ("participant_id\tlabel\n\n1\tx\n2\t1\n3\ty\n", r"line 3: participant '1': .*line 5: participant '3'"),
         ("participant_id\tlabel\n../1\t0\n2\t1\n", "cannot name files"),
         ("participant_id\tlabel\nn/a\t0\n2\t1\n", "cannot name files"),
     ],

@@ -23,7 +23,7 @@ from datxai.files import read_json, read_table, write_json
 from datxai.imaging.atlas import load_atlas, make_regions
 from datxai.model import checkpoint
 from datxai.phantom.camera import Camera
-from datxai.volume import load
+from datxai.volume import load, write_sidecar
 
 SMALL = [
     "benchmark.methods=[lrp_epsilon,gradient,uptake,noise]", "benchmark.metrics=[relevance_mass,random_logit,lesion]",
@@ -74,7 +74,10 @@ def test_numbers_follow_from_the_maps_on_disk(compared):
     assert float(row["value"]) == pytest.approx(mass, rel=1e-5)
     model, _ = checkpoint.load(compared / "model")
     x = torch.from_numpy(scan.data)[None, None].requires_grad_()
-    (gradient,) = torch.autograd.grad(model(x)[0, int(case["target"])], x)
+    assert case["target"] == "decision"
+    logits = model(x)[0]
+    sign = 1 if int(case["predicted"]) else -1
+    (gradient,) = torch.autograd.grad(sign * (logits[1] - logits[0]), x)
     assert np.allclose(found.data, gradient[0, 0], atol=1e-4 * float(gradient.abs().max()))
 
 
@@ -127,7 +130,7 @@ def test_code_that_has_changed_makes_its_numbers_anew_and_no_others(compared, tm
     found = read_json(record)
     known = found["measures"]["sparseness"]["gini"]
     found["measures"] |= {"relevance_mass": {"striatum": -1.0}, "sparseness": {"gini": -1.0}}
-    write_json(record, found)
+    write_sidecar(record.with_suffix(".nii.gz"), found)
     made = {path: path.stat().st_mtime_ns for path in maps.rglob("*.nii.gz")}
     for changed in ("metrics/sparseness.py", "explain/controls.py"):
         with (tmp_path / "checkout" / "datxai" / changed).open("a") as source:
@@ -160,14 +163,15 @@ def test_pairs_are_reconstructed_as_the_phantom_was_taken(monkeypatch, tmp_path)
         trials._make_pair(settings, tmp_path, SimpleNamespace(seed=(0, 1)), "putamen_left", "putamen_left-1")
     assert asked == {
         "filter": "shepp-logan", "cutoff_per_cm": 1.25, "attenuation_per_cm": None, "post_filter_mm": 5.0,
+        "equivalent_mm": 4.0,
     }  # fmt: skip
 
 
 def test_a_process_prepares_once_for_all_its_pairs(monkeypatch):
     made = []
-    monkeypatch.setattr(Imaging, "of", lambda settings: made.append(settings))
+    monkeypatch.setattr(Imaging, "of", lambda settings, anatomy: made.append(settings))
     bench = Bench.__new__(Bench)
-    bench.settings = Config()
+    bench.settings, bench.anatomy = Config(), None
     assert bench.imaging is bench.imaging and made == [bench.settings]
 
 
@@ -175,7 +179,7 @@ def test_work_is_shared_out_by_trials_and_long_work_comes_first():
     trials = [Trial("quick", 1), Trial("long", 1, checked=True), Trial("done", 1)]
 
     class Known:
-        chosen = Benchmark(methods=["a", "b", "c"])
+        options = Benchmark(methods=["a", "b", "c"])
 
         @staticmethod
         def find_missing(trial, method):

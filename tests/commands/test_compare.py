@@ -7,6 +7,7 @@ import pytest
 from forked import datxai
 
 from datxai.analysis.classification import summarise
+from datxai.cohort.dataset import write_store
 from datxai.commands import compare
 from datxai.config import Config
 from datxai.errors import InputError
@@ -45,8 +46,9 @@ def make_run(folder, margins, noise, train="t", evaluate="e", sets=SETS, grid=GR
     write_table(run.predictions, predictions, list(predictions[0]))
     tested = [row for row in predictions if row["set"] == "test"]
     figures = summarise([row["label"] for row in tested], [row["predicted"] for row in tested])
-    calibration = {"temperature": temperature, "raw": {"ece": 0.1}, "scaled": {"ece": 0.05}}
+    calibration = {"temperature": temperature, "determined": True, "raw": {"ece": 0.1}, "scaled": {"ece": 0.05}}
     write_json(run.metrics, {"classifiers": {"cnn": figures}, "calibration": calibration})
+    write_store(run.store, list(LABELS), [np.zeros(grid.shape)] * len(LABELS), grid)
     entry = {"inputs": {}, "outputs": ["metrics.json"], "config": {"atlas": {"labels": None, "names": None}}}
     write_json(
         run.manifest,

@@ -11,10 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ from datxai.commands.serve import HEADERS, Limits, Server
 from datxai.config import Config
 from datxai.errors import InputError
 from datxai.files import read_json
+from datxai.lock import holding
 
 SECRET = "doe_john_1948"
 
@@ -238,7 +240,7 @@ def test_too_many_wait(server):
 
 
 def test_slow_and_broken_clients_are_hung_up_on(tmp_path):
-    with serving(tmp_path / "served", seconds=0.3, waiting=1) as server:
+    with serving(tmp_path / "served", headers=0.3, waiting=1) as server:
         head = f"POST /read HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nDatxai-Sizes: 9\r\nContent-Length: 9\r\n\r\n"
         assert talk(server, b"GET / HT") == b""
         assert talk(server, head.encode() + b"123") == b"", "less came than was said"
@@ -249,6 +251,40 @@ def test_slow_and_broken_clients_are_hung_up_on(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert list(server.folder.iterdir()) == [server.folder / server.results[-1]]
+
+
+def test_an_upload_that_trickles_in_is_hung_up_on(tmp_path):
+    with serving(tmp_path / "served", headers=0.5, rate=1 << 20) as server:
+        head = f"POST /read HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nDatxai-Sizes: 99\r\nContent-Length: 99\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as slow:
+            slow.sendall(head.encode())
+            begin = time.monotonic()
+            with suppress(OSError):
+                while time.monotonic() - begin < 15 and len(server.deadlines) > 0:
+                    slow.sendall(b"x")
+                    time.sleep(0.2)
+        assert time.monotonic() - begin < 15, "99 bytes at five a second take twenty"
+        assert post(server, make_nifti())[0] == 200
+
+
+def test_a_run_made_again_reads_no_scan_by_the_old_network(server):
+    server.made_from = server.identify()
+    assert post(server, make_nifti())[0] == 200
+    server.identify = lambda: "another"
+    status, answer = post(server, make_nifti())
+    assert status == 422 and "made again" in answer["error"]
+    assert len(server.reader.seen) == 1
+
+
+def test_what_a_killed_server_left_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    for name in ("datxai-serve-killed", "datxai-serve-live", "datxai-serve-begins", "datxai-other"):
+        (tmp_path / name / "upload").mkdir(parents=True)
+        (tmp_path / name / "upload" / "scan.nii").touch()
+    (tmp_path / "datxai-serve-killed" / ".lock").touch()
+    with holding(tmp_path / "datxai-serve-live", "datxai serve"):
+        serve._remove_left()
+    assert {path.name for path in tmp_path.iterdir()} == {"datxai-serve-live", "datxai-serve-begins", "datxai-other"}
 
 
 def test_no_more_connections_than_allowed(tmp_path):
@@ -289,8 +325,8 @@ def test_the_command_reads_a_scan_and_leaves_nothing(finished, tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env={**os.environ, "TMPDIR": str(scratch)})  # fmt: skip
     try:
-        said = process.stdout.readline()
-        port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", said)[1])
+        addresses = (re.search(r"http://127\.0\.0\.1:(\d+)/", line) for line in process.stdout)
+        port = int(next(address for address in addresses if address)[1])
         there = SimpleNamespace(port=port)
         scan = (folder / "simulated" / "sub-0002_spect.dcm").read_bytes()
         status, found = post(there, make_zip({SECRET: scan}))
@@ -308,7 +344,7 @@ def test_the_command_reads_a_scan_and_leaves_nothing(finished, tmp_path):
         assert post(there, make_dicom(b"no scan"))[0] == 422
     finally:
         process.send_signal(signal.SIGTERM)
-        said += process.communicate(timeout=60)[0]
+        said = process.communicate(timeout=60)[0]
     assert process.returncode == 0, said
     assert list(scratch.glob("datxai-*")) == []
     assert SECRET not in said and "sub-0002" not in said

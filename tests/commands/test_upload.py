@@ -10,8 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from datxai.commands.upload import MEDIA_DIRECTORY, UploadLimits, unpack
+from datxai.commands.upload import UploadLimits, unpack
 from datxai.errors import InputError
+from datxai.forms import MEDIA_DIRECTORY
 
 LIMITS = UploadLimits(unpacked=1 << 18, files=8)
 
@@ -73,7 +74,7 @@ def test_names_in_an_archive_are_never_paths(unpack_all):
     stream = io.BytesIO(make_zip({**entries, "autorun.inf": b"[autorun]" * 99}))
     with zipfile.ZipFile(stream, "a") as archive:
         archive.writestr(link, "/etc/passwd")
-        archive.writestr("DICOMDIR", make_dicom(b"\2\0\2\0UI\x16\0" + MEDIA_DIRECTORY))
+        archive.writestr("DICOMDIR", make_dicom(b"\2\0\2\0UI\x14\0" + MEDIA_DIRECTORY))
     name, files = unpack_all(stream.getvalue())
     assert name == "scan"
     assert files == {f"{number:04}.dcm": make_dicom(text) for number, text in ((1, b"a"), (2, b"b"), (3, b"c"))}

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from datxai.analysis.spectral import LEVEL
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "clever_hans.py"
 
 
@@ -19,7 +21,7 @@ def test_the_marker_is_found(tmp_path):
     assert marked["accuracy"] > marked["accuracy_without_marker"]
     assert clean["outside_head"] < 0.02 < marked["outside_head"]
     assert len(marked["groups"]) > 1
-    assert marked["p"] < clean["p"], "in a clean cohort groups are no more than chance makes them"
+    assert marked["p"] <= LEVEL
     shares = sorted(group["marked"] for group in marked["groups"])
     assert shares[0] < 0.1 and shares[-1] > 0.9, "one group carries the marker and another does not"
     names = {path.name for path in tmp_path.iterdir()}

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forked import datxai
+from manifests import forget_checksums
 
 from datxai.files import read_table, write_table
-from datxai.imaging.atlas import HEAD, load_atlas, make_regions, make_template_bases
+from datxai.imaging.atlas import load_atlas, make_regions
+from datxai.imaging.template import HEAD, make_template_bases
 from datxai.volume import Volume, load, save
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -129,7 +131,7 @@ def test_the_page_says_what_it_rests_on(page):
     text = (page[0] / "page.md").read_text()
     assert f"{CASES} scans (own data)" in text
     assert "phantom" not in text.split("## Table 1")[0]
-    assert "output: `predicted`" in text
+    assert "output: `decision`" in text
 
 
 @pytest.fixture
@@ -141,14 +143,14 @@ def sign(monkeypatch):
 
 
 def test_two_maps_of_a_case_make_those_of_every_start(runs, page, sign):
-    """Against the maps of the stage `explain`, which starts with the logit of the predicted class."""
+    """Against the maps of the stage `explain`, which starts with the logit of the class called less the other."""
+    from datxai.findings import Findings
     from datxai.run import Run
-    from datxai.stages.report import Findings
 
     found = Findings(Run(runs[0]))
     cases, kept, logits = sign.explain(found, found, page[0] / "sign")
-    maps = sign.Maps.of("predicted, logit", logits, kept, np.array([0]))
-    brain = found.regions["brain"]
+    maps = sign.Maps.of("predicted − other, logit", logits, kept, np.array([0]))
+    brain = found.anatomy.brain
     tested = [(number, case) for number, case in enumerate(cases) if case["set"] == "test"]
     assert len(tested) == 16
     for number, case in tested:
@@ -165,14 +167,14 @@ def test_two_maps_of_a_case_make_those_of_every_start(runs, page, sign):
 def test_the_table_of_the_sign(runs, page):
     out, rows = page
     table = read_table(out / "sign_of_relevance.tsv")
-    of = [row for row in table if row["start"] == "predicted, logit"]
+    of = [row for row in table if row["start"] == "predicted − other, logit"]
     assert [row["run"] for row in of] == [run.name for run in runs]
     for run, row in zip(runs, of):
         metrics = json.loads((run / "metrics.json").read_text())
         assert float(row["accuracy"]) == pytest.approx(metrics["classifiers"]["roi_relevance"]["accuracy"])
         if "mean_map_correlation" in metrics:
             assert float(row["correlation"]) == pytest.approx(metrics["mean_map_correlation"], abs=1e-4)
-    shown = rows["Sign of the relevance", "predicted, logit"]
+    shown = rows["Sign of the relevance", "predicted − other, logit"]
     accuracies = [100 * float(row["accuracy"]) for row in of]
     numbers = [float(text) for text in re.findall(r"[\d.]+(?= %)", shown[3])]
     assert numbers == pytest.approx([np.mean(accuracies), min(accuracies), max(accuracies)], abs=0.051)
@@ -189,6 +191,7 @@ def test_runs_with_other_test_cases_are_refused(runs, tmp_path):
     other = shutil.copytree(runs[1], tmp_path / "other")
     text = (other / "predictions.tsv").read_text()
     (other / "predictions.tsv").write_text(text.replace("\ttest\t", "\ttrain\t", 1))
+    forget_checksums(other)
     said = call(EXAMPLES / "repeats.py", runs[0], other, "--out", tmp_path, status=2)
     assert "test cases are not those" in said
 

@@ -43,7 +43,7 @@ def stabilised(z, epsilon):
     return z + epsilon * np.where(z < 0, -1.0, 1.0)
 
 
-def hand_on(rule, weights, x, relevance, bias=True, stabilizer=1e-6, **parameters):
+def propagate(rule, weights, x, relevance, bias=True, stabilizer=1e-6, **parameters):
     """Relevance of the inputs and, last, of the bias. ``weights`` [W | b], ``x`` [inputs], ``relevance`` [outputs]."""
     weights = weights.copy()
     if not bias or rule == "flat":
@@ -98,7 +98,7 @@ def explain(model, x, rules, seed):
     relevance, ledger = seed(activation), {}
     for name, weights, inputs in reversed(steps):
         rule, parameters = rules[name]
-        handed = hand_on(rule, weights, inputs, relevance, **parameters)
+        handed = propagate(rule, weights, inputs, relevance, **parameters)
         ledger[name] = relevance.sum(), handed[:-1].sum(), handed[-1]
         relevance = handed[:-1]
     return relevance.reshape(x.shape), activation, ledger

@@ -13,8 +13,9 @@ import datxai
 from datxai.errors import InputError
 from datxai.explain import attribute, build_composite, describe_composite
 from datxai.explain._zennit import canonizers
+from datxai.explain.assignment import FAST_RULES, LAYER_TYPES, RULES, assign_rules
 from datxai.explain.canonizers import SequentialMergeBatchNorm
-from datxai.explain.composite import FAST_RULES, LAYER_TYPES, RULES, assign_rules, load_rules
+from datxai.explain.composite import load_rules
 
 NAMES = {
     "nazari2021", "epsilon", "epsilon_alpha2_beta1_flat", "epsilon_gamma_box", "deep_taylor", "gradient", "gamma",

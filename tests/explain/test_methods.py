@@ -16,7 +16,7 @@ import datxai
 from datxai.errors import InputError
 from datxai.explain import METHODS, attribute
 from datxai.explain.methods import METHODS as BY_CASE
-from datxai.explain.methods import Decision, options_of, takes_parcels
+from datxai.explain.methods import Decision, _trace_layers, options_of, takes_parcels
 from datxai.explain.parcels import make_blocks, make_supervoxels
 
 CONF = Path(datxai.__file__).parents[1] / "conf"
@@ -253,16 +253,15 @@ def test_a_feature_is_shown_where_it_is():
 )
 def test_units_lie_at_the_centres_of_their_receptive_fields(layers):
     """Against the voxels that the gradient of a unit reaches, all weights being positive."""
-    from datxai.explain.methods import _trace_features
-
     model = nn.Sequential(*layers).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(1.0)
     x = torch.linspace(1, 2, 16**3, dtype=torch.float64).view(1, 1, 16, 16, 16).requires_grad_()
     decision = Decision(nn.Sequential(model, nn.Flatten(), nn.AdaptiveAvgPool1d(1)).double(), torch.ones(1).double())
-    _, found = _trace_features(decision, x)
+    _, found = _trace_layers(decision, x)
     features = found[f"0.{len(layers) - 1}"]
+    places = [features.place_of(axis) for axis in (2, 3, 4)]
     middle = [n // 2 for n in features.output.shape[2:]]
     for unit in (middle, [number - 1 for number in middle]):
         (gradient,) = torch.autograd.grad(features.output[(0, 0, *unit)], x, retain_graph=True)
@@ -270,15 +269,13 @@ def test_units_lie_at_the_centres_of_their_receptive_fields(layers):
         centre = (reached.amin(dim=0) + reached.amax(dim=0)) / 2
         if any(isinstance(layer, nn.MaxPool3d) for layer in layers):
             centre -= 0.5  # the larger of two voxels is the second: x rises
-        expected = [start + step * number for start, step, number in zip(features.starts, features.steps, unit)]
+        expected = [place.start + place.step * number for place, number in zip(places, unit)]
         assert centre.tolist() == pytest.approx(expected)
 
 
 def test_grad_cam_of_a_residual_network():
     """The shortcut is as strided as the branch, and moves nothing once more."""
     from torchvision.models.video.resnet import BasicBlock, Conv3DSimple
-
-    from datxai.explain.methods import _trace_features
 
     torch.manual_seed(5)
     shortcut = nn.Sequential(nn.Conv3d(2, 3, 1, stride=2, bias=False), nn.BatchNorm3d(3))
@@ -287,12 +284,14 @@ def test_grad_cam_of_a_residual_network():
         nn.Linear(3 * 4**3, 2),
     ).eval()  # fmt: skip
     x = torch.rand(1, 1, 8, 8, 8)
-    _, found = _trace_features(Decision(model, torch.ones(2)), x.requires_grad_())
-    last = next(reversed(found))
-    assert last == "1.relu"
-    assert found[last].steps == (2, 2, 2) and found[last].starts == (0, 0, 0)
-    relevance = attribute(model, x, "grad_cam", target=0).relevance
-    assert relevance.shape == x.shape and relevance.min() >= 0
+    _, found = _trace_layers(Decision(model, torch.ones(2)), x.clone().requires_grad_())
+    for axis in (2, 3, 4):
+        place = found["1.relu"].place_of(axis)
+        assert place.step == 2 and place.start == 0
+    relevance, named = (
+        attribute(model, x, "grad_cam", target=0, options={"layer": layer}).relevance for layer in (None, "1.relu")
+    )
+    assert relevance.any() and torch.equal(relevance, named)
 
 
 def test_grad_cam_of_a_layer_by_name(cnn, scans):
@@ -319,7 +318,7 @@ def test_neighbours_and_the_size_of_batches_do_not_matter(cnn, scans, method):
         assert together.ledgers == [[], [], []]
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"lrp", "grad_cam"}))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"lrp", "grad_cam", "guided_backprop"}))
 def test_a_single_logit_is_the_log_odds_of_reduced(x, method):
     """The map of normal is that of reduced with the other sign, where methods are linear in what they explain."""
     torch.manual_seed(6)
@@ -517,7 +516,7 @@ def test_tables_have_nothing_that_could_be_taken_away_as_a_whole(method):
         ("occlusion", {"options": {"baseline": torch.tensor(float("inf"))}}, "baseline: expected finite numbers"),
         ("lime", {"options": {"seed": torch.ones(1)}}, "expected a whole number"),
         ("grad_cam", {"options": {"layer": 3}}, "options.layer=3: expected a layer's name"),
-        ("grad_cam", {"options": {"layer": "6"}}, "options.layer=6: expected a layer .* such as 2, 3"),
+        ("grad_cam", {"options": {"layer": "6"}}, "options.layer=6: of 6, where .* such as 0, 1, 2"),
         ("occlusion", {"parcels": np.ones((2, 2, 2))}, r"parcels are of shape \(2, 2, 2\), expected that of a case"),
         ("occlusion", {"parcels": np.zeros(SHAPE)}, "at least one parcel"),
         ("occlusion", {"parcels": -np.ones(SHAPE)}, "0 for no parcel"),
@@ -537,7 +536,7 @@ def test_a_volume_without_contrast_has_no_supervoxels(small):
 
 
 def test_a_network_without_feature_maps(linear, x):
-    with pytest.raises(InputError, match="this network has none"):
+    with pytest.raises(InputError, match="no convolution is the last"):
         attribute(linear, x, "grad_cam")
 
 

@@ -202,8 +202,6 @@ class Keywords(nn.Module):
 def test_layers_called_by_keyword(x, rules, ledger):
     with pytest.raises(InputError, match=r"layer first \(Conv2d\) with rule epsilon is not called with a tensor"):
         attribute(Keywords().double(), x, composite=lines(), target=1, rules=rules, ledger=ledger)
-    with pytest.raises(InputError, match=r"grad_cam: layer first \(Conv2d\) is not called with a tensor"):
-        attribute(Keywords().double(), x, "grad_cam", target=1)
 
 
 class Pair(nn.Module):

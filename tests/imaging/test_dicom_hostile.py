@@ -147,7 +147,7 @@ TECHNETIUM, IODINE = (
 HOSTILE = {
     "size declared": (
         with_elements(Rows=65535, Columns=65535, NumberOfFrames=2000),
-        "declares 65535 x 65535 x 2000 pixels, expected at most 134,217,728",
+        "declares 65535 x 65535 x 2000 pixels, expected at most 67,108,864",
     ),
     "size declared, compressed": (compress_and_enlarge, "declares 65535 x 65535 x 4 pixels"),
     "zip bomb": (lambda path: deflate(path, 16 << 20), r"unpacks to more than 8 MiB"),

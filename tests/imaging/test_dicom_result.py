@@ -410,7 +410,11 @@ def test_files_of_two_people_or_studies(tmp_path, frames, other):
         ({"PatientAge": "", "AcquisitionDate": "20200101", "SeriesDate": "20240101"}, 68),
         ({"PatientAge": "", "StudyDate": None, "SeriesDate": "20240101"}, 72),
         ({"PatientAge": "", "StudyDate": "00000000", "SeriesDate": "20240101"}, 72),
-        ({"PatientAge": "", "PatientBirthDate": "20200229", "StudyDate": "20210228"}, 0),
+        ({"PatientAge": "", "PatientBirthDate": "20200229", "StudyDate": "20210228"}, None),  # nobody is
+        ({"PatientAge": "000Y", "PatientBirthDate": ""}, None),
+        ({"PatientAge": "000D", "PatientBirthDate": ""}, None),
+        ({"PatientAge": "999Y", "PatientBirthDate": ""}, None),
+        ({"PatientAge": "000Y"}, 71),
         ({"PatientAge": "", "PatientBirthDate": ""}, None),
         ({"PatientAge": "", "PatientBirthDate": None}, None),
         ({"PatientAge": "", "StudyDate": ""}, None),
@@ -432,7 +436,11 @@ def test_the_age_is_told_or_follows_from_two_dates(tmp_path, frames, told, age):
         else:
             setattr(dataset, keyword, value)
     dataset.save_as(path)
-    assert read_subject(path) == {"age": age, "sex": "M", "tracer": None}
+    found = read_subject(path)
+    written = pydicom.dcmread(path).get("PatientAge")
+    assert (found["doubt"] is not None) == (age is None and bool(written))
+    assert found["doubt"] is None or str(written) in found["doubt"]
+    assert {key: found[key] for key in ("age", "sex", "tracer")} == {"age": age, "sex": "M", "tracer": None}
 
 
 @pytest.mark.parametrize(

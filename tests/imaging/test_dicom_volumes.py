@@ -1,5 +1,7 @@
 """DICOM series written with pydicom and read back: each voxel must lie where the standard says it lies."""
 
+import gzip
+import io
 import warnings
 
 import numpy as np
@@ -20,7 +22,7 @@ from pydicom.uid import (
 )
 
 from datxai.errors import InputError
-from datxai.imaging.dicom import identify, keep_scans, read_series
+from datxai.imaging.dicom import identify, keep_scans, read_series, survey
 from datxai.volume import Volume
 
 COLUMNS, ROWS, SLICES = 6, 5, 4
@@ -34,6 +36,7 @@ TILT = np.deg2rad(20)
 OBLIQUE = [np.cos(TILT), 0, np.sin(TILT), 0, 1, 0]
 ORIENTATIONS = {"axial": AXIAL, "flipped": [-1, 0, 0, 0, 1, 0], "coronal": CORONAL, "oblique": OBLIQUE}
 PATIENT = "Doe^Jane"
+META = b"\2\0\0\0UL\4\0\x0e\0\0\0\2\0\1\0OB\0\0\2\0\0\0\0\1"  # group length and version, no Transfer Syntax UID
 
 
 @pytest.fixture
@@ -172,6 +175,100 @@ def test_enhanced_multi_frame(tmp_path, frames):
     del dataset.PixelSpacing
     volume = read_series(save(tmp_path / "enhanced.dcm", dataset))
     expect_places(volume, 2 * frames, OBLIQUE, STEP)
+    for group in dataset.PerFrameFunctionalGroupsSequence:  # there, and empty: what is shared counts
+        group.PlaneOrientationSequence = item(ImageOrientationPatient=None)
+        group.PixelMeasuresSequence = item(PixelSpacing=None)
+        group.PixelValueTransformationSequence = item()
+    volume = read_series(save(tmp_path / "enhanced.dcm", dataset))
+    expect_places(volume, 2 * frames, OBLIQUE, STEP)
+
+
+@pytest.mark.parametrize("digits", [2, 3])
+@pytest.mark.parametrize("degrees", range(2, 45, 7))
+def test_rounded_directions_are_made_right_angled(tmp_path, frames, degrees, digits):
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    exact = np.array([1, 0, 0, 0, c, s])
+    turned = np.array([c, s * s, s * c, 0, c, -s])
+    for directions in (exact, turned):
+        volume = read_series(save(tmp_path / "a.dcm", make_nm(frames, np.round(directions, digits))))
+        axes = volume.affine[:3, :3] / volume.grid.spacing
+        np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-12)
+        np.testing.assert_allclose(sorted(volume.grid.spacing), sorted([*SPACING, STEP]))
+        normal = np.cross(directions[:3], directions[3:])
+        truth = np.abs(np.column_stack([directions[:3], directions[3:], normal]))
+        error = np.abs(np.sort(np.abs(axes).ravel()) - np.sort(truth.ravel()))
+        assert error.max() < 0.6 * 10.0**-digits
+
+
+@pytest.mark.parametrize("keyword", ["ImageOrientationPatient", "ImagePositionPatient"])
+def test_what_is_empty_in_the_detector_is_told_at_the_top(tmp_path, frames, keyword):
+    dataset = make_nm(frames, OBLIQUE)
+    place = dataset.DetectorInformationSequence[0]
+    setattr(dataset, keyword, getattr(place, keyword))
+    setattr(place, keyword, None)
+    expect_places(read_series(save(tmp_path / "a.dcm", dataset)), frames, OBLIQUE, STEP)
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_files_without_preamble_or_syntax(tmp_path, frames, implicit, packed):
+    bare = Dataset()
+    bare.update({element.tag: element for element in make_nm(frames)})
+    made = io.BytesIO()
+    pydicom.dcmwrite(made, bare, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+    content = made.getvalue()
+    assert content[128:132] != b"DICM"
+    for name, head in (("scan", b""), ("scan.dcm", bytes(128) + b"DICM" + META)):
+        (tmp_path / name).write_bytes(gzip.compress(head + content) if packed else head + content)
+        expect_places(read_series(tmp_path / name), frames, AXIAL, STEP)
+        assert identify(tmp_path / name) == "volume"
+    whole = save(tmp_path / "whole.dcm", make_nm(frames)).read_bytes()[128:]  # the prefix without the preamble
+    (tmp_path / "scan").write_bytes(gzip.compress(whole) if packed else whole)
+    expect_places(read_series(tmp_path / "scan"), frames, AXIAL, STEP)
+
+
+def test_compressed_pixels_without_a_syntax_are_named(tmp_path, frames):
+    dataset = make_nm(frames)
+    dataset.compress(RLELossless)
+    content = save(tmp_path / "a.dcm", dataset).read_bytes()
+    begin = content.index(b"\x08\0\x08\0CS")  # of the first element behind the meta information
+    (tmp_path / "a.dcm").write_bytes(content[begin:])
+    with pytest.raises(InputError, match=r"a\.dcm: does not say how its pixels are compressed"):
+        read_series(tmp_path / "a.dcm")
+
+
+def test_folders_are_looked_through_and_what_is_passed_over_is_named(tmp_path, frames):
+    for number, dataset in enumerate(make_classic(frames, Modality="NM")):
+        (tmp_path / f"a/{number % 2}/b").mkdir(parents=True, exist_ok=True)
+        save(tmp_path / f"a/{number % 2}/b/IM{number}", dataset)
+    report = make(frames[0], "1.2.840.10008.5.1.4.1.1.88.11", Modality="SR")
+    raw = make(frames[0], "1.2.840.10008.5.1.4.1.1.66", Rows=None)
+    planar = make(frames[0], NuclearMedicineImageStorage, ImageType=["ORIGINAL", "PRIMARY", "STATIC"])
+    for name, dataset in (("SR", report), ("RAW", raw), ("PLANAR", planar)):
+        save(tmp_path / "a" / name, dataset)
+    (tmp_path / "a/notes.txt").write_text("left")
+    (tmp_path / "a/0/empty.dcm").touch()
+    scans, others = survey(tmp_path)
+    assert sorted(path.name for path in scans) == ["IM0", "IM1", "IM2", "IM3"]
+    assert {path.name: reason for path, reason in others} == {
+        "SR": "is of modality SR",
+        "RAW": "is no image (SOP Class 1.2.840.10008.5.1.4.1.1.66)",
+        "PLANAR": "holds planar images (Image Type ORIGINAL/PRIMARY/STATIC), expected projections (TOMO) or a "
+        "reconstructed volume (RECON TOMO)",
+        "notes.txt": "is no DICOM",
+        "empty.dcm": "is no DICOM",
+    }
+    expect_places(read_series(scans), frames, AXIAL, STEP)
+    scans[1].write_bytes(scans[1].read_bytes()[:140])  # may be a part of the scan: not passed over
+    with pytest.raises(InputError, match=r"IM\d: ends before it tells what it is"):
+        survey(tmp_path)
+
+
+def test_a_link_of_a_folder_that_leads_nowhere_may_be_a_part_of_the_scan(tmp_path, frames):
+    save_all(tmp_path, make_classic(frames, Modality="NM"))
+    (tmp_path / "last").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"last: cannot be read \(No such file or directory\), and may be a part of"):
+        survey(tmp_path)
 
 
 def test_slice_vector_says_which_frame_is_which_slice(tmp_path, frames):
@@ -204,6 +301,15 @@ def test_rescaled_values(tmp_path, frames):
     volume = read_series(save_all(tmp_path, datasets))
     expected = frames.astype(float) * np.arange(1, SLICES + 1)[:, None, None] - 5
     np.testing.assert_array_equal(np.sort(volume.data.ravel()), np.sort(expected.ravel()).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_bits_that_are_there_and_not_used(tmp_path, frames, kind):
+    """Also of negative numbers, whose sign goes on beyond the bits that are stored."""
+    values = (frames.astype(np.int16) - 60 * kind).view(np.uint16)
+    dataset = make_nm(values, BitsStored=12, HighBit=11, PixelRepresentation=kind)
+    volume = read_series(save(tmp_path / "a.dcm", dataset))
+    np.testing.assert_array_equal(np.sort(volume.data.ravel()), np.sort(frames.ravel()) - 60.0 * kind)
 
 
 def test_history_holds_no_identity(tmp_path, frames):
@@ -270,6 +376,8 @@ def change(**elements):
         (change(SeriesInstanceUID="1.2.4", SeriesDescription="OSEM"), r"2 series \('', 'OSEM'\)"),
         (change(PixelData=None), "holds no pixel data"),
         (change(SamplesPerPixel=3), "colour picture"),
+        (change(SpacingBetweenSlices=4.5), r"slices are 3 mm apart by their positions and 4\.5 mm by Spacing Between"),
+        (change(ImageOrientationPatient=[1, 0, 0, 0, 0.9, 0.3]), "are no right-angled axes"),
         (change(NumberOfSlices=9), "has 4 slices, the header promises 9; export the whole series"),
         (lambda d: d.__delitem__(slice(1, None)), "holds one slice"),
     ],
@@ -297,6 +405,13 @@ def test_broken_series(tmp_path, frames, spoil, message):
         ({"SliceVector": [1, 2, 1, 2]}, "2 of 4 slices lie where another"),
         ({"SliceVector": [1, 2, 4, 5], "NumberOfSlices": None}, "lacks 1 of 5 slices"),
         ({"DetectorInformationSequence": item()}, "ImageOrientationPatient is missing"),
+        (
+            {"ImageOrientationPatient": CORONAL, "ImagePositionPatient": [0, 0, 0]},
+            r"Image Orientation is \[1.* in one place and \[1.*-1.* in another \(detectors, top level\)",
+        ),
+        ({"RescaleSlope": 0}, r"Rescale Slope \(0028,1053\) is 0, which makes all values alike"),
+        ({"RescaleSlope": -1}, r"Rescale Slope \(0028,1053\) is -1, which turns uptake into its reverse"),
+        ({"BitsStored": 6, "HighBit": 5}, r"Bits Stored \(0028,0101\) is 6, but the pixels use more of the 16"),
         ({"SpacingBetweenSlices": None, "SliceThickness": None}, "SliceThickness is missing"),
         ({"NumberOfSlices": 5}, "has 4 slices, the header promises 5"),
         ({"PixelData": b"\0" * 240}, "every voxel is zero"),

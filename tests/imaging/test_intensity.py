@@ -35,20 +35,13 @@ def test_the_percentile_becomes_one_and_is_recorded(percentile):
     np.testing.assert_allclose(scaled.data * expected, volume.data, rtol=RELATIVE)
 
 
-def test_voxels_outside_the_field_of_view_do_not_count():
+def test_a_measured_zero_counts_and_the_region_is_recorded():
     data = counts()
-    data[:2] = 0  # a quarter of the region
-    seen = MASK.copy()
-    seen[:2] = False
-    whole, part = (scale(Volume(data, np.eye(4)), mask).recorded("scale") for mask in (MASK, seen))
-    assert whole["reference_value"] == part["reference_value"]
-
-
-def test_a_region_that_is_mostly_out_of_view_is_refused():
-    data = counts()
-    data[:4] = 0
-    with pytest.raises(InputError, match="only 25% of the reference region"):
-        scale(Volume(data, np.eye(4)), MASK)
+    data[1] = 0  # a quarter of the region
+    found = scale(Volume(data, np.diag([10, 10, 10, 1])), MASK, 50).recorded("scale")
+    seen = np.sort(data[1:5, 1:5, 1:5].ravel().astype(np.float32))
+    assert found["reference_value"] == pytest.approx((float(seen[31]) + float(seen[32])) / 2, rel=RELATIVE)
+    assert found["reference_ml"] == pytest.approx(64)
 
 
 def test_a_reference_without_counts_is_refused():

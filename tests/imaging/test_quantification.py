@@ -60,6 +60,23 @@ def test_the_last_voxel_counts_in_part(values, tenths):
     assert hottest == pytest.approx(parts.mean(), abs=1e-9)
 
 
+def test_of_a_part_the_same_part_of_the_amount():
+    """A cut that leaves half of every ROI gives the ratios of the hottest 5, 2.5 and 7.5 ml there."""
+    volume, regions, reference = make_phantom()
+    volume = scale(volume, reference)
+    volume.data[:] += np.random.default_rng(4).normal(0, 0.1, volume.shape)
+    covered = GRID.world_coordinates()[..., 2] >= 0
+    found = measure_sbr(volume, regions, covered=covered)
+    for name, roi in regions.items():
+        inside = np.sort(volume.data[roi & covered].astype(float))
+        structure, side = name.split("_roi_")
+        wanted = {"putamen": 10, "caudate": 5, "striatum": 15}[structure] * len(inside) / roi.sum() / GRID.voxel_ml
+        parts = np.interp(wanted, np.arange(len(inside) + 1), np.concatenate([[0], np.cumsum(inside[::-1])]))
+        assert found[f"{structure}_{side}"] == pytest.approx(parts / wanted - 1, abs=1e-6)
+    everything = np.ones(GRID.shape, bool)
+    assert measure_sbr(volume, regions, covered=everything) == measure_sbr(volume, regions)
+
+
 def test_only_the_mask_is_looked_at():
     data = np.array([9.0, 1.0, 3.0, 2.0])
     assert average_hottest(data, np.array([False, True, True, True]), 2.0, 1.0) == 2.5

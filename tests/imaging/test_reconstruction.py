@@ -1,23 +1,17 @@
 """Filtered back projection against closed formulas and against scikit-image."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from skimage.transform import iradon
 
+from benchmarks import analytic
+from benchmarks.analytic import gaussian_image, gaussian_projections, positions, shepp_logan
 from datxai.errors import InputError
 from datxai.imaging.reconstruction import FILTERS, correct_attenuation, reconstruct
-from datxai.volume import Volume
-
-_spec = importlib.util.spec_from_file_location("analytic", Path(__file__).parents[2] / "benchmarks" / "analytic.py")
-analytic = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(analytic)
-gaussian_image, gaussian_projections = analytic.gaussian_image, analytic.gaussian_projections
-positions, shepp_logan = analytic.positions, analytic.shepp_logan
+from datxai.volume import Grid, Volume, resample
 
 IRADON_TOLERANCE = 0.02
 SMOOTH_TOLERANCE = 0.02  # relative L2 on a source without edges; linear interpolation of the bins
@@ -157,6 +151,23 @@ def test_chang_factor_of_a_uniform_disc(per_cm, haze):
     assert (factor[radius > disc_cm + 0.4] == 1.0).all()
 
 
+@pytest.mark.parametrize("more_bins", [-8, 48])
+def test_chang_factor_does_not_depend_on_the_air_around(more_bins):
+    """A head with hot spots in fields of 192, 256 and 640 mm."""
+    x, y, z = np.meshgrid(*2 * [4.0 * (np.arange(64) - 31.5)], 4.0 * (np.arange(8) - 3.5), indexing="ij")
+    head = 0.7 * (np.hypot(x / 72, y / 90) < 1)
+    for side in (-1, 1):
+        head += 4 * ((x - 24 * side) ** 2 + (y - 10) ** 2 + z**2 < 14**2)
+    head = ndimage.gaussian_filter(head, 1.2) + 0.05 * np.random.default_rng(0).normal(size=head.shape)
+    wide = np.pad(head, [2 * [more_bins]] * 2 + [(0, 0)]) if more_bins > 0 else head[8:-8, 8:-8]
+    factors = []
+    for data, first in ((head, 28), (wide, 28 + more_bins)):
+        middle = slice(first, -first)
+        corrected = correct_attenuation(Volume(data, np.diag([4.0, 4.0, 4.0, 1.0])), 0.11).data
+        factors.append(corrected[middle, middle] / data[middle, middle])
+    np.testing.assert_allclose(*factors, rtol=CHANG_TOLERANCE)
+
+
 def test_chang_flattens_a_uniform_cylinder():
     """Projections of a disk with its own attenuation, by the closed formula (1 - exp(-mu chord)) / mu."""
     mu, radius = 0.15, 9.0
@@ -203,3 +214,18 @@ def test_what_cannot_be_reconstructed_is_said_in_one_sentence(change, message):
     assert reconstruct(**good).shape == (8, 8, 4)
     with pytest.raises(InputError, match=message):
         reconstruct(**{**good, **change})
+
+
+def test_fine_voxels_count_as_coarse_ones():
+    """Noise on bins of 2 mm is as strong, once interpolated, as on the same counts in bins of 4 mm."""
+    rng = np.random.default_rng(0)
+    fine = rng.poisson(20.0, (60, 64, 96)).astype(float)
+    coarse = fine.reshape(60, 32, 2, 48, 2).sum(axis=(2, 4)) / 4
+    spread = []
+    for counts, pixel, equivalent in ((coarse, 4.0, 4.0), (fine, 2.0, 4.0), (fine, 2.0, None)):
+        volume = reconstruct(counts, np.arange(60) * 6.0, pixel, equivalent_mm=equivalent)
+        grid = Grid.axis_aligned((40, 40, 30), (2, 2, 2), (-39.3, -39.3, -29.3))
+        spread.append(resample(volume, grid).data.std() * 4.0 / pixel)  # a ray of the same counts has more voxels
+        assert (volume.recorded("match_voxels") is not None) == (pixel < (equivalent or 0))
+    assert spread[1] == pytest.approx(spread[0], rel=0.15)
+    assert spread[2] > 1.5 * spread[0]

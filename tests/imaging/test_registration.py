@@ -3,9 +3,11 @@ import pytest
 from scipy import ndimage
 
 from datxai.errors import InputError
-from datxai.imaging import registration
-from datxai.imaging.atlas import BASES, HEAD, load_atlas, make_template, make_template_bases
-from datxai.imaging.registration import TURNS, compare, register
+from datxai.imaging.atlas import load_atlas
+from datxai.imaging.head import blur
+from datxai.imaging.orientation import TURNS
+from datxai.imaging.registration import compare, register
+from datxai.imaging.template import BASES, HEAD, make_template, make_template_bases
 from datxai.volume import Grid, Volume, resample
 
 MAX_ERROR_MM = 2.0  # anywhere in the putamina
@@ -110,12 +112,19 @@ def test_a_head_far_off_cut_at_the_neck_and_on_oblique_axes_is_found(bases, puta
     assert errors_mm(found.affine, gantry @ pose, putamina).max() < MAX_ERROR_MM
 
 
-@pytest.mark.parametrize("gain", [4.0, 1e-9, 1e-4, 1e9])
-def test_the_gain_does_not_matter(gain, bases):
-    """Counts, becquerels, or a scan normalised to a sum of one."""
+@pytest.fixture(scope="module")
+def reduced(bases):
+    """A scan, and what registration says of it."""
     rng = np.random.default_rng(2)
     scan = make_scan(bases, UPTAKE["reduced"], make_pose(rng), rng)
-    once, other = register(scan, bases), register(Volume(scan.data * gain, scan.affine), bases)
+    return scan, register(scan, bases)
+
+
+@pytest.mark.parametrize("gain", [4.0, 1e-9, 1e9])
+def test_the_gain_does_not_matter(gain, reduced, bases):
+    """Counts, becquerels, or a scan normalised to a sum of one."""
+    scan, once = reduced
+    other = register(Volume(scan.data * gain, scan.affine), bases)
     np.testing.assert_allclose(other.affine, once.affine, atol=1e-3)
     assert other.weights["brain"] == pytest.approx(gain * once.weights["brain"], rel=1e-4)
 
@@ -126,32 +135,39 @@ def test_noise_alone_is_refused(bases):
         register(Volume(noise, np.diag([4.0, 4.0, 4.0, 1.0])), bases)
 
 
-@pytest.fixture(scope="module", params=["normal", "reduced"])
-def upright(request, bases):
-    rng = np.random.default_rng(17)
-    return make_scan(bases, UPTAKE[request.param], make_pose(rng), rng)
+@pytest.fixture(scope="module")
+def upright(bases):
+    """Scans by uptake."""
+    scans = {}
+    for kind in ("normal", "reduced"):
+        rng = np.random.default_rng(17)
+        scans[kind] = make_scan(bases, UPTAKE[kind], make_pose(rng), rng)
+    return scans
+
+
+STORED = [  # how, and what is said of it
+    (lambda data: data, ""),
+    (lambda data: data[::-1], ""),  # a head is symmetric: exchanged sides cannot be seen
+    (lambda data: data[:, :, ::-1], "upside down"),
+    (lambda data: data[::-1, ::-1], "back to front"),
+    (lambda data: data[:, ::-1, ::-1], "upside down and back to front"),
+    (
+        lambda data: data.transpose(2, 1, 0),
+        "with its axes exchanged (left-right, back-front and foot-head of the patient along its z, y, x)",
+    ),
+    (
+        lambda data: data.transpose(2, 0, 1)[:, ::-1],
+        "with its axes exchanged (left-right, back-front and foot-head of the patient along its y, z, x)",
+    ),
+]
 
 
 @pytest.mark.parametrize(
-    ("stored", "said"),
-    [
-        (lambda data: data, ""),
-        (lambda data: data[::-1], ""),  # a head is symmetric: exchanged sides cannot be seen
-        (lambda data: data[:, :, ::-1], "upside down"),
-        (lambda data: data[::-1, ::-1], "back to front"),
-        (lambda data: data[:, ::-1, ::-1], "upside down and back to front"),
-        (
-            lambda data: data.transpose(2, 1, 0),
-            "with its axes exchanged (left-right, back-front and foot-head of the patient along its z, y, x)",
-        ),
-        (
-            lambda data: data.transpose(2, 0, 1)[:, ::-1],
-            "with its axes exchanged (left-right, back-front and foot-head of the patient along its y, z, x)",
-        ),
-    ],
+    ("kind", "stored", "said"), [*(("reduced", *case) for case in STORED), *(("normal", *STORED[n]) for n in (0, 2, 5))]
 )
-def test_a_scan_that_is_stored_the_wrong_way_round_is_named(stored, said, upright, bases):
-    assert register(Volume(np.ascontiguousarray(stored(upright.data)), upright.affine), bases).orientation == said
+def test_a_scan_that_is_stored_the_wrong_way_round_is_named(kind, stored, said, upright, bases):
+    scan = upright[kind]
+    assert register(Volume(np.ascontiguousarray(stored(scan.data)), scan.affine), bases).orientation == said
 
 
 def test_turns_are_the_24_rotations_of_a_cube_upright_first():
@@ -204,6 +220,6 @@ def test_a_template_that_is_none_is_refused(bases):
 def test_smoothing_within_a_box_is_smoothing_of_the_whole():
     data = np.zeros((40, 30, 20), np.float32)
     data[20:24, 0:3, 9:12] = np.random.default_rng(0).normal(size=(4, 3, 3))
-    blurred = registration._blur(Volume(data, np.diag([2.0, 2.0, 3.0, 1.0])), 8.0).data
+    blurred = blur(Volume(data, np.diag([2.0, 2.0, 3.0, 1.0])), 8.0).data
     sigma = 8.0 / np.sqrt(8 * np.log(2)) / np.array([2.0, 2.0, 3.0])
     np.testing.assert_array_equal(blurred, ndimage.gaussian_filter(data, sigma, mode="nearest"))

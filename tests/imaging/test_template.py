@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from datxai.errors import InputError
-from datxai.imaging.atlas import HEAD, load_atlas, make_regions, make_template, make_template_bases
+from datxai.imaging.atlas import load_atlas, make_regions
 from datxai.imaging.registration import register
-from datxai.imaging.template import average_scans
+from datxai.imaging.template import HEAD, average_scans, make_template, make_template_bases
 from datxai.volume import Volume, resample
 
 

@@ -45,7 +45,7 @@ def test_curves_are_those_of_flipping_one_region_after_the_other(make_case, seed
     curves = flip(case, case.parcels, steps, orders=2)
     np.testing.assert_allclose(curves.most, curve_by_loop(case, case.parcels, order, steps), rtol=1e-12)
     np.testing.assert_allclose(curves.least, curve_by_loop(case, case.parcels, order[::-1], steps), rtol=1e-12)
-    np.testing.assert_allclose(curves.shares, [(step / steps) ** 2 for step in range(steps + 1)])
+    np.testing.assert_allclose(curves.fractions, [(step / steps) ** 2 for step in range(steps + 1)])
     assert curves.random.shape == (2, steps + 1)
     assert not np.allclose(*curves.random)
     np.testing.assert_allclose(curves.random[:, [0, -1]], np.tile(curves.most[[0, -1]], (2, 1)), rtol=1e-12)

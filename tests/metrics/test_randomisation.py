@@ -1,10 +1,15 @@
 """Sanity checks: methods that must pass and methods that must fail, and the network untouched."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import utils
+from torch.nn.utils import parametrizations, prune
 
+from datxai.errors import InputError
 from datxai.metrics import METRICS
 from datxai.metrics.randomisation import cascade, randomise
 
@@ -63,6 +68,47 @@ def test_random_weights_have_the_size_of_those_learned_and_come_from_the_seed_al
     assert float(first[0].weight.detach().std()) == pytest.approx(rms, rel=0.02)
     assert float(first[0].weight.detach().mean()) == pytest.approx(0, abs=0.02 * rms)
     assert not first[0].bias.any()
+
+
+def weights_made(wrap):
+    torch.manual_seed(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, of its older weight norm
+        model = nn.Sequential(wrap(nn.Linear(30, 40)), nn.ReLU(), nn.Linear(40, 2)).double().eval()
+    return model, torch.rand(5, 30, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        utils.weight_norm, utils.spectral_norm, parametrizations.weight_norm, parametrizations.spectral_norm,
+        lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+    ],
+    ids=["weight_norm", "spectral_norm", "parametrised weight_norm", "parametrised spectral_norm", "pruned"],
+)  # fmt: skip
+def test_weights_that_are_made_are_randomised_as_they_are(wrap):
+    """Also once the network has run, which leaves weights that belong to its graph; it answers as before."""
+    model, x = weights_made(wrap)
+    before, content = model(x).detach(), {name: value.clone() for name, value in model.state_dict().items()}
+    weight = model[0].weight.detach().clone()
+    *_, (name, last) = randomise(model, 0)
+    assert name == "0"
+    drawn = last[0].weight.detach()
+    assert drawn.square().mean() == pytest.approx(float(weight.square().mean()), rel=0.1)
+    assert abs(np.corrcoef(drawn.flatten(), weight.flatten())[0, 1]) < 0.2
+    hidden = nn.functional.linear(x, drawn, last[0].bias).relu()
+    torch.testing.assert_close(last(x), nn.functional.linear(hidden, last[2].weight, last[2].bias))
+    assert torch.equal(model(x).detach(), before)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in content.items())
+
+
+def test_a_network_that_cannot_be_copied_is_refused():
+    model, x = weights_made(lambda layer: layer)
+    model.seen = [model(x)]
+    with pytest.raises(InputError, match="cannot be copied"):
+        next(iter(randomise(model, 0)))
+    with pytest.raises(InputError, match="lazy layers"):
+        next(iter(randomise(nn.Sequential(nn.LazyLinear(2)), 0)))
 
 
 def test_a_method_that_ignores_the_network_fails_and_the_gradient_does_not(case):

@@ -9,7 +9,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from datxai.errors import InputError
-from datxai.model.augmentation import FWHM, NOISE_FWHM_MM, TRUNCATE, Augmentation, blur, move
+from datxai.model.augmentation import FWHM, NOISE_FWHM_MM, TRUNCATE, Augmenter, blur, move
 
 SHAPE, SPACING = (20, 17, 14), (2.0, 3.0, 4.0)
 TOLERANCE = 2e-4  # of float32 coordinates, in units of the volumes' standard deviation
@@ -50,7 +50,7 @@ def test_blurring_is_scipys_gaussian_filter(volume):
 
 def test_one_slice_stays_one_slice():
     slab = torch.rand(1, 12, 10, 1)
-    varied = Augmentation((2.0, 2.0, 12.0), 18, 0.1, 3, 4).vary(slab, [0, 1, 2])
+    varied = Augmenter((2.0, 2.0, 12.0), 18, 0.1, 3, 4).vary(slab, [0, 1, 2])
     assert varied.shape == slab.shape
     assert varied.isfinite().all()
     np.testing.assert_allclose(blur(torch.ones_like(slab), (2.0, 2.0, 12.0), 18.0), 1, atol=TOLERANCE)
@@ -61,7 +61,7 @@ def test_noise_goes_with_the_square_root_of_the_uptake_and_is_correlated():
     for uptake in (1.0, 4.0):
         flat = torch.full((1, *shape), uptake)
         seeds = [[0, 1, case] for case in range(12)]
-        varied = [Augmentation(spacing, noise=0.1).vary(flat, seed) for seed in seeds]
+        varied = [Augmenter(spacing, noise=0.1).vary(flat, seed) for seed in seeds]
         noise = [(each - flat)[0, 8:-8, 8:-8, 8:-8].numpy() for each in varied]
         # Drawn are three angles, three shifts, blurring, noise.
         drawn = [0.1 * np.random.default_rng(seed).uniform(size=8)[7] for seed in seeds]
@@ -73,7 +73,7 @@ def test_noise_goes_with_the_square_root_of_the_uptake_and_is_correlated():
 
 
 def test_the_seed_alone_decides(volume):
-    augmentation = Augmentation(SPACING, 18, 0.1, 3, 4)
+    augmentation = Augmenter(SPACING, 18, 0.1, 3, 4)
     one = augmentation.vary(volume, [3, 1, 5])
     torch.manual_seed(8)
     state = torch.get_rng_state()
@@ -84,11 +84,11 @@ def test_the_seed_alone_decides(volume):
 
 
 def test_zeros_change_nothing_and_are_off(volume):
-    off = Augmentation(SPACING)
+    off = Augmenter(SPACING)
     assert not off
     assert off.vary(volume, [0, 0, 0]) is volume
     for name in ("blur_fwhm_mm", "noise", "rotation_deg", "translation_mm"):
-        on = Augmentation(SPACING, **{name: 10.0})
+        on = Augmenter(SPACING, **{name: 10.0})
         assert on
         assert not torch.equal(on.vary(volume, [0, 0, 0]), volume), name
 
@@ -96,4 +96,4 @@ def test_zeros_change_nothing_and_are_off(volume):
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 def test_what_makes_no_sense_is_refused(value):
     with pytest.raises(InputError, match=r"training\.augmentation\.noise is .*, expected zero \(off\) or more"):
-        Augmentation(SPACING, noise=value)
+        Augmenter(SPACING, noise=value)

@@ -111,3 +111,28 @@ def test_missing_file(folder, name):
     (folder / name).unlink()
     with pytest.raises(InputError, match=f"{name}: no such file"):
         checkpoint.load(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"channels": [-4, 4]}, {"hidden": [-6]}, {"hidden": ["six"]}, {"dropout": 3.5}, {"dropout": None}, {"shape": None},
+     {"shape": [10, -9, 1]}, {"kernel_size": -3}, {"kernel_size": 0}, {"see": "nothing"}, {"n_classes": -1},
+     {"channels": 4}, {"surprise": 1}, {"padding": "wide"}, {"shape": [2**40, 2**40, 2**40]}],
+)  # fmt: skip
+def test_a_network_of_another_hand_is_refused_in_one_sentence(folder, changes):
+    checkpoint.save_network({"network": {**NETWORK, **changes}}, folder / checkpoint.CONFIG)
+    with pytest.raises(InputError, match=r"config\.yaml: |another network or grid") as caught:
+        checkpoint.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_are_whole_until_a_byte_changes(folder):
+    path = folder / checkpoint.WEIGHTS
+    assert checkpoint.is_whole(path)
+    content = path.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    for place in range(begin, len(content), (len(content) - begin) // 20):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert not checkpoint.is_whole(path)
+    path.write_bytes(content[: len(content) // 2])
+    assert not checkpoint.is_whole(path)

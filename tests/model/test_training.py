@@ -6,18 +6,23 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections import namedtuple
+from dataclasses import fields
+from typing import Any, Literal, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from datxai.config import MISSING, Training
 from datxai.errors import InputError
 from datxai.files import read_table
 from datxai.model import checkpoint, factored, training
-from datxai.model.augmentation import Augmentation
+from datxai.model.augmentation import Augmenter
 from datxai.model.network import build
+from datxai.model.training import Recipe
 
 SHAPE = (10, 9, 1)
 N_TRAIN, BATCH = 22, 8  # batches of 8, 8 and 6
@@ -28,14 +33,6 @@ LOSS_TOLERANCE = 1e-5  # of float32 against float64, relative
 BF16_TOLERANCE = 0.02  # of logits, relative to their largest
 WEIGHT_TOLERANCE = 1e-2  # of trained weights, relative to what training changed: Adam divides small by small
 BATCH_TOLERANCE = 1e-6  # of logits, between batch sizes
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def cases(n, seed, flip=False):
@@ -57,7 +54,23 @@ def network(dropout=0.2):
 def train(folder, model=None, train_set=TRAIN, validation_set=VALIDATION, **arguments):
     defaults = {"fingerprint": "a", "batch_size": BATCH, "learning_rate": LR, "max_epochs": EPOCHS, "seed": 7}
     arguments = {**defaults, **arguments}
-    return training.train(model or network(), train_set, validation_set, folder=folder, **arguments)
+    recipe = Recipe(**{field.name: arguments.pop(field.name) for field in fields(Recipe) if field.name in arguments})
+    return training.train(model or network(), train_set, validation_set, recipe, folder=folder, **arguments)
+
+
+def test_the_settings_of_a_training_are_those_of_its_recipe():
+    """Field by field, with the same defaults; augmentation and tracking are no part of it, and the settings give two
+    numbers no default, since a file of settings does."""
+    schema = {field.name: field for field in fields(Training) if field.name not in ("augmentation", "tracking")}
+    recipe = {field.name: field for field in fields(Recipe)}
+    assert list(schema) == list(recipe)
+    kinds, written = get_type_hints(Recipe), get_type_hints(Training)
+    for name, own in recipe.items():
+        kind = str if get_origin(kinds[name]) is Literal else kinds[name]
+        kind = Any if name == "class_weights" else kind  # OmegaConf knows no union of a word and numbers
+        assert written[name] == kind, name
+        assert schema[name].default in (own.default, MISSING), name
+    assert {name for name in schema if schema[name].default == MISSING} == {"max_epochs", "seed"}
 
 
 def outcome(folder):
@@ -185,12 +198,12 @@ def test_the_large_gradient_is_never_there(tmp_path, monkeypatch):
 
 
 def test_augmentation_varies_the_training_cases_alone(tmp_path, monkeypatch):
-    augmentation, seen = Augmentation((12.0, 12.0, 12.0), translation_mm=30.0), []
-    vary = Augmentation.vary
-    monkeypatch.setattr(Augmentation, "vary", lambda self, x, seed: (seen.append(seed), vary(self, x, seed))[1])
-    train(tmp_path / "varied", augmentation=augmentation, max_epochs=2)
+    augmentation, seen = Augmenter((12.0, 12.0, 12.0), translation_mm=30.0), []
+    vary = Augmenter.vary
+    monkeypatch.setattr(Augmenter, "vary", lambda self, x, seed: (seen.append(seed), vary(self, x, seed))[1])
+    train(tmp_path / "varied", augmenter=augmentation, max_epochs=2)
     assert sorted(seen) == [[7, epoch, case] for epoch in (1, 2) for case in range(N_TRAIN)]
-    train(tmp_path / "off", augmentation=Augmentation((12.0, 12.0, 12.0)), max_epochs=2)
+    train(tmp_path / "off", augmenter=Augmenter((12.0, 12.0, 12.0)), max_epochs=2)
     train(tmp_path / "none", max_epochs=2)
     assert outcome(tmp_path / "off")[0] == outcome(tmp_path / "none")[0] != outcome(tmp_path / "varied")[0]
 
@@ -297,7 +310,7 @@ def test_killed_and_started_again(tmp_path, monkeypatch, every_epoch, uninterrup
 
 
 @pytest.mark.parametrize(
-    "choice", [{"save_memory": True}, {"augmentation": Augmentation((12.0, 12.0, 12.0), 18, 0.1, 3, 4)}]
+    "choice", [{"save_memory": True}, {"augmenter": Augmenter((12.0, 12.0, 12.0), 18, 0.1, 3, 4)}]
 )
 def test_going_on_is_bit_for_bit_with(tmp_path, every_epoch, choice):
     train(tmp_path / "whole", **choice)
@@ -473,7 +486,34 @@ def test_a_damaged_or_harmful_state_is_refused(tmp_path, monkeypatch):
         state.write_bytes(content[:keep])
         with pytest.raises(InputError, match=r"last\.ckpt: cannot be read .* delete it"):
             train("run")
+    state.write_bytes(content)
+    with zipfile.ZipFile(state) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        begin = content.index(archive.read(largest))
+    for place in (begin, begin + largest.file_size // 2):  # bits that PyTorch itself would take as they are
+        state.write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
+        with pytest.raises(InputError, match=r"last\.ckpt: cannot be read"):
+            train("run")
     torch.save(Harmful(), state)
     with pytest.raises(InputError, match=r"last\.ckpt: cannot be read"):
         train("run")
     assert not (tmp_path / "harm").exists()
+
+
+def test_best_weights_that_were_damaged_meanwhile_are_refused(tmp_path):
+    train(tmp_path, max_epochs=1)
+    weights = tmp_path / "weights.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    with pytest.raises(InputError, match=r"weights\.safetensors: the file is damaged"):
+        train(tmp_path, max_epochs=2)
+    weights.unlink()
+    assert len(train(tmp_path, max_epochs=2)) == 2
+
+
+def test_a_finished_training_writes_its_history_again(tmp_path):
+    train(tmp_path, max_epochs=2)
+    before = (tmp_path / "history.tsv").read_bytes()
+    (tmp_path / "history.tsv").unlink()
+    train(tmp_path, max_epochs=2)
+    assert (tmp_path / "history.tsv").read_bytes() == before

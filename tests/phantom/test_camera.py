@@ -1,19 +1,14 @@
 """The camera against closed formulas."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import camera as measures
+from benchmarks.camera import DISTANCES_MM, empty, point
 from datxai.phantom.camera import COLLIMATORS, acquire, project
 from datxai.volume import Grid, Volume
-
-_spec = importlib.util.spec_from_file_location("camera", Path(__file__).parents[2] / "benchmarks" / "camera.py")
-measures = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(measures)
-DISTANCES_MM, empty, point = measures.DISTANCES_MM, measures.empty, measures.point
 
 FWHM_TOLERANCE = 0.05
 ON_AVERAGE = 0.01  # of the FWHM, over places on the lattice

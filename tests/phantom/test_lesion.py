@@ -55,9 +55,9 @@ def test_what_is_taken_is_what_the_lesion_sent(subject, pair):
 
 def test_the_change_of_the_image_lies_where_the_lesion_is_said_to_be(subject):
     still = replace(subject, acquisition=replace(subject.acquisition, counts=1e8))
-    pair = simulate_pair(still, "caudate_right", views=30)
+    pair = simulate_pair(still, "putamen_right", views=30)
     images = [reconstruct(c, pair.camera.angles_deg, pair.camera.pixel_mm) for c in (pair.healthy, pair.lesioned)]
-    extent = resample(locate_lesion(subject.head, "caudate_right"), images[0].grid).data
+    extent = resample(locate_lesion(subject.head, "putamen_right"), images[0].grid).data
     change = images[0].data - images[1].data
     centre, peak = (np.average(np.argwhere(mask), axis=0) for mask in (extent > 0.5, change > 0.5 * change.max()))
     assert np.linalg.norm(centre - peak) * pair.camera.pixel_mm < CENTRE_TOLERANCE_MM

@@ -8,7 +8,7 @@ import pytest
 
 from datxai.phantom.anatomy import PUTAMEN_PARTS
 from datxai.phantom.camera import COLLIMATORS
-from datxai.phantom.population import AGE_RANGE, CAUDATE_SPREAD, REGION_SPREAD, STRATA, draw_population
+from datxai.phantom.population import AGE_RANGE, BIOLOGY, SITES, STRATA, draw_population
 from datxai.phantom.reads import READERS
 
 PAPER = 1296
@@ -83,7 +83,7 @@ def test_the_caudate_varies_apart_from_the_putamen(population):
         [np.mean([s.uptake[f"putamen_middle_{side}"] - 1 for side in ("left", "right")]) for s in normal]
     )
     # both sides' own variation in either region halves in the mean
-    expected = np.sqrt(CAUDATE_SPREAD**2 + REGION_SPREAD**2)
+    expected = np.hypot(BIOLOGY.caudate, BIOLOGY.region)
     error = expected / np.sqrt(2 * len(normal))
     assert np.log(caudate / putamen).std() == pytest.approx(expected, abs=STANDARD_ERRORS * error)
     assert np.log(caudate).std() > np.log(putamen).std() + STANDARD_ERRORS * error
@@ -117,6 +117,17 @@ def test_poses_and_acquisitions_stay_within_their_limits(population):
     assert max(np.abs(s.head.rotation_deg).max() for s in population) <= 10
     assert max(np.abs(s.head.shift_mm).max() for s in population) <= 15
     assert {s.acquisition.collimator for s in population} == set(COLLIMATORS)
+    assert {s.acquisition.site for s in population} == set(SITES)
     counts = np.array([s.acquisition.counts for s in population])
     assert counts.min() > 8e5
     assert counts.max() < 4e6
+
+
+def test_a_site_scans_in_its_own_way(population):
+    for name, site in SITES.items():
+        scans = [s.acquisition for s in population if s.acquisition.site == name]
+        assert len(scans) > PAPER / len(SITES) / 2
+        assert {scan.collimator for scan in scans} == {site.collimator}
+        assert np.median([scan.counts for scan in scans]) == pytest.approx(site.counts, rel=0.06)
+        assert np.mean([scan.radius_mm for scan in scans]) == pytest.approx(site.radius_mm, abs=1.5)
+        assert {scan.reconstruction["post_filter_mm"] for scan in scans} == {site.reconstruction["post_filter_mm"]}

@@ -19,13 +19,13 @@ MNI_STRIATUM = Grid.axis_aligned((41, 41, 21), (2, 2, 2), (-40, -36, -16))
 @pytest.fixture(scope="module")
 def normal():
     subject = next(s for s in draw_population(20, seed=3) if s.pattern == "normal")
-    still = replace(subject.acquisition, counts=1e8, post_filter_mm=9.0)
+    still = replace(subject.acquisition, counts=1e8, site="C")
     return replace(subject, acquisition=still)
 
 
 def through_the_camera(subject):
     counts, camera = simulate_projections(subject, views=40)
-    return reconstruct(counts, camera.angles_deg, camera.pixel_mm, post_filter_mm=subject.acquisition.post_filter_mm)
+    return reconstruct(counts, camera.angles_deg, camera.pixel_mm, **subject.acquisition.reconstruction)
 
 
 def test_the_short_cut_agrees_with_the_camera(normal):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from datxai.case import Explainer
 from datxai.cohort.dataset import write_store
 from datxai.config import Atlas, Attribution, Composite, Config, Lattice, LayerRule
 from datxai.errors import InputError
 from datxai.explain import attribute
+from datxai.explainer import Explainer
 from datxai.files import read_json, write_table
 from datxai.model import checkpoint, network
 from datxai.run import Run
@@ -56,6 +56,7 @@ def run(tmp_path, model, volumes):
         for number, case in enumerate(CASES)
     ]
     write_table(run.predictions, rows, list(rows[0]))
+    run.making = "made"
     return run
 
 
@@ -64,9 +65,9 @@ def settings(**chosen):
     return Config(attribution=attribution, composite=Composite("mine", layers=LINES), target="reduced", device="cpu")
 
 
-def made(run, fingerprint="made", **chosen):
+def made(run, **chosen):
     """Maps and their records, by case."""
-    explain.make(settings(**chosen), run, fingerprint)
+    explain.make(settings(**chosen), run)
     paths = {path.name.partition("_")[0]: path for path in sorted(run.relevance.glob("*.nii.gz"))}
     return {case: (load(path).data, read_json(sidecar_path(path))) for case, path in paths.items()}
 
@@ -103,7 +104,7 @@ def test_other_methods_leave_the_same_files(run, model, volumes, method):
     chosen = {"method": method, "start": "one", "options": {"baseline": 1.0}}
     chosen |= {"parcels": "atlas"} if method != "integrated_gradients" else {}
     explainer = Explainer.of(with_grid(**chosen), run)
-    explain.make(with_grid(**chosen), run, "made")
+    explain.make(with_grid(**chosen), run)
     found = load(run.relevance_of("sub-2")).data
     record = read_json(sidecar_path(run.relevance_of("sub-2")))
     assert record["method"] == {"attribution": method, "target": "reduced", "start": "one"} | {
@@ -185,6 +186,18 @@ def test_the_size_of_batches_is_no_reason_to_make_maps_anew():
     assert explain.depends(settings(batch_size="2")) == explain.depends(settings())
     assert explain.depends(settings(rules="zennit")) != explain.depends(settings())
     assert explain.depends(settings(precision="bf16")) != explain.depends(settings())
+
+
+def test_a_file_of_own_rules_is_executed_once(run, tmp_path):
+    path, log = tmp_path / "rules.py", tmp_path / "executed"
+    path.write_text(
+        f"from zennit.rules import Epsilon\n\nwith open({str(log)!r}, 'a') as log:\n    log.write('x')\n"
+        "RULES = {'mine': Epsilon}\n"
+    )
+    chosen = settings(batch_size="1")
+    chosen.composite = Composite("mine", layers=LINES, rules_from=str(path))
+    explain.make(chosen, run)
+    assert log.read_text() == "x"
 
 
 def test_batches_fit_the_memory(run, monkeypatch):

@@ -6,10 +6,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 from forked import datxai
+from pydicom.uid import CTImageStorage, PositronEmissionTomographyImageStorage
 
-from datxai.errors import InputError
+from datxai.cohort.sources import CohortScan
+from datxai.cohort.table import Participant
+from datxai.config import Config, Data
 from datxai.files import read_json, read_table
-from datxai.stages.preprocess import _labels
+from datxai.imaging.dicom.objects import write_object
+from datxai.run import Run
+from datxai.stages import preprocess
+from datxai.stages.preprocess import describe
+from datxai.volume import Volume
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +25,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quality")
     datxai("simulate", "data.raw=false", "data.n_subjects=3", "n_jobs=1", f"run={folder / 'made'}")
     scans = folder / "made" / "simulated"
-    image = nib.load(scans / "sub-0002_spect.nii.gz")
+    image = nib.load(scans / "sub-0003_spect.nii.gz")  # which fits no other way
     data = np.asarray(image.dataobj)[:, :, ::-1]
     nib.save(nib.Nifti1Image(data, image.affine), scans / "sub-0002_spect.nii.gz")
     options = ["data=folder", f"data.root={scans}", "grid=slab_12mm", "n_jobs=1", f"run={folder / 'run'}"]
@@ -104,15 +111,40 @@ def test_a_link_that_leads_nowhere_is_a_scan_that_cannot_be_used(run, tmp_path):
     assert "sub-0001" in [row["participant_id"] for row in read_table(tmp_path / "run" / "skipped.tsv")]
 
 
-@pytest.mark.parametrize("words", [{"0": [0]}, {"HC": 2}, {}, "HC"])
-def test_labels_that_are_none_are_refused(words):
-    with pytest.raises(InputError, match="expected a mapping to 0"):
-        _labels(words, "data.label_values")
+def test_what_lies_beside_a_scan_is_listed_once_also_when_the_scan_is_known(tmp_path, monkeypatch):
+    class Imaging:
+        def process(self, volume, name):
+            return Volume(np.ones((2, 2, 2)), np.eye(4)), {"putamen_left": 1.0}
+
+    files = [tmp_path / "scan" / name for name in ("IM0", "IM1", "CT", "notes.txt")]
+    for z, path in enumerate(files[:3]):
+        kind = ("CT", CTImageStorage) if path.name == "CT" else ("PT", PositronEmissionTomographyImageStorage)
+        write_object(path, kind[1], f"1.2.{z}", {
+            "Modality": kind[0], "SeriesInstanceUID": "1.2", "PixelSpacing": [2, 2], "Rows": 4, "Columns": 4,
+            "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "ImagePositionPatient": [0, 0, 2 * z], "SamplesPerPixel": 1,
+            "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16,
+            "HighBit": 15, "PixelRepresentation": 0, "PixelData": np.full((4, 4), z + 1, "<u2").tobytes(),
+        })  # fmt: skip
+    files[3].write_text("acquired twice")
+    monkeypatch.setattr(preprocess, "_prepare_imaging", lambda *_: Imaging())
+    scan = CohortScan("01", Participant("01", label=0), tuple(files), "dicom")
+    run, settings = Run(tmp_path / "run"), Config(data=Data("dicom"), n_jobs=1)
+    for _ in range(2):
+        measures, skipped = {}, []
+        assert [name for name, _ in preprocess._collect([scan], settings, run, measures, skipped)] == ["01"]
+        assert measures == {"01": {"putamen_left": 1.0}}
+        assert skipped == [
+            ("01/CT", f"{files[2]}: is of modality CT, passed over"),
+            ("01/notes.txt", f"{files[3]}: is no DICOM, passed over"),
+        ]
 
 
-def test_truths_of_a_spreadsheet_are_words_in_any_case():
-    found = _labels({True: 1, False: 0, "PD": 1}, "data.label_values")
-    assert (found["TRUE"], found["false"], found["PD"]) == (1, 0, 1)
+@pytest.mark.parametrize(("text", "subject"), [("anna", "anna"), ("n/a", "01"), ("", "01")])
+def test_the_subject_is_whom_the_table_says(text, subject):
+    person = Participant("01", label=0, extra={"subject": text, "site": "x"})
+    found = describe(CohortScan("01_ses-2", person, (), "nifti"))
+    assert (found["participant_id"], found["subject"], found["site"]) == ("01_ses-2", subject, "x")
+    assert describe(CohortScan("01", Participant("01", label=0), (), "nifti"))["subject"] == "01"
 
 
 def test_what_shapes_a_scan_is_a_reason_to_make_it_anew(again, tmp_path):

@@ -12,8 +12,9 @@ from datxai.analysis.normal_range import fit_normal_range
 from datxai.case import SBR
 from datxai.cohort.dataset import write_store
 from datxai.files import read_table, write_json, write_table
+from datxai.findings import Findings
 from datxai.run import Run
-from datxai.stages.report import Findings, describe_case, tabulate_cases, write_pages
+from datxai.stages.report import describe_case, tabulate_cases, write_pages
 from datxai.volume import Grid, Volume, save
 
 GRID = Grid.axis_aligned((91, 109, 1), (2, 2, 12), (-90, -126, 2))
@@ -56,7 +57,7 @@ def found(tmp_path):
     write_store(run.store, ["sub-1"], [np.zeros(GRID.shape)], GRID)
     for kind in ("spect", "relevance"):
         save(Volume(rng.uniform(0, 2, GRID.shape), GRID.affine), run.mean_of(f"TN_{kind}"))
-    write_json(run.metrics, {"calibration": {"temperature": TEMPERATURE, "determined": True}})
+    write_json(run.metrics, {"classifiers": {}, "calibration": {"temperature": TEMPERATURE, "determined": True}})
     entry = {"inputs": {}, "outputs": ["metrics.json"], "config": {"atlas": {"labels": None, "names": None}}}
     entry |= {"fingerprint": "e", "finished": "today", "git_revision": None}
     write_json(run.manifest, {"evaluate": entry, "explain": entry})
@@ -94,7 +95,7 @@ def unpack(packed):
 def test_pages_show_the_patients_own_sides_and_means_those_of_the_network(found):
     import nibabel as nib
 
-    assert write_pages(found) == {"TN": "mean_TN"}
+    assert write_pages(found).means == {"true negative": "report/case.html#mean_TN"}
     for name in EXPLAINED:
         case = read_case(found.run.pages / f"{name}.js")
         (space,) = case["spaces"]
@@ -132,18 +133,18 @@ def test_binding_ratios_are_held_against_the_normal_cases_of_other_people(found)
     }
     for case in found.predictions:
         if (name := case["participant_id"]) in EXPLAINED:
-            content = describe_case(found, case, {})
-            assert content["normal_range"]["putamen_left"] == pytest.approx(expected[name])
-            assert content["normal_range_source"].endswith(said[name])
+            page = describe_case(found, case)
+            assert page.normal_range["putamen_left"] == pytest.approx(expected[name])
+            assert page.normal_range_source.endswith(said[name])
     write_pages(found)
     low, high = (expected["sub 3&"][name] for name in ("low", "high"))
     assert f"({low:.2f} to {high:.2f})" in read_case(run.pages / "sub 3&.js")["html"]
 
 
 def test_too_few_normal_cases_give_no_range(found):
-    content = describe_case(found, found.predictions[0], {})
-    assert not any(content["normal_range"].values())
-    assert content["normal_range_source"] == ""
+    page = describe_case(found, found.predictions[0])
+    assert not any(page.normal_range.values())
+    assert page.normal_range_source == ""
 
 
 def test_pages_of_an_earlier_cohort_go(found):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.case import begin_run
 from datxai.cohort.dataset import open_store, write_store
 from datxai.explain.attribution import attribute
 from datxai.files import read_json, read_table, write_json, write_table
@@ -49,7 +50,9 @@ def split(tmp_path_factory):
     write_table(run.split, [{"participant_id": case, "set": which} for case, which in cases], ["participant_id", "set"])
     people = [{"participant_id": case, "label": label} for (case, _), label in zip(cases, labels)]
     write_table(run.participants, people, ["participant_id", "label"])
-    write_json(run.manifest, {"split": {"fingerprint": "made by hand", "inputs": {}, "outputs": ["split.tsv"]}})
+    begin_run(run, SETTINGS)
+    entry = {"fingerprint": "made by hand", "config": {}, "inputs": {}, "outputs": ["split.tsv"]}
+    write_json(run.manifest, {"split": entry})
     return run.folder
 
 

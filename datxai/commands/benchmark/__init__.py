@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from datxai.commands.benchmark.bench import FILLS, LESION, Bench, Trial
 from datxai.commands.benchmark.maps import explain_and_measure
 from datxai.commands.benchmark.page import report
 from datxai.commands.benchmark.trials import choose_cases, try_lesions
-from datxai.config import Config
+from datxai.config import DEFAULT, Config, Method
 from datxai.errors import InputError
 from datxai.explain.controls import CONTROLS
 from datxai.metrics import METRICS
@@ -31,6 +32,7 @@ def run(settings: Config, trained: Run) -> None:
     (means with intervals, and ranks), ``summary.md``, figures and ``report.html``. What is there from the same settings
     is not made again, so that a benchmark that was interrupted goes on where it was.
     """
+    settings = _with_explanation(settings, trained)
     check(settings)
     trained.entry("train", "benchmark")
     bench = Bench(settings, trained)
@@ -43,55 +45,76 @@ def run(settings: Config, trained: Run) -> None:
     report(bench, trials)
 
 
-def _share_out(bench: Bench, trials: Sequence[Trial]) -> list[tuple[Trial, list[str]]]:
-    """What one process does in one go, of what is missing: the maps of a trial, which share scores of flipped inputs.
+def _with_explanation(settings: Config, trained: Run) -> Config:
+    """The settings with the run's explanation, if one is named, as a method beside those of the catalogue."""
+    name, options = settings.explanation, settings.benchmark
+    if name == DEFAULT:
+        return settings
+    trained.entry("explain", "benchmark")
+    if name in options.catalogue:
+        raise InputError(
+            f"explanation={name}: benchmark.catalogue has a method of that name, expected another; explain under "
+            f"another name."
+        )
+    composite = settings.composite if settings.attribution.method == "lrp" else None
+    catalogue = {**options.catalogue, name: Method(settings.attribution, composite)}
+    return replace(settings, benchmark=replace(options, catalogue=catalogue, methods=[*options.methods, name]))
 
-    Of trials on which the metrics that take many more maps are measured, one method: these go first, so that no
-    process is left alone with them at the end.
+
+def _share_out(bench: Bench, trials: Sequence[Trial]) -> list[tuple[Trial, list[str]]]:
+    """Divide what is missing into tasks: one for each trial, whose maps share scores of flipped inputs.
+
+    Trials on which the costly metrics (`REPEATED`) are measured are divided further, a task for each method. They come
+    first, so that no process is left alone with one at the end.
     """
     parts = []
     for trial in sorted(trials, key=lambda trial: not trial.checked):
-        missing = [method for method in bench.chosen.methods if bench.find_missing(trial, method)]
+        missing = [method for method in bench.options.methods if bench.find_missing(trial, method)]
         parts += [(trial, [method]) for method in missing] if trial.checked else [(trial, missing)] * bool(missing)
     return parts
 
 
 def _count_maps(trial: Trial) -> int:
-    """About how many maps the measures of one take, with itself: that of the healthy scan, those of `REPEATED`."""
+    """About how many maps have to be made to measure one: itself, that of the healthy scan, those of `REPEATED`."""
     return 1 + bool(trial.lesion) + 12 * trial.checked
 
 
 def check(settings: Config) -> None:
-    """Refuse names that nothing stands behind, before anything is computed."""
-    chosen = settings.benchmark
+    """Refuse unknown names before anything is computed."""
+    options = settings.benchmark
     for field, known in (
-        ("methods", list(chosen.catalogue)),
+        ("methods", list(options.catalogue)),
         ("metrics", [*METRICS, LESION]),
         ("lesions", list(REGIONS)),
     ):
-        given = getattr(chosen, field)
+        given = getattr(options, field)
         for name in given:
             if name not in known:
                 raise InputError(f"benchmark.{field}: there is no {name}, expected some of {', '.join(known)}.")
         if len({*given}) < len(given):
             raise InputError(f"benchmark.{field}={given}: a name comes twice, expected every name once.")
-    if not (chosen.methods and chosen.metrics):
+    if not (options.methods and options.metrics):
         raise InputError("benchmark: expected at least one method and one metric.")
-    if chosen.fill not in FILLS:
-        raise InputError(f"benchmark.fill={chosen.fill}: expected one of {', '.join(FILLS)}.")
-    if chosen.n_cases < 0 or chosen.n_heads < 0 or not chosen.n_cases + chosen.n_heads * len(chosen.lesions):
+    if options.fill not in FILLS:
+        raise InputError(f"benchmark.fill={options.fill}: expected one of {', '.join(FILLS)}.")
+    if options.n_cases < 0 or options.n_heads < 0 or not options.n_cases + options.n_heads * len(options.lesions):
         raise InputError(
-            f"benchmark: n_cases={chosen.n_cases} and n_heads={chosen.n_heads} leave nothing to explain, expected more."
+            f"benchmark: n_cases={options.n_cases} and n_heads={options.n_heads} leave nothing to explain, expected "
+            f"more."
         )
-    if settings.target in ("label", "decision"):
+    if settings.target == "label":
         raise InputError(
-            f"target={settings.target}: the benchmark explains predicted, normal, reduced or difference; choose one."
+            "target=label: the benchmark explains decision, difference, predicted, normal or reduced; choose one."
         )
-    for name in chosen.methods:
-        method = chosen.catalogue[name]
-        if (method.attribution is None) == (method.control is None):
-            raise InputError(f"benchmark.catalogue.{name}: expected either an attribution or a control.")
-        if method.control not in (None, *CONTROLS):
-            raise InputError(f"benchmark.catalogue.{name}.control={method.control}: expected {' or '.join(CONTROLS)}.")
-        if method.attribution and method.attribution.method == "lrp" and method.composite is None:
-            raise InputError(f"benchmark.catalogue.{name}: lrp needs a composite.")
+    for name in options.methods:
+        _check_method(name, options.catalogue[name])
+
+
+def _check_method(name: str, method: Method) -> None:
+    """Refuse a method of the catalogue that is neither an attribution nor a control, or both."""
+    if (method.attribution is None) == (method.control is None):
+        raise InputError(f"benchmark.catalogue.{name}: expected either an attribution or a control.")
+    if method.control not in (None, *CONTROLS):
+        raise InputError(f"benchmark.catalogue.{name}.control={method.control}: expected {' or '.join(CONTROLS)}.")
+    if method.attribution and method.attribution.method == "lrp" and method.composite is None:
+        raise InputError(f"benchmark.catalogue.{name}: lrp needs a composite.")

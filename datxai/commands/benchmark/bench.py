@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
-from datxai.case import Explainer, Imaging, choose_device, grid_of, outline_of
-from datxai.cohort.dataset import open_store
+from datxai.anatomy import Anatomy
+from datxai.case import Imaging
 from datxai.config import Config, Method, describe
+from datxai.device import choose_device
 from datxai.errors import InputError
 from datxai.explain.answers import Answers
 from datxai.explain.controls import CONTROLS
+from datxai.explainer import Explainer
 from datxai.files import hash_code, hash_content, hash_file, read_json
-from datxai.imaging.atlas import load_atlas, make_parcellation, make_regions
+from datxai.findings import Findings
 from datxai.metrics import METRICS
-from datxai.results import read_predictions
 from datxai.run import Run
 from datxai.volume import load, sidecar_path
 
 FILLS = ("mean", "blur", "brain_mean")
 LESION = "lesion"  # the one metric that takes a pair
 LESION_CODE = "datxai.metrics.lesion"
-MAP_CODE = ("datxai.explain.attribution", "datxai.model.network", "datxai.imaging.atlas")  # with all they import
+MAP_CODE = ("datxai.explain.attribution", "datxai.model.network", "datxai.imaging.atlas")  # and all that these import
 CONTROL_CODE = ("datxai.explain.controls",)
-MEASURE_CODE = ("datxai.metrics.case", "datxai.imaging.atlas")
+MEASURE_CODE = ("datxai.metrics.inputs", "datxai.imaging.atlas")
 REPEATED = ("parameter_randomisation", "random_logit", "max_sensitivity")  # metrics that take many more maps
 
-# of a model, inputs [n, 1, X, Y, Z], a target and what networks have answered so far, to maps [n, X, Y, Z]
-Explain = Callable[[nn.Module, Tensor, int | str, Answers], Tensor]
+
+class Explain(Protocol):
+    """A way to explain: (model, inputs [n, 1, X, Y, Z], target, cached answers of networks) to maps [n, X, Y, Z]."""
+
+    def __call__(self, model: nn.Module, x: Tensor, target: int | str, answers: Answers) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,11 @@ class Bench:
     """What the trials of a benchmark share."""
 
     def __init__(self, settings: Config, trained: Run):
-        self.settings, self.chosen, self.run = settings, settings.benchmark, trained
+        self.settings, self.options, self.run = settings, settings.benchmark, trained
         self.folder = trained.folder / "benchmark"
         self.device = choose_device(settings)
-        self.store, self.grid = open_store(trained.store), grid_of(settings)
+        self.findings, self.anatomy = Findings(trained), Anatomy.of(settings)
+        self.store, self.grid = self.findings.store, self.anatomy.grid
         if not (self.grid.shape == self.store.shape and np.allclose(self.grid.affine, self.store.affine)):
             raise InputError(f"grid={self.grid.name}: the network of {trained.folder} was trained on another grid.")
         self._memo: tuple[str, dict] = ("", {})
@@ -76,35 +81,40 @@ class Bench:
 
     @cached_property
     def explainer(self) -> Explainer:
-        return Explainer.of(self.settings, self.run)
+        return Explainer.of(self.settings, self.run, self.anatomy)
 
     @cached_property
     def imaging(self) -> Imaging:
         """What pairs are preprocessed with."""
-        return Imaging.of(self.settings)
+        return Imaging.of(self.settings, self.anatomy)
 
     @cached_property
     def explain(self) -> dict[str, Explain]:
         """The ways to explain, by the name of the method."""
-        return {name: self._prepare(self.chosen.catalogue[name]) for name in self.chosen.methods}
+        return {name: self._prepare(self.options.catalogue[name]) for name in self.options.methods}
 
     @cached_property
     def regions(self) -> dict[str, np.ndarray]:
-        """The regions of metrics, both sides together, and those of figures."""
-        regions = make_regions(self.grid, load_atlas(self.settings.atlas.labels, self.settings.atlas.names))
+        """The regions of metrics, both sides together."""
+        regions = self.anatomy.regions
         both = {name: regions[f"{name}_left"] | regions[f"{name}_right"] for name in ("caudate", "putamen", "striatum")}
-        return {"brain": regions["brain"], **both, "outline": outline_of(regions)}
+        return {"brain": regions["brain"], **both}
 
-    @cached_property
+    @property
     def parcels(self) -> np.ndarray:
-        return make_parcellation(self.grid, load_atlas(self.settings.atlas.labels, self.settings.atlas.names))[0]
+        """Every region of the atlas: int16 labels (X, Y, Z), 0 for none."""
+        return self.anatomy.parcellation[0]
 
     @cached_property
     def mean_scan(self) -> np.ndarray:
         """Half way between the mean normal and the mean reduced training case, (X, Y, Z)."""
-        cases = [case for case in read_predictions(self.run) if case["set"] == "train"]
+        cases = self.findings.of_set("train")
         groups = [[case["participant_id"] for case in cases if case["label"] == label] for label in (0, 1)]
-        means = [sum(self.store.volume(name).astype(float) for name in group) / len(group) for group in groups if group]
+        means = [
+            reduce(np.add, (self.store.volume(name).astype(float) for name in group)) / len(group)
+            for group in groups
+            if group
+        ]
         return np.mean(means, axis=0)
 
     def pair(self, trial_name: str, kind: str) -> Path:
@@ -121,30 +131,30 @@ class Bench:
     def map_of(self, trial: Trial, method: str) -> Path:
         return self.folder / "maps" / method / f"{trial.name}_relevance.nii.gz"
 
-    def mark(self, trial: Trial, method: str) -> str:
-        """What a map follows from, the code that makes it included."""
-        pair, chosen = self.pair(trial.name, "lesioned"), self.chosen.catalogue[method]
+    def fingerprint(self, trial: Trial, method: str) -> str:
+        """A hash of all that a map depends on, the code included."""
+        pair, method_settings = self.pair(trial.name, "lesioned"), self.options.catalogue[method]
         made = read_json(sidecar_path(pair))["fingerprint"] if trial.lesion else None
-        how = [asdict(chosen), describe(self.settings.atlas), self.settings.seed]
-        code = hash_code(*(MAP_CODE if chosen.control is None else CONTROL_CODE))
-        own_rules = chosen.composite and chosen.composite.rules_from
+        made_by = [asdict(method_settings), describe(self.settings.atlas), self.settings.seed]
+        code = hash_code(*(MAP_CODE if method_settings.control is None else CONTROL_CODE))
+        own_rules = method_settings.composite and method_settings.composite.rules_from
         code += hash_file(own_rules) if own_rules and Path(own_rules).is_file() else ""
-        return hash_content([self.run.entries()["train"]["fingerprint"], made, trial.name, trial.target, how, code])
+        return hash_content([self.run.entries()["train"]["fingerprint"], made, trial.name, trial.target, made_by, code])
 
-    def mark_measure(self, trial: Trial, metric: str) -> str:
-        """What a measure of a map follows from, apart from the map: the metric's own code included."""
+    def fingerprint_of_measure(self, trial: Trial, metric: str) -> str:
+        """A hash of all that a measure of a map depends on, apart from the map: settings, and the metric's code."""
         raised = trial.effect is not None and trial.effect > 0
         code = hash_code(*MEASURE_CODE, LESION_CODE if metric == LESION else METRICS[metric].measure.__module__)
-        return hash_content([self.chosen.fill, trial.seen, raised, code])
+        return hash_content([self.options.fill, trial.seen, raised, code])
 
     def read(self, trial: Trial, method: str) -> dict | None:
-        """What is known of a map that is up to date: its cost, and ``measures`` by metric; None without such a map."""
+        """The record of a map that is up to date: its cost, and ``measures`` by metric; None if there is none."""
         path = self.map_of(trial, method)
-        if not Run.made_with(path, self.mark(trial, method)):
+        if not Run.made_with(path, self.fingerprint(trial, method)):
             return None
         record, known = read_json(sidecar_path(path)), {*METRICS, LESION}
-        marks = {name: self.mark_measure(trial, name) for name in known & record["measured_with"].keys()}
-        current = {name for name, mark in marks.items() if mark == record["measured_with"][name]}
+        measured = {name: record["measured_with"][name] for name in known & record["measured_with"].keys()}
+        current = {name for name, made in measured.items() if made == self.fingerprint_of_measure(trial, name)}
         for part in ("measured_with", "measures", "seconds_of_measures"):
             record[part] = {name: value for name, value in record[part].items() if name in current}
         return record
@@ -152,20 +162,19 @@ class Bench:
     def find_missing(self, trial: Trial, method: str) -> list[str]:
         """The metrics of a map that are not known yet; all of them, where there is no map."""
         known = (self.read(trial, method) or {"measures": {}})["measures"]
-        return [name for name in self.chosen.metrics if name not in {*known, *trial.metrics_left_out}]
+        return [name for name in self.options.metrics if name not in {*known, *trial.metrics_left_out}]
 
     def memo(self, trial: Trial) -> dict:
-        """What metrics keep for other maps of the same input."""
+        """The cache of a trial: what metrics can reuse for other maps of the same input."""
         if self._memo[0] != trial.name:
             self._memo = (trial.name, {})
         return self._memo[1]
 
     def _prepare(self, method: Method) -> Explain:
-        if method.control:
-            return lambda model, x, target, answers: CONTROLS[method.control](x, self.settings.seed)
+        if control := method.control:
+            return lambda model, x, target, answers: CONTROLS[control](x, self.settings.seed)
         settings = replace(self.settings, attribution=method.attribution, composite=method.composite)
-        explainer = replace(self.explainer, settings=settings)
-        _ = explainer.parcels  # made now, so that it does not count as time of a map
+        explainer = Explainer.prepare(self.explainer.model, self.device, settings, self.anatomy)
         return lambda model, x, target, answers: explainer.attribute(
             x, target, model=model, ledger=False, answers=answers
         ).relevance[:, 0]

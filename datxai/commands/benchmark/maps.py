@@ -15,14 +15,14 @@ from torch import Tensor
 from datxai.commands.benchmark.bench import LESION, Bench, Trial, of_this_process
 from datxai.config import Config
 from datxai.explain.answers import Answers
-from datxai.files import read_json, write_json
+from datxai.files import read_json
 from datxai.memory import measure_peak
 from datxai.metrics import METRICS, Case
 from datxai.metrics.flipping import blur, brain_mean
 from datxai.metrics.lesion import follow_lesion
-from datxai.volume import Volume, load, save, sidecar_path
+from datxai.volume import Volume, load, save, sidecar_path, write_sidecar
 
-WARM_S = 1.0  # a process's first map by a method is made again if it took no longer, so that imports do not count
+WARM_S = 1.0  # a process's first map by a method is timed again if it took less than this, so that imports do not count
 
 
 def explain_and_measure(settings: Config, folder: Path, trial: Trial, methods: Sequence[str]) -> None:
@@ -38,9 +38,9 @@ def explain_and_measure(settings: Config, folder: Path, trial: Trial, methods: S
         for name in bench.find_missing(trial, method):
             begin = time.perf_counter()
             record["measures"][name] = _measure_lesion(bench, case, trial) if name == LESION else METRICS[name](case)
-            record["measured_with"][name] = bench.mark_measure(trial, name)
+            record["measured_with"][name] = bench.fingerprint_of_measure(trial, name)
             record["seconds_of_measures"][name] = round(time.perf_counter() - begin, 3)
-            write_json(sidecar_path(path), record)
+            write_sidecar(path, record)
 
 
 def _explain(bench: Bench, x: Tensor, trial: Trial, method: str, answers: Answers) -> dict:
@@ -56,7 +56,7 @@ def _explain(bench: Bench, x: Tensor, trial: Trial, method: str, answers: Answer
         (relevance, seconds), peak = measure_peak(work, bench.device)
     _warm.add(method)
     record = {
-        "fingerprint": bench.mark(trial, method), "method": asdict(bench.chosen.catalogue[method]),
+        "fingerprint": bench.fingerprint(trial, method), "method": asdict(bench.options.catalogue[method]),
         "target": trial.target, "seconds": seconds, "peak_bytes": peak,
         "measures": {}, "measured_with": {}, "seconds_of_measures": {},
     }  # fmt: skip
@@ -70,14 +70,17 @@ def _make_case(bench: Bench, x: Tensor, relevance: Tensor, trial: Trial, explain
 
     def score(inputs):
         logits = model(inputs)
-        return logits[:, 1] - logits[:, 0] if trial.target == "difference" else logits[:, trial.target]
+        if trial.target in ("difference", "decision"):
+            sign = -1 if trial.target == "decision" and trial.predicted == 0 else 1
+            return sign * (logits[:, 1] - logits[:, 0])
+        return logits[:, trial.target]
 
-    other = 0 if trial.target == "difference" else 1 - trial.target
+    other = 0 if trial.target in ("difference", "decision") else 1 - int(trial.target)
     fill = {
         "mean": lambda: torch.from_numpy(bench.mean_scan).to(x),
         "blur": lambda: blur(x, bench.grid.spacing),
         "brain_mean": lambda: brain_mean(x, bench.regions["brain"]),
-    }[bench.chosen.fill]()
+    }[bench.options.fill]()
     return Case(
         model=model,
         x=x,
@@ -87,9 +90,9 @@ def _make_case(bench: Bench, x: Tensor, relevance: Tensor, trial: Trial, explain
         explain_other=lambda model, x: explain(model, x, other),
         fill=fill,
         parcels=bench.parcels,
-        regions={name: mask for name, mask in bench.regions.items() if name != "outline"},
+        regions=bench.regions,
         spacing=bench.grid.spacing,
-        truth=bench.lesion(trial) if trial.seen and trial.effect > 0 else None,
+        truth=bench.lesion(trial) if trial.seen and trial.effect is not None and trial.effect > 0 else None,
         seed=bench.settings.seed,
         memo=bench.memo(trial),
     )
@@ -99,6 +102,7 @@ def _measure_lesion(bench: Bench, case: Case, trial: Trial) -> dict[str, float |
     healthy = torch.from_numpy(load(bench.pair(trial.name, "healthy")).data)[None, None].to(case.x)
     before = case.explain(case.model, healthy)[0].cpu().numpy().astype(float)
     lesion, brain = bench.lesion(trial), bench.regions["brain"]
+    assert lesion is not None and trial.effect is not None and trial.seen is not None, "a trial with a lesion"
     return follow_lesion(case.map, before, lesion, brain, case.spacing, trial.effect, trial.seen)
 
 

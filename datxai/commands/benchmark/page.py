@@ -10,16 +10,16 @@ from pathlib import Path
 
 import yaml
 
-from datxai.analysis import benchmark as analysis
-from datxai.analysis.benchmark import Measure
-from datxai.analysis.report import write_benchmark_report
-from datxai.analysis.slices import Frame
-from datxai.analysis.style import save_figure
 from datxai.commands.benchmark.bench import LESION, Bench, Trial, of_this_process
 from datxai.config import Config
 from datxai.files import write_table, write_text
 from datxai.metrics import METRICS
 from datxai.metrics.lesion import measure_change
+from datxai.pages import benchmark as analysis
+from datxai.pages.benchmark import Measure
+from datxai.pages.content import MethodsPage
+from datxai.pages.report import write_benchmark_report
+from datxai.pages.style import save_figure
 from datxai.progress import parallel
 from datxai.volume import load
 
@@ -31,7 +31,7 @@ SUMMARY = ("method", "metric", "n", "mean", "low", "high", "rank")
 
 def report(bench: Bench, trials: Sequence[Trial]) -> None:
     """Tables, figures and page of what has been measured."""
-    place, methods = bench.folder, bench.chosen.methods
+    place, methods = bench.folder, bench.options.methods
     results = [row for trial in trials for method in methods for row in _read_results(bench, trial, method)]
     measures = _name_measures(bench)
     costs = [
@@ -50,17 +50,17 @@ def report(bench: Bench, trials: Sequence[Trial]) -> None:
     for _ in parallel(_draw_maps, tasks, len(tasks), bench.settings.n_jobs, "figures drawn"):
         pass
     lines = analysis.tabulate(summary, measures)
-    ways = {name: asdict(bench.chosen.catalogue[name]) for name in methods}
+    methods_settings = {name: asdict(bench.options.catalogue[name]) for name in methods}
     write_text(place / "summary.md", analysis.write_markdown(lines, cases, bench.run.folder.name))
     write_benchmark_report(
         place / "report.html",
-        {
-            "created": datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
-            "lines": lines,
-            "cases": [{**row, "figure": place / "figures" / f"maps_{row['case']}.png"} for row in cases],
-            "figures": {"ranks": place / "figures" / "ranks.png"},
-            "methods": yaml.safe_dump(ways, sort_keys=False),
-        },
+        MethodsPage(
+            created=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
+            lines=lines,
+            cases=[{**row, "figure": place / "figures" / f"maps_{row['case']}.png"} for row in cases],
+            ranks=place / "figures" / "ranks.png",
+            methods=yaml.safe_dump(methods_settings, sort_keys=False),
+        ),
     )
     ranks = analysis.average_ranks(summary)
     log.info("\nMean rank over the measures, %d cases", len(trials))
@@ -72,20 +72,20 @@ def report(bench: Bench, trials: Sequence[Trial]) -> None:
 def _draw_maps(settings: Config, folder: Path, trial: Trial) -> None:
     """The figure of a trial's maps."""
     bench = of_this_process(settings, folder)
-    frame = Frame(bench.grid, bench.regions["outline"], bench.regions["brain"])
-    maps = {name: load(bench.map_of(trial, name), blank=True).data for name in bench.chosen.methods}
-    figure = analysis.plot_maps(frame, bench.scan(trial), maps, bench.lesion(trial))
+    maps = {name: load(bench.map_of(trial, name), blank=True).data for name in bench.options.methods}
+    figure = analysis.plot_maps(bench.anatomy.frame, bench.scan(trial), maps, bench.lesion(trial))
     save_figure(figure, bench.folder / "figures" / f"maps_{trial.name}")
 
 
 def _read_results(bench: Bench, trial: Trial, method: str) -> list[dict]:
     """Rows of results.tsv."""
     record = bench.read(trial, method)
+    assert record is not None, "every map is made"
     peak = record["peak_bytes"]
     row = {"method": method, "case": trial.name, "seconds": record["seconds"], "peak_mib": peak and peak / 2**20}
     return [
         {**row, "metric": f"{metric}.{name}", "value": value}
-        for metric in bench.chosen.metrics
+        for metric in bench.options.metrics
         if metric not in trial.metrics_left_out
         for name, value in record["measures"][metric].items()
     ]
@@ -94,7 +94,7 @@ def _read_results(bench: Bench, trial: Trial, method: str) -> list[dict]:
 def _name_measures(bench: Bench) -> dict:
     """What methods are ranked by: the headline of each metric, and how maps change with a lesion; what a map costs."""
     named = {}
-    for name in bench.chosen.metrics:
+    for name in bench.options.metrics:
         if name == LESION:
             named["lesion.seen_share"] = Measure("Seen lesion, share", True)
             named["lesion.seen_rank"] = Measure("Seen lesion, rank", True)
@@ -108,10 +108,11 @@ def _name_measures(bench: Bench) -> dict:
 
 def _describe_trial(bench: Bench, trial: Trial) -> dict:
     """A row of cases.tsv; ``input_share``, a yardstick: the share of the scan's own change that lies in the lesion."""
-    share = None
-    if trial.lesion:
+    input_share = None
+    lesion = bench.lesion(trial)
+    if lesion is not None:
         healthy = load(bench.pair(trial.name, "healthy")).data
-        share = measure_change(bench.scan(trial), healthy, bench.lesion(trial), bench.regions["brain"])["share"]
+        input_share = measure_change(bench.scan(trial), healthy, lesion, bench.regions["brain"])["share"]
     row = {"case": trial.name, "label": trial.label, "predicted": trial.predicted, "target": trial.target}
-    row |= {"lesion": trial.lesion, "effect": trial.effect, "seen": trial.seen, "input_share": share}
+    row |= {"lesion": trial.lesion, "effect": trial.effect, "seen": trial.seen, "input_share": input_share}
     return row | {"checked": trial.checked}

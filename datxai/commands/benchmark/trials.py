@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,14 @@ import torch
 
 from datxai.case import describe_imaging
 from datxai.commands.benchmark.bench import Bench, Trial, of_this_process
-from datxai.config import Config
+from datxai.config import Config, Phantom
+from datxai.data_source import set_camera
 from datxai.files import hash_code, hash_content
 from datxai.imaging.reconstruction import reconstruct
 from datxai.phantom.lesion import draw_healthy, locate_lesion, simulate_pair
+from datxai.phantom.population import Subject
 from datxai.progress import parallel
-from datxai.results import read_predictions
 from datxai.run import Run
-from datxai.stages.simulate import set_camera
 from datxai.volume import load, save
 
 PAIR_CODE = (  # with all that these import
@@ -29,10 +29,10 @@ PAIR_CODE = (  # with all that these import
 
 def choose_cases(bench: Bench) -> list[Trial]:
     """Cases of the test set at equal steps from the most normal to the most reduced."""
-    cases = sorted((case for case in read_predictions(bench.run) if case["set"] == "test"), key=_margin)
-    n = min(bench.chosen.n_cases, len(cases))
-    checked = _spread(min(bench.chosen.n_checks, n), n)
-    targets = {"normal": 0, "reduced": 1, "difference": "difference"}
+    cases = sorted(bench.findings.of_set("test"), key=itemgetter("margin"))
+    n = min(bench.options.n_cases, len(cases))
+    checked = _spread(min(bench.options.n_checks, n), n)
+    targets = {"normal": 0, "reduced": 1, "difference": "difference", "decision": "decision"}
     return [
         Trial(
             case["participant_id"],
@@ -46,31 +46,27 @@ def choose_cases(bench: Bench) -> list[Trial]:
 
 
 def _spread(n: int, total: int) -> list[int]:
-    """``n`` places at equal steps among ``total``, in the middle of as many parts."""
+    """``n`` indices at equal steps among ``total``: the middles of ``n`` equal parts."""
     return [int((number + 0.5) * total / n) for number in range(n)]
-
-
-def _margin(case: Mapping) -> float:
-    return case["logit_reduced"] - case["logit_normal"]
 
 
 def try_lesions(bench: Bench) -> list[Trial]:
     """The pairs of healthy and lesioned phantoms, made where they are missing, and what each lesion does."""
-    settings, chosen = bench.settings, bench.chosen
-    if not chosen.lesions:
+    settings, options = bench.settings, bench.options
+    if not options.lesions:
         return []
-    phantom = settings.data.kind == "phantom"
-    seed, cohort = (settings.data.seed, settings.data.n_subjects) if phantom else (settings.seed, 0)
-    heads = draw_healthy(chosen.n_heads, seed, beyond=cohort)
+    data = settings.data
+    seed, cohort = (data.seed, data.n_subjects) if isinstance(data, Phantom) else (settings.seed, 0)
+    heads = draw_healthy(options.n_heads, seed, beyond=cohort)
     tasks = [
         (settings, bench.run.folder, head, lesion, f"{lesion}-{number}")
         for number, head in enumerate(heads, start=1)
-        for lesion in chosen.lesions
+        for lesion in options.lesions
     ]
     for _ in parallel(_make_pair, tasks, len(tasks), settings.n_jobs, "lesions made"):
         pass
-    tested = [case for case in read_predictions(bench.run) if case["set"] == "test"]
-    normal, reduced = (np.median([_margin(case) for case in tested if case["label"] == label]) for label in (0, 1))
+    tested = bench.findings.of_set("test")
+    normal, reduced = (np.median([case["margin"] for case in tested if case["label"] == label]) for label in (0, 1))
     trials = []
     for *_, lesion, name in tasks:
         scans = [load(bench.pair(name, kind)).data for kind in ("healthy", "lesioned")]
@@ -78,24 +74,25 @@ def try_lesions(bench: Bench) -> list[Trial]:
             logits = bench.explainer.model(torch.from_numpy(np.stack(scans)[:, None]).to(bench.device)).double().cpu()
         healthy, lesioned = (logits[:, 1] - logits[:, 0]).tolist()
         effect = float((lesioned - healthy) / (reduced - normal))
-        seen = abs(effect) >= chosen.min_effect
+        seen = abs(effect) >= options.min_effect
         trials.append(Trial(name, "difference", None, int(lesioned > 0), lesion, effect, seen))
     return trials
 
 
-def _make_pair(settings: Config, folder: Path, head: object, lesion: str, name: str) -> None:
+def _make_pair(settings: Config, folder: Path, head: Subject, lesion: str, name: str) -> None:
     """The scans of a head with and without a lesion, alike in all else, and where the lesion is."""
     bench = of_this_process(settings, folder)
-    camera = set_camera(settings.data.camera) if settings.data.kind == "phantom" else {}
-    how = asdict(settings.reconstruction)
-    del how["start_angle_deg"], how["flip"], how["centre"]  # of other cameras
-    mark = hash_content([lesion, head.seed, camera, describe_imaging(settings), how, hash_code(*PAIR_CODE)])
-    if Run.made_with(bench.pair(name, "lesioned"), mark):
+    camera = set_camera(settings.data.camera) if isinstance(settings.data, Phantom) else {}
+    reconstruction = asdict(settings.reconstruction)
+    del reconstruction["start_angle_deg"], reconstruction["flip"], reconstruction["centre"]  # of other cameras
+    imaging, code = describe_imaging(settings), hash_code(*PAIR_CODE)
+    fingerprint = hash_content([lesion, head.seed, camera, imaging, reconstruction, code])
+    if Run.made_with(bench.pair(name, "lesioned"), fingerprint):
         return
     pair = simulate_pair(head, lesion, **camera)
     used = pair.camera
     lesioned, healthy = (
-        reconstruct(counts, used.angles_deg, used.pixel_mm, used.pixel_mm, **how)
+        reconstruct(counts, used.angles_deg, used.pixel_mm, used.pixel_mm, **reconstruction)
         for counts in (pair.lesioned, pair.healthy)
     )
     lesioned, measures = bench.imaging.process(lesioned, name)
@@ -103,4 +100,5 @@ def _make_pair(settings: Config, folder: Path, head: object, lesion: str, name: 
     scaled = healthy.data / np.float32(measures["reference_value"])
     save(healthy.after("scale", scaled, reference_value=measures["reference_value"]), bench.pair(name, "healthy"))
     save(bench.imaging.follow(locate_lesion(head.head, lesion), measures), bench.pair(name, "lesion"))
-    save(lesioned, bench.pair(name, "lesioned"), {"fingerprint": mark, "measures": measures})  # last: now all are there
+    record = {"fingerprint": fingerprint, "measures": measures}
+    save(lesioned, bench.pair(name, "lesioned"), record)  # written last: the pair is complete

@@ -1,11 +1,12 @@
 """DICOM in and out: reconstructed volumes, the projections of a tomographic acquisition, and results.
 
-`identify` says which of the first two a scan is, `read_series` and `read_projections` read them, and
-`write_projections` makes a complete NM TOMO object. `read_source` and `read_subject` tell whose scan it is,
-`deidentify` takes that away again, and `write_dicom_results` files a relevance map beside the scan.
+A `Series` is the files of one scan, of which each header is read once. `identify` says which of the first two it is,
+`read_series` and `read_projections` read them, and `write_projections` makes a complete NM TOMO object. `read_source`
+and `read_subject` tell whose scan it is, `deidentify` takes that away again, and `write_dicom_results` files a
+relevance map beside the scan.
 """
 
-from datxai.imaging.dicom.dataset import identify, keep_scans
+from datxai.imaging.dicom.dataset import Series, identify, keep_scans, survey
 from datxai.imaging.dicom.export import write_projections
 from datxai.imaging.dicom.projections import Projections, read_projections
 from datxai.imaging.dicom.result import write_dicom_results, write_parametric_map, write_secondary_capture
@@ -14,6 +15,7 @@ from datxai.imaging.dicom.volumes import read_series
 
 __all__ = [
     "Projections",
+    "Series",
     "Source",
     "deidentify",
     "identify",
@@ -23,6 +25,7 @@ __all__ = [
     "read_series",
     "read_source",
     "read_subject",
+    "survey",
     "write_dicom_results",
     "write_parametric_map",
     "write_projections",

@@ -6,6 +6,8 @@ what a header claims is checked before memory is taken for it, and its text is s
 
 from __future__ import annotations
 
+import gzip
+import io
 import logging
 import mmap
 import os
@@ -13,12 +15,25 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from datxai.errors import InputError
-from datxai.files import has_preamble
+from datxai.forms import (
+    DICOM,
+    DICOMDIR,
+    GZIP,
+    HEAD,
+    PREFIX,
+    tell_form,
+    tell_form_of,
+    tell_form_of_part,
+    walk,
+)  # fmt: skip
+from datxai.nifti import SPACING_RANGE_MM
 
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 PROJECTIONS = "TOMO"  # third value of Image Type, DICOM PS3.3 C.8.4.9
@@ -26,32 +41,105 @@ PLANAR = {"STATIC", "DYNAMIC", "WHOLE BODY"}
 GATED = {"GATED", "GATED TOMO", "RECON GATED TOMO"}
 TRANSMISSION = {"TRANSMISSION"}
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+IMAGE_CLASSES = {f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("20", "128", "128.1", "130", "5")}  # of SPECT and PET
 SCANS = {"NM", "PT", "ST"}  # modalities that DAT scans come as
 PHOTOPEAK_KEV = 159.0  # of I-123
-LARGEST_PIXELS = 2**27  # of one file: 512 x 512 x 512
-LARGEST_UNPACKED = 4 * LARGEST_PIXELS  # bytes of a deflated file
-SPACING_RANGE_MM = (0.1, 50.0)  # of pixels and slices
+LARGEST_PIXELS = 2**26  # of one file: 512 x 512 x 256
+LARGEST_UNPACKED = 8 * LARGEST_PIXELS  # bytes of a deflated file
 LONGEST_TEXT = 64  # characters, as Long String has them
 CHUNK = 2**20
+PREAMBLE = 128  # bytes before the prefix
 BULK = {"OB", "OW", "UN"}  # value representations that can hide pixels
 
 
-def identify(files: str | os.PathLike | Iterable[str | os.PathLike]) -> str:
+Files = str | os.PathLike | Iterable[str | os.PathLike]
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What the header of a file tells; ``kind`` is 'projections' or 'volume', and ``other`` says why it can be no part
+    of a scan."""
+
+    path: Path
+    elements: Any  # a pydicom dataset without pixels
+    modality: str
+    is_image: bool
+    is_capture: bool
+    kind: str
+    other: str
+
+    @contextmanager
+    def open(self) -> Iterator:
+        """The dataset without pixels. Whatever goes wrong while it is in use is the file's fault: an `InputError`."""
+        with _blaming(self.path):
+            yield self.elements
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """The DICOM files of one scan, of which each header is read once.
+
+    Every function here that takes files takes a series as well, and then reads no header again.
+    """
+
+    paths: tuple[Path, ...]
+    others: tuple[tuple[Path, str], ...] = ()  # what lies beside the scan, and why it is passed over
+    headers: dict[Path, Header] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, files: Files | Series) -> Series:
+        """The files of a scan without what lies beside it; see `survey`."""
+        if isinstance(files, Series):
+            return files
+        paths, others, forms = _list_files(files)
+        everything = cls(tuple(paths), tuple(sorted(others)))
+        if len(paths) == 1:
+            return everything
+        scans = []
+        for path in paths:
+            reason = everything.why_no_scan(path, forms.get(path) or tell_form_of_part(path))
+            others.append((path, reason)) if reason else scans.append(path)
+        return cls(tuple(scans), tuple(sorted(others)), everything.headers) if scans else everything
+
+    def header(self, path: Path) -> Header:
+        """The header of one of the files."""
+        if path not in self.headers:
+            self.headers[path] = _read_header(path)
+        return self.headers[path]
+
+    def why_no_scan(self, path: Path, form: str) -> str:
+        """Why a file of this form is no part of a scan; empty if it may be one."""
+        if form != DICOM:
+            return "is no DICOM"
+        header = self.header(path)
+        if not (header.modality or header.is_image):
+            raise InputError(
+                f"{path}: ends before it tells what it is, and may be a part of the scan; it is truncated or "
+                f"damaged, export it again or remove it."
+            )
+        if header.modality not in SCANS:
+            return f"is of modality {header.modality or 'unknown'}"
+        return "is a capture of the screen" if header.is_capture else header.other
+
+
+def identify(files: Files | Series) -> str:
     """What files of one scan hold, from their headers: 'projections' or 'volume'.
 
     Raises `InputError` if they hold both, planar, gated or transmission images, or are of another modality than NM
     and PET.
     """
-    paths = list_files(files)
+    series = files if isinstance(files, Series) else Series(tuple(list_files(files)))
     kinds = {}
-    for path in paths:
-        with reading(path, stop_before_pixels=True) as dataset:
-            modality = printable(dataset.get("Modality") or "unknown")
-            if modality not in SCANS:
-                raise InputError(
-                    f"{path}: is of modality {modality}, expected a SPECT or PET scan (NM, PT); remove it."
-                )
-            kinds[kind_of(dataset, path)] = path
+    for path in series.paths:
+        header = series.header(path)
+        if header.modality not in SCANS:
+            raise InputError(
+                f"{path}: is of modality {header.modality or 'unknown'}, expected a SPECT or PET scan (NM, PT); remove "
+                f"it."
+            )
+        if header.other:
+            raise InputError(f"{path}: {header.other}; remove it.")
+        kinds[header.kind] = path
     if len(kinds) > 1:
         raise InputError(
             f"{kinds['projections']}: holds projections, and {kinds['volume']} of the same participant and session a "
@@ -60,36 +148,69 @@ def identify(files: str | os.PathLike | Iterable[str | os.PathLike]) -> str:
     return next(iter(kinds))
 
 
-def keep_scans(files: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
-    """The paths without what an archive files beside a scan: other modalities, as the CT of a SPECT/CT, and captures
-    of the screen. All of them, if nothing else is there."""
-    paths = list_files(files)
-    if len(paths) == 1:
-        return paths
-    scans = []
-    for path in paths:
-        with reading(path, stop_before_pixels=True) as dataset:
-            is_capture = str(dataset.get("SOPClassUID") or "").startswith(SECONDARY_CAPTURE)
-            if dataset.get("Modality") in SCANS and not is_capture:
-                scans.append(path)
-    return scans or paths
+def keep_scans(files: Files) -> list[Path]:
+    """The paths without what lies beside a scan (see `survey`)."""
+    return survey(files)[0]
 
 
-def list_files(files: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
-    """The paths; from a folder those that have DICOM's preamble."""
+def survey(files: Files) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The files of a scan, and those that lie beside it with the reason why they are passed over.
+
+    Beside a scan lie other modalities, as the CT of a SPECT/CT, captures of the screen, planar, gated and transmission
+    images, objects that are no images, and what is no DICOM. If there is nothing else, all of them are kept: whoever
+    reads them says what is wrong. A file that is DICOM but damaged may be a part of the scan: an `InputError`.
+    """
+    series = Series.of(files)
+    return list(series.paths), list(series.others)
+
+
+def list_files(files: Files | Series) -> list[Path]:
+    """The paths; from a folder those below it, at any depth, that are DICOM or called so. A DICOMDIR is its folder."""
+    return list(files.paths) if isinstance(files, Series) else _list_files(files)[0]
+
+
+def _list_files(files: Files) -> tuple[list[Path], list[tuple[Path, str]], dict[Path, str]]:
+    """What `list_files` gives, the other files of a folder with the reason why they are passed over, and the forms of
+    those whose form has been looked at."""
+    others, forms = [], {}
     single = isinstance(files, (str, os.PathLike))
     paths = [Path(files)] if single else sorted(map(Path, files))
+    if single and paths[0].is_file() and tell_form(paths[0]) == DICOMDIR:
+        paths = [paths[0].parent]
     if single and paths[0].is_dir():
-        folder = paths[0]
-        inside = (path for path in folder.iterdir() if path.name != "DICOMDIR" and path.is_file())
-        paths = sorted(filter(has_preamble, inside))
-        if not paths:
-            raise InputError(f"{folder}: holds no DICOM file, expected the files of one series.")
+        folder, forms = paths[0], {path: tell_form_of_part(path) for path in walk(paths[0])}
+        paths = [path for path, form in forms.items() if form == DICOM or (not form and _is_named_dicom(path))]
+        others = [(path, f"is {forms[path] or 'no DICOM'}") for path in forms.keys() - {*paths}]
+        if DICOM not in forms.values():
+            raise InputError(
+                f"{folder}: holds no DICOM file among {len(forms)} files, expected the files of one series; give the "
+                f"folder that holds them, or a NIfTI file itself."
+            )
     for path in paths:
         if not path.is_file():
             raise InputError(f"{path}: no such file, expected a DICOM file.")
     assert paths, "no files given"
-    return paths
+    return paths, others, forms
+
+
+def _is_named_dicom(path: Path) -> bool:
+    return path.name.lower().endswith((".dcm", ".dcm.gz", ".ima"))
+
+
+def _read_header(path: Path) -> Header:
+    with reading(path, stop_before_pixels=True) as dataset:
+        sop_class = str(dataset.get("SOPClassUID") or "")
+        kind = other = ""
+        try:
+            kind = kind_of(dataset, path)
+        except InputError as error:
+            other = str(error).removeprefix(f"{path}: ").removesuffix("; remove it.")
+        if sop_class and sop_class not in IMAGE_CLASSES and not dataset.get("Rows"):
+            other = f"is no image (SOP Class {printable(sop_class)})"
+        is_capture = sop_class.startswith(SECONDARY_CAPTURE)
+        is_image = bool(dataset.get("Rows"))
+        modality = printable(dataset.get("Modality") or "")
+        return Header(path, dataset, modality, is_image, is_capture, kind, other)
 
 
 @contextmanager
@@ -98,13 +219,22 @@ def reading(path: Path, stop_before_pixels: bool = False) -> Iterator:
     import pydicom
 
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # what it says of damaged files is said once, below
+    with _blaming(path), _open(path) as content:
+        head = content.read(HEAD)
+        bare = head[PREAMBLE:][: len(PREFIX)] != PREFIX and tell_form_of(head) == DICOM
+        _require_bounded(content, 0 if bare else PREAMBLE + len(PREFIX), path)
+        dataset = pydicom.dcmread(content, stop_before_pixels=stop_before_pixels, force=bare)
+        _settle_syntax(dataset, path)
+        yield dataset
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Whatever goes wrong here is the file's fault: an `InputError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd but readable values are common
-            # mapped, so that a length the file does not have takes no memory
-            with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                _require_bounded(content, path)
-                yield pydicom.dcmread(content, stop_before_pixels=stop_before_pixels)
+            yield
     except InputError:
         raise
     except Exception as error:  # elements are parsed when asked for, and a damaged one raises anything
@@ -113,15 +243,51 @@ def reading(path: Path, stop_before_pixels: bool = False) -> Iterator:
         ) from error
 
 
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """The content of a file, mapped, so that a length the file does not have takes no memory; unpacked if gzipped."""
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content[:2] != GZIP:
+            whole = _complete(content)
+            yield whole if whole is content else io.BytesIO(whole)  # pyright: ignore[reportReturnType]  # is read like a file
+            return
+        with gzip.GzipFile(fileobj=content) as packed:
+            while packed.read(CHUNK):
+                _require_unpacked(packed.tell(), path)
+            packed.seek(0)
+            yield io.BytesIO(_complete(packed.read()))
+
+
+def _complete(content):
+    """The content of a file with the preamble, where it begins with the prefix that stands behind one."""
+    return bytes(PREAMBLE) + content[:] if content[: len(PREFIX)] == PREFIX else content
+
+
+def _settle_syntax(dataset, path: Path) -> None:
+    """Without a transfer syntax, that in which the elements turned out to be written, uncompressed."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    if dataset.file_meta.get("TransferSyntaxUID"):
+        return
+    if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+        raise InputError(
+            f"{path}: does not say how its pixels are compressed, Transfer Syntax UID (0002,0010) is missing; export "
+            f"it again."
+        )
+    implicit, little = dataset.original_encoding
+    explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+
+
 def kind_of(dataset, path: Path) -> str:
     """'projections' or 'volume', by Image Type (0008,0008); other images are an `InputError`."""
     value = dataset.get("ImageType") or ()
     parts = [str(part).upper() for part in ((value,) if isinstance(value, str) else value)]
     for name, values in (("planar", PLANAR), ("gated", GATED), ("transmission", TRANSMISSION)):
         if values & {*parts}:
-            told = printable("/".join(parts))
+            stated = printable("/".join(parts))
             raise InputError(
-                f"{path}: holds {name} images (Image Type {told}), expected projections (TOMO) or a reconstructed "
+                f"{path}: holds {name} images (Image Type {stated}), expected projections (TOMO) or a reconstructed "
                 f"volume (RECON TOMO); remove it."
             )
     return "projections" if PROJECTIONS in parts else "volume"
@@ -148,7 +314,7 @@ def require_pixels(dataset, path: Path) -> None:
 
 def decode(dataset, path: Path) -> np.ndarray:
     """Stored pixels as (frames, rows, columns)."""
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels import get_decoder  # pyright: ignore[reportPrivateImportUsage]  # documented there
 
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     try:
@@ -163,34 +329,60 @@ def decode(dataset, path: Path) -> np.ndarray:
         )
     try:
         pixels = dataset.pixel_array
+        fits = _fits_stored_bits(dataset, pixels)
     except Exception as error:  # decoders raise what they like
         raise InputError(
             f"{path}: the pixel data cannot be decoded, there is less or other data than the header promises; the "
             f"file is truncated or damaged, export it again."
         ) from error
+    if not fits:
+        raise InputError(
+            f"{path}: Bits Stored (0028,0101) is {dataset.BitsStored}, but the pixels use more of the "
+            f"{dataset.BitsAllocated} that are there (0028,0100), expected them to agree; export it again."
+        )
     return pixels.reshape(-1, *pixels.shape[-2:])
 
 
-def rescale(pixels: np.ndarray, dataset) -> np.ndarray:
+def _fits_stored_bits(dataset, pixels: np.ndarray) -> bool:
+    """Whether uncompressed pixels are the same with and without the bits beyond those that are said to be stored."""
+    allocated = dataset.get("BitsAllocated")
+    if "PixelData" not in dataset or allocated == dataset.get("BitsStored") or allocated not in (8, 16, 32):
+        return True
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        return True
+    order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+    whole = np.dtype(f"{order}{'ui'[dataset.PixelRepresentation]}{allocated // 8}")
+    return bool((np.frombuffer(dataset.PixelData, whole, pixels.size) == pixels.ravel()).all())
+
+
+def rescale(pixels: np.ndarray, dataset, path: Path) -> np.ndarray:
     """Stored values times Rescale Slope plus Rescale Intercept, where there are any; float32."""
-    slope, intercept = (dataset.get(keyword) for keyword in ("RescaleSlope", "RescaleIntercept"))
-    slope = 1.0 if slope is None else float(slope)
-    return (pixels * slope + (0.0 if intercept is None else float(intercept))).astype(np.float32)
+    slope, intercept = (
+        0.0 if dataset.get(keyword) in (None, "") else float(numbers(dataset, keyword, 1, path)[0])
+        for keyword in ("RescaleSlope", "RescaleIntercept")
+    )
+    if slope <= 0 and dataset.get("RescaleSlope") not in (None, ""):
+        fault = "makes all values alike" if slope == 0 else "turns uptake into its reverse"
+        raise InputError(
+            f"{path}: Rescale Slope (0028,1053) is {slope:g}, which {fault}, expected what a stored value "
+            f"stands for; export it again, or with the slope removed."
+        )
+    return np.multiply(pixels, slope or 1.0, dtype=np.float32) + np.float32(intercept)
 
 
 def numbers(dataset, keyword: str, count: int, path: Path) -> np.ndarray:
     """Values of an element as floats, shape (count,)."""
     value = dataset.get(keyword)
     try:
-        found = np.atleast_1d(np.array(value, dtype=float))
+        values = np.atleast_1d(np.array(value, dtype=float))
     except (TypeError, ValueError):
-        found = np.array([])
-    if found.shape != (count,) or not np.isfinite(found).all():
+        values = np.array([])
+    if values.shape != (count,) or not np.isfinite(values).all():
         raise InputError(
             f"{path}: {keyword} is {'missing' if value in (None, '') else printable(value)}, expected {count} "
             f"number{'s' * (count > 1)}; export the scan again with its geometry."
         )
-    return found
+    return values
 
 
 def window_limits(item) -> list[float] | None:
@@ -206,13 +398,13 @@ def window_limits(item) -> list[float] | None:
 
 def pixel_spacing(dataset, path: Path) -> np.ndarray:
     """Distance between rows and between columns in mm, shape (2,)."""
-    found = numbers(dataset, "PixelSpacing", 2, path)
-    if not is_spacing(found).all():
+    spacing = numbers(dataset, "PixelSpacing", 2, path)
+    if not is_spacing(spacing).all():
         raise InputError(
-            f"{path}: PixelSpacing is {found.tolist()}, expected lengths of {SPACING_RANGE_MM[0]:g} to "
+            f"{path}: PixelSpacing is {spacing.tolist()}, expected lengths of {SPACING_RANGE_MM[0]:g} to "
             f"{SPACING_RANGE_MM[1]:g} mm; export the scan again."
         )
-    return found
+    return spacing
 
 
 def is_spacing(length_mm: np.ndarray) -> np.ndarray:
@@ -228,20 +420,24 @@ def printable(value: object) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
-def _require_bounded(content: mmap.mmap, path: Path) -> None:
+def _require_bounded(content: BinaryIO, start: int, path: Path) -> None:
     """Raise `InputError` if a file of the deflated transfer syntax unpacks to more than any scan holds."""
     from pydicom.filereader import read_dataset
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    content.seek(132)  # behind preamble and prefix
+    content.seek(start)  # of the meta information, behind preamble and prefix
     meta = read_dataset(content, False, True, stop_when=lambda tag, *_: tag.group != 2)
     unpack, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         while piece := unpack.unconsumed_tail or content.read(CHUNK):
             size += len(unpack.decompress(piece, CHUNK))
-            if size > LARGEST_UNPACKED:
-                raise InputError(
-                    f"{path}: unpacks to more than {LARGEST_UNPACKED >> 20} MiB, expected the size of a scan; the file "
-                    f"is damaged or made to fill the memory, export it uncompressed."
-                )
+            _require_unpacked(size, path)
     content.seek(0)
+
+
+def _require_unpacked(size: int, path: Path) -> None:
+    if size > LARGEST_UNPACKED:
+        raise InputError(
+            f"{path}: unpacks to more than {LARGEST_UNPACKED >> 20} MiB, expected the size of a scan; the file "
+            f"is damaged or made to fill the memory, export it uncompressed."
+        )

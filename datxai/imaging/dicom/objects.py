@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 from datxai.files import replacing
 
@@ -20,13 +21,14 @@ def write_object(path: str | os.PathLike, sop_class: str, sop_instance: str, ele
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
 
-    meta = FileMetaDataset()
+    meta: Any = FileMetaDataset()
     meta.MediaStorageSOPClassUID = sop_class
     meta.MediaStorageSOPInstanceUID = sop_instance
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(None, {}, preamble=b"\0" * 128, file_meta=meta)
+    nowhere: Any = None  # not read from a file
+    dataset = FileDataset(nowhere, {}, preamble=b"\0" * 128, file_meta=meta)
     with warnings.catch_warnings(), replacing(path) as temporary:
-        warnings.simplefilter("ignore")  # odd values of a patient or study are handed on as they are
+        warnings.simplefilter("ignore")  # odd values in the elements of patient and study are copied as they are
         for keyword, value in {"SOPClassUID": sop_class, "SOPInstanceUID": sop_instance, **elements}.items():
             setattr(dataset, keyword, _element(value))
         dataset.save_as(temporary, enforce_file_format=True)

@@ -12,9 +12,9 @@ from scipy import ndimage
 from datxai.imaging.dicom.volumes import LPS_TO_RAS
 from datxai.volume import Volume
 
-LEAST_COLUMNS = 256  # smaller pictures are enlarged, so that letters can be read
-BRIGHT_PERCENTILE = 99.9  # of the scan, about the size of the striata ...
-HEADROOM = 1.3  # ... which are this far from black: relevance must be seen on them
+LEAST_COLUMNS = 256  # pixels; smaller pictures are enlarged, so that letters can be read
+BRIGHT_PERCENTILE = 99.9  # the voxels above it take about the volume of the striata
+HEADROOM = 1.3  # black is this many times that value, so that relevance can be seen on the striata
 NOTE = "RESEARCH USE, NOT DIAGNOSTIC"
 FONT_SIZE, STRIP_ROWS = 11, 34
 
@@ -51,16 +51,17 @@ def blend(scan: Volume, relevance: Volume, colours: np.ndarray) -> tuple[np.ndar
     (grey, affine), (signal, _) = (lay_out(volume.data, volume.affine) for volume in (scan, relevance))
     times = -(-LEAST_COLUMNS // grey.shape[2])
     grey, signal = (
-        ndimage.zoom(part, (1, times, times), order=1, mode="nearest", grid_mode=True) for part in (grey, signal)
+        np.asarray(ndimage.zoom(part, (1, times, times), order=1, mode="nearest", grid_mode=True))
+        for part in (grey, signal)
     )
     finer = np.diag([1.0 / times, 1.0 / times, 1.0, 1.0])
     finer[:2, 3] = (1.0 / times - 1.0) / 2.0  # centre of the first of the finer pixels
     limit = float(np.abs(relevance.data).max()) or 1.0
     black = HEADROOM * float(np.percentile(scan.data, BRIGHT_PERCENTILE))
     under = 255.0 * (1.0 - np.clip(grey / (black if black > 0 else 1.0), 0.0, 1.0))
-    share = np.clip(signal / limit, -1.0, 1.0)
-    over = colours[np.rint((share + 1.0) * 127.5).astype(np.uint8)]
-    opacity = np.sqrt(np.abs(share))[..., None]
+    relative = np.clip(signal / limit, -1.0, 1.0)
+    over = colours[np.rint((relative + 1.0) * 127.5).astype(np.uint8)]
+    opacity = np.sqrt(np.abs(relative))[..., None]
     frames = np.rint(opacity * over + (1.0 - opacity) * under[..., None]).astype(np.uint8)
     return _mark(frames, colours, limit), affine @ finer
 

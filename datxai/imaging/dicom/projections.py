@@ -11,9 +11,8 @@ middle. Frames that are said to be corrected for it (Corrected Image holds COR) 
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,8 @@ import numpy as np
 from datxai.errors import InputError
 from datxai.imaging.dicom.dataset import (
     PHOTOPEAK_KEV,
+    Files,
+    Series,
     decode,
     kind_of,
     list_files,
@@ -33,6 +34,8 @@ from datxai.imaging.dicom.dataset import (
     rescale,
     window_limits,
 )
+from datxai.imaging.values import require_counts
+from datxai.nifti import LARGEST_EXTENT_MM
 
 PHOTOPEAK_NAME = re.compile(r"123|iod|159", re.IGNORECASE)
 SCATTER_NAME = re.compile(r"(?<![a-z])sc|lower|upper", re.IGNORECASE)
@@ -45,8 +48,10 @@ VECTORS = {
     "view": "AngularViewVector",
 }
 FLIPS = ("rotation", "bins", "rows")
+MOST_BINS, MOST_VIEWS = 256, 360  # of all detectors; more would not fit in memory when reconstructed
 SAME_ANGLE_DEG = 0.01
-LARGEST_OFFSET_MM = 50.0  # of the centre of rotation: beyond, the head is not in the field of view
+ARC_TOLERANCE_DEG = 2.0  # largest difference between Scan Arc and the sum of the steps
+LARGEST_OFFSET_MM = 50.0  # of the centre of rotation; with a larger one the head would not be in the field of view
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +87,8 @@ class _Detector:
     """What one detector saw in the window of I-123, view by view."""
 
     counts: np.ndarray  # (views, rows, bins)
-    start_deg: float | None  # where it stood first, if that is told
-    turned_deg: np.ndarray  # since then, (views,)
+    start_deg: float | None  # angle of its first view, if the file gives one
+    turned_deg: np.ndarray  # angle of each view less that of the first, (views,)
     radius_mm: list[float] | None
     offset_mm: float  # of the centre of rotation, to the right
 
@@ -104,7 +109,7 @@ class _NoPhotopeak(InputError):
 
 
 def read_projections(
-    files: str | os.PathLike | Iterable[str | os.PathLike],
+    files: Files | Series,
     start_angle_deg: float | Sequence[float] | None = None,
     flip: Collection[str] = (),
 ) -> Projections:
@@ -144,6 +149,9 @@ def read_projections(
     counts = np.concatenate([detector.counts for detector in detectors])
     if not counts.any():
         raise InputError(f"{name}: every count is zero, expected an acquisition; export it again.")
+    if len(counts) > MOST_VIEWS:
+        raise InputError(f"{name}: has {len(counts)} views, expected at most {MOST_VIEWS}; keep one acquisition.")
+    require_counts(counts, name)
     sense = -1.0 if "rotation" in flip else 1.0
     starts = _choose_starts([detector.start_deg for detector in detectors], start_angle_deg, sense, len(parts), name)
     angles = [start + sense * detector.turned_deg for start, detector in zip(starts, detectors)]
@@ -164,12 +172,13 @@ def read_projections(
         "start_angle_deg": start_angle_deg,
         "flip": sorted(flip),
     }
+    radii = [detector.radius_mm for detector in detectors if detector.radius_mm]
     return Projections(
         np.ascontiguousarray(counts),
         np.concatenate(angles) % 360.0,
         pixel_mm,
         row_spacing_mm,
-        np.concatenate([d.radius_mm for d in detectors]) if all(d.radius_mm for d in detectors) else None,
+        np.concatenate(radii) if len(radii) == len(detectors) else None,
         (counts.shape[2] - 1) / 2.0 + np.repeat(offsets, views) / pixel_mm if any(offsets) else None,
         (record,),
     )
@@ -195,6 +204,7 @@ def _read_file(path: Path) -> _Part:
                 f"{path}: holds no projections, expected Image Type TOMO; give the acquisition's raw data."
             )
         require_pixels(dataset, path)
+        _require_matrix(dataset, path)
         pixels = decode(dataset, path)
         frames = _index_frames(dataset, len(pixels), path)
         window, limits = _choose_window(dataset, int(frames["window"].max()), path)
@@ -206,8 +216,19 @@ def _read_file(path: Path) -> _Part:
         return _Part(patient, series, tuple(spacing.tolist()), limits, detectors)
 
 
+def _require_matrix(dataset, path: Path) -> None:
+    """Raise `InputError` for more bins than a camera has, before memory is allocated for a volume."""
+    bins = int(dataset.get("Columns") or 1)
+    width_mm = bins * pixel_spacing(dataset, path)[1]
+    if bins > MOST_BINS or width_mm > LARGEST_EXTENT_MM:
+        raise InputError(
+            f"{path}: has {bins} bins, {width_mm:g} mm wide, expected at most {MOST_BINS} and {LARGEST_EXTENT_MM:g} "
+            f"mm; export the acquisition's raw data."
+        )
+
+
 def _require_one(parts: list[_Part], name: object) -> None:
-    """One series of one patient on one matrix. Identities are compared, not told."""
+    """One series of one patient on one matrix. Identities are compared but never shown."""
     if len({part.patient for part in parts}) > 1:
         raise InputError(f"{name}: the files are of more than one patient, expected one acquisition; separate them.")
     if len({part.series for part in parts}) > 1:
@@ -253,7 +274,7 @@ def _index_frames(dataset, count: int, path: Path) -> dict[str, np.ndarray]:
 
 
 def _choose_window(dataset, count: int, path: Path) -> tuple[int, list[float] | None]:
-    """Number of the energy window of I-123, counted from 1, and its limits in keV (None where they are not told)."""
+    """Number of the energy window of I-123, counted from 1, and its limits in keV (None if the file gives none)."""
     items = [*(dataset.get("EnergyWindowInformationSequence") or ())][:count]
     names = [str(item.get("EnergyWindowName") or "") for item in items]
     limits = [window_limits(item) for item in items]
@@ -264,23 +285,23 @@ def _choose_window(dataset, count: int, path: Path) -> tuple[int, list[float] | 
         if PHOTOPEAK_NAME.search(name) and not SCATTER_NAME.search(name) and (k in holding or not limits[k])
     ]
     if count == 1 and not any(limits) and not any(map(SCATTER_NAME.search, names)):
-        holding = [0]  # nothing is told of the one window there is
-    chosen = holding if len(holding) == 1 else named
-    if len(chosen) != 1:
-        told = ", ".join(
+        holding = [0]  # there is one window, and the file does not describe it
+    candidates = holding if len(holding) == 1 else named
+    if len(candidates) != 1:
+        listed = ", ".join(
             f"{name!r}" + (f" {bounds[0]:g}-{bounds[1]:g} keV" if bounds else "") for name, bounds in zip(names, limits)
         )
         raise (InputError if named or holding else _NoPhotopeak)(
-            f"{path}: {len(named or holding) or 'none'} of the energy windows ({told or 'not described'}) could be "
+            f"{path}: {len(named or holding) or 'none'} of the energy windows ({listed or 'not described'}) could be "
             f"that of I-123, expected one that holds {PHOTOPEAK_KEV:g} keV; export that one alone."
         )
-    return chosen[0] + 1, limits[chosen[0]] if limits else None
+    return candidates[0] + 1, limits[candidates[0]] if limits else None
 
 
 def _read_detector(
     dataset, number: int, frames: dict[str, np.ndarray], window: int, pixels: np.ndarray, path: Path
 ) -> _Detector:
-    """Views of the detector with this number, in their order."""
+    """The views of one detector in the window of I-123, ordered by angle."""
     own = np.flatnonzero((frames["window"] == window) & (frames["detector"] == number))
     own = own[np.argsort(frames["view"][own])]
     views = frames["view"][own]
@@ -306,7 +327,7 @@ def _read_detector(
     elif _is_given(rotation, "StartAngle"):
         start = float(numbers(rotation, "StartAngle", 1, path)[0]) + step * (views[0] - 1)
     return _Detector(
-        rescale(pixels[own], dataset),
+        rescale(pixels[own], dataset, path),
         start,
         step * (views - views[0]),
         _radius(detector, len(views)) or _radius(rotation, len(views)),
@@ -315,32 +336,32 @@ def _read_detector(
 
 
 def _choose_starts(
-    told: list[float | None], given: float | Sequence[float] | None, sense: float, files: int, name: object
+    declared: list[float | None], given: float | Sequence[float] | None, sense: float, files: int, name: object
 ) -> list[float]:
-    """Where each detector stood first, in degrees, from what the files tell and what the user gives."""
+    """Angle of the first view of each detector, in degrees, from the files and from the user's setting."""
     try:
-        chosen = None if given is None else np.atleast_1d(np.array(given, float)).tolist()
+        wanted = None if given is None else np.atleast_1d(np.array(given, float)).tolist()
     except (TypeError, ValueError):
-        chosen = []
-    n = len(told)
-    if chosen is not None and (len(chosen) not in (1, n) or not np.isfinite(chosen).all()):
+        wanted = []
+    n, known = len(declared), [start for start in declared if start is not None]
+    if wanted is not None and (len(wanted) not in (1, n) or not np.isfinite(wanted).all()):
         raise InputError(
             f"{name}: reconstruction.start_angle_deg is {given}, expected a number of degrees or a list of {n}, one "
             f"per detector; correct it."
         )
     advice = "set reconstruction.start_angle_deg" + (f" to a list of {n} angles, one per detector" if n > 1 else "")
-    if chosen and len(chosen) == n:
-        starts = chosen
-    elif None in told:
+    if wanted and len(wanted) == n:
+        starts = wanted
+    elif len(known) < n:
         raise InputError(
             f"{name}: StartAngle is missing, of a detector and of its rotation (0054,0200); export the acquisition's "
             f"raw data, or {advice}."
         )
     else:
-        first = chosen[0] if chosen else told[0]
-        starts = [first + sense * (start - told[0]) for start in told]
-    around = np.sort(np.mod(starts, 360.0))
-    if (np.diff(around, append=around[0] + 360.0) < SAME_ANGLE_DEG).any():
+        first = wanted[0] if wanted else known[0]
+        starts = [first + sense * (start - known[0]) for start in known]
+    angles = np.sort(np.mod(starts, 360.0))
+    if (np.diff(angles, append=angles[0] + 360.0) < SAME_ANGLE_DEG).any():
         whole = "" if files == 1 else f" of {files} files"
         repeated = "" if files == 1 else "keep one file if they repeat one another, or "
         raise InputError(
@@ -364,8 +385,21 @@ def _step(rotation, views: int, path: Path) -> float:
             f"or CW; export the acquisition's raw data."
         )
     promised = int(rotation.get("NumberOfFramesInRotation") or views)
-    if promised % views:  # some count the views of one detector, some those of all detectors and windows
+    if promised % views:  # cameras count the views of one detector, or those of all detectors and windows
         raise InputError(f"{path}: has {views} views of a detector, the rotation promises {promised}; export it again.")
+    if (views - 1) * step > 360.0 + ARC_TOLERANCE_DEG:
+        raise InputError(
+            f"{path}: {views} views in steps of {step:g} degrees (Angular Step, 0018,1144) go round more than once, "
+            f"expected at most one turn; export the acquisition's raw data."
+        )
+    arc = rotation.get("ScanArc")
+    if arc not in (None, "") and (arc := float(numbers(rotation, "ScanArc", 1, path)[0])):
+        counted = {n - k for n in (views, promised) for k in (0, 1)}  # views, or the steps between them
+        if min(abs(n * step - abs(arc)) for n in counted) > max(step, ARC_TOLERANCE_DEG):
+            raise InputError(
+                f"{path}: Scan Arc (0018,1143) is {arc:g} degrees, but {views} views in steps of {step:g} (Angular "
+                f"Step, 0018,1144) make {views * step:g}, expected them to agree; export the acquisition's raw data."
+            )
     return DIRECTIONS[direction] * step
 
 
@@ -387,6 +421,9 @@ def _offset(dataset, detector, path: Path) -> float:
 def _radius(holder, views: int) -> list[float] | None:
     """Distance of the detector from the axis per view, in mm: one value for all, or one each."""
     value = holder.get("RadialPosition")
-    found = np.atleast_1d(np.array(value, float)) if value not in (None, "") else np.array([])
-    usable = found.size in (1, views) and np.isfinite(found).all() and (found > 0).all()
-    return np.broadcast_to(found, views).tolist() if usable else None
+    try:
+        radii = np.atleast_1d(np.array(value, float)) if value not in (None, "") else np.array([])
+    except (TypeError, ValueError):
+        return None
+    usable = radii.size in (1, views) and np.isfinite(radii).all() and (radii > 0).all()
+    return np.broadcast_to(radii, views).tolist() if usable else None

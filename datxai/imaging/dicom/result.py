@@ -20,7 +20,7 @@ from datxai.imaging.dicom.source import Source
 from datxai.volume import Volume
 
 RIGHT_ANGLE_TOLERANCE = 1e-3  # of the cosine between rows and columns
-SERIES_NUMBERS = {"map": 9501, "colour": 9502}  # beyond those that scanners give
+SERIES_NUMBERS = {"map": 9501, "colour": 9502}  # larger than those that scanners give
 NO_DATE, NO_TIME = "19000101", "000000"  # where an element must not be empty
 
 # Coded terms of DICOM PS3.16, SNOMED CT and UCUM; there is no public code for relevance
@@ -92,8 +92,20 @@ def write_parametric_map(
         "PerFrameFunctionalGroupsSequence": [number | place for number, place in zip(numbers, places)],
         "FloatPixelData": frames.astype("<f4").tobytes(),
     }
-    shared |= {
-        "ParametricMapFrameTypeSequence": [{"FrameType": kind}],
+    shared |= {"ParametricMapFrameTypeSequence": [{"FrameType": kind}], **_describe_values(largest)}
+    shared["DerivationImageSequence"] = [
+        {
+            "DerivationDescription": description,
+            "DerivationCodeSequence": [code(DERIVATION)],
+            "SourceImageSequence": _refer(source),
+        }
+    ]
+    _write_new(path, ParametricMapStorage, uid, elements | {"SharedFunctionalGroupsSequence": [shared]})
+
+
+def _describe_values(largest: float) -> dict:
+    """The functional group that describes pixel values: relevance from -``largest`` to ``largest``, without a unit."""
+    return {
         "PixelValueTransformationSequence": [{"RescaleIntercept": 0, "RescaleSlope": 1, "RescaleType": "US"}],
         "FrameVOILUTSequence": [
             {"WindowCenter": 0, "WindowWidth": 2.0 * (largest or 1.0), "VOILUTFunction": "LINEAR_EXACT"}
@@ -116,15 +128,7 @@ def write_parametric_map(
                 ],
             }
         ],
-        "DerivationImageSequence": [
-            {
-                "DerivationDescription": description,
-                "DerivationCodeSequence": [code(DERIVATION)],
-                "SourceImageSequence": _refer(source),
-            }
-        ],
     }
-    _write_new(path, ParametricMapStorage, uid, elements | {"SharedFunctionalGroupsSequence": [shared]})
 
 
 def write_secondary_capture(
@@ -176,7 +180,7 @@ def write_secondary_capture(
 
 
 def _describe_result(source: Source, kind: str, description: str) -> dict:
-    """What both objects say of patient, study, series, equipment and sources."""
+    """The elements on patient, study, series, equipment and sources, which both objects share."""
     from pydicom.uid import generate_uid
 
     now = datetime.now()
@@ -201,7 +205,7 @@ def _describe_result(source: Source, kind: str, description: str) -> dict:
         "InstanceNumber": 1,
         "ContentDate": date,
         "ContentTime": time,
-        "BurnedInAnnotation": "NO",  # none that tells who the patient is
+        "BurnedInAnnotation": "NO",  # the text in the pictures does not identify the patient
         "RecognizableVisualFeatures": "NO",
         "LossyImageCompression": "00",
         "ReferencedSeriesSequence": [
@@ -211,7 +215,7 @@ def _describe_result(source: Source, kind: str, description: str) -> dict:
 
 
 def _refer(source: Source) -> list[dict]:
-    """The instances that a result was made of; of all frames, since a network sees the whole scan at once."""
+    """References to the source instances, without numbers of frames: the network sees the whole scan at once."""
     return [
         {
             "ReferencedSOPClassUID": class_,
@@ -241,9 +245,9 @@ def _place_frames(path: str | os.PathLike, frames: np.ndarray, affine: np.ndarra
         ],
         "PlaneOrientationSequence": [{"ImageOrientationPatient": cosines.tolist()}],
     }
-    each = [{"PlanePositionSequence": [{"ImagePositionPatient": position.tolist()}]} for position in positions]
+    per_frame = [{"PlanePositionSequence": [{"ImagePositionPatient": position.tolist()}]} for position in positions]
     shape = {"NumberOfFrames": len(frames), "Rows": frames.shape[1], "Columns": frames.shape[2]}
-    return shape, shared, each
+    return shape, shared, per_frame
 
 
 def _number_frames(count: int) -> tuple[dict, list[dict]]:

@@ -6,17 +6,17 @@ operators and stations never get into a result.
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache
 
 from datxai import __version__
 from datxai.errors import InputError
-from datxai.imaging.dicom.dataset import keep_scans, kind_of, reading
+from datxai.forms import is_nifti
+from datxai.imaging.dicom.dataset import Files, Series, kind_of, printable
 from datxai.imaging.dicom.objects import code
 
 REQUIRED = (  # type 2 of the modules Patient and General Study (DICOM PS3.3 C.7.1.1, C.7.2.1): there, maybe empty
@@ -24,15 +24,15 @@ REQUIRED = (  # type 2 of the modules Patient and General Study (DICOM PS3.3 C.7
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
 OPTIONAL = ("IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight", "StudyDescription")
-SCAN_DATES = ("AcquisitionDate", "StudyDate", "SeriesDate")  # the last may be that of a later reconstruction
+SCAN_DATES = ("AcquisitionDate", "StudyDate", "SeriesDate")  # the last may be the date of a later reconstruction
 DAT_TRACERS = ("ioflupane", "datscan", "fpcit", "bcit", "iometopane", "trodat", "pe2i", "altropane")
-OLDEST = 110  # years; who is older was born on a date made up, such as 1900-01-01
+YOUNGEST, OLDEST = 1, 110  # years; ages beyond are placeholders, such as 000Y or a birth on 1900-01-01
 BASIC_PROFILE = ("113100", "DCM", "Basic Application Confidentiality Profile")
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a result says of the scan that it was made of.
+    """The scan that a result was made of.
 
     ``elements`` are those of the patient and the study by keyword, ``instances`` are (series, SOP class, SOP instance)
     of each file. ``frame_of_reference`` is the scan's own where the voxels lie in it (``in_frame``), else a new one.
@@ -45,11 +45,11 @@ class Source:
     deidentified: bool = False
 
 
-def read_source(files: str | os.PathLike | Iterable[str | os.PathLike]) -> Source:
+def read_source(files: Files | Series) -> Source:
     """The source of a scan, from the headers of its files (or their folder).
 
-    What is reconstructed from projections lies around the axis of rotation, and where that stands in the scanner is
-    not told: it gets a frame of reference of its own.
+    A volume reconstructed from projections gets a frame of reference of its own: it lies around the axis of rotation,
+    whose place in the scanner no file gives.
 
     Raises
     ------
@@ -59,16 +59,17 @@ def read_source(files: str | os.PathLike | Iterable[str | os.PathLike]) -> Sourc
     """
     from pydicom.uid import generate_uid
 
-    paths = keep_scans(files)
+    series = Series.of(files)
+    paths = series.paths
     name = paths[0] if len(paths) == 1 else paths[0].parent
-    found, instances, frames = {}, [], set()
+    studies, instances, frames = {}, [], set()
     for path in paths:
-        if path.name.lower().endswith((".nii", ".nii.gz")):
+        if path not in series.headers and is_nifti(path):
             raise InputError(
                 f"{path}: is NIfTI, which tells neither patient nor study, expected DICOM to file a DICOM result with; "
                 f"give the original files, or leave dicom=true out."
             )
-        with reading(path, stop_before_pixels=True) as dataset:
+        with series.header(path).open() as dataset:
             uids = [str(dataset.get(f"{kind}UID") or "") for kind in ("SeriesInstance", "SOPClass", "SOPInstance")]
             elements = {keyword: _plain(dataset.get(keyword)) for keyword in ("StudyInstanceUID", *REQUIRED, *OPTIONAL)}
             if not all([elements["StudyInstanceUID"], *uids]):
@@ -79,26 +80,36 @@ def read_source(files: str | os.PathLike | Iterable[str | os.PathLike]) -> Sourc
             place = str(dataset.get("FrameOfReferenceUID") or "")
             frames.add(place if kind_of(dataset, path) == "volume" else "")
         instances.append(tuple(uids))
-        found.setdefault((elements["PatientID"], elements["StudyInstanceUID"]), elements)
-    if len(found) > 1:
+        studies.setdefault((elements["PatientID"], elements["StudyInstanceUID"]), elements)
+    if len(studies) > 1:
         raise InputError(f"{name}: the files are of more than one patient or study, expected one scan; separate them.")
-    (elements,) = found.values()
+    (elements,) = studies.values()
     kept = {keyword: value for keyword, value in elements.items() if value or keyword not in OPTIONAL}
     in_frame = len(frames) == 1 and "" not in frames
     return Source(kept, tuple(instances), frames.pop() if in_frame else generate_uid(prefix=None), in_frame)
 
 
-def read_subject(files: str | os.PathLike | Iterable[str | os.PathLike]) -> dict:
+def read_subject(files: Files | Series) -> dict:
     """``age`` in years and ``sex`` (M, F or O) of the person, and the ``tracer`` as it is named, from the header of the
-    first file; None if not told.
+    first file; None if it has none. ``doubt`` is a sentence if the age in the header cannot be one.
 
     The age is Patient's Age, or else the full years from birth to the scan, as far as both dates make sense.
     """
-    with reading(keep_scans(files)[0], stop_before_pixels=True) as dataset:
+    series = Series.of(files)
+    with series.header(series.paths[0]).open() as dataset:
         age, sex = _parse_age(dataset), str(dataset.get("PatientSex") or "")
-        told = [dataset, *(dataset.get("RadiopharmaceuticalInformationSequence") or ())]
-        tracers = [str(item.get("Radiopharmaceutical") or "").strip() for item in told]
-    return {"age": age, "sex": sex if sex in ("M", "F", "O") else None, "tracer": next(filter(None, tracers), None)}
+        holders = [dataset, *(dataset.get("RadiopharmaceuticalInformationSequence") or ())]
+        tracers = [str(item.get("Radiopharmaceutical") or "").strip() for item in holders]
+        written = printable(dataset.get("PatientAge") or "")
+    doubt = None
+    if age is None and written:
+        doubt = f"The header tells the age {written}, which is none; what is expected is told regardless of age."
+    return {
+        "age": age,
+        "sex": sex if sex in ("M", "F", "O") else None,
+        "tracer": next(filter(None, tracers), None),
+        "doubt": doubt,
+    }
 
 
 def is_dat_tracer(name: str) -> bool:
@@ -109,11 +120,11 @@ def is_dat_tracer(name: str) -> bool:
 
 
 def deidentify(source: Source) -> Source:
-    """A source that tells nobody's name: DICOM PS3.15 Annex E, Basic Application Confidentiality Profile.
+    """The source without the patient's identity: DICOM PS3.15 Annex E, Basic Application Confidentiality Profile.
 
     Every element of patient and study is emptied or removed, except for a random Patient ID, so that an archive does
-    not merge people. All unique identifiers are replaced by random ones, the same for the same within one call; the
-    way back is kept nowhere.
+    not merge people. All unique identifiers are replaced by random ones, equal ones by equal ones; the
+    originals are kept nowhere.
     """
     from pydicom.uid import generate_uid
 
@@ -140,16 +151,17 @@ def deidentify(source: Source) -> Source:
 
 
 def _parse_age(dataset) -> float | None:
-    told = str(dataset.get("PatientAge") or "")
-    years = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}.get(told[-1:])
-    if years and told[:-1].isdecimal():
-        return float(told[:-1]) * years
+    """Patient's Age, or the years from birth to scan; None for placeholders such as 000Y and 999Y."""
+    written = str(dataset.get("PatientAge") or "")
+    years = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}.get(written[-1:])
+    if years and written[:-1].isdecimal() and YOUNGEST <= (age := float(written[:-1]) * years) <= OLDEST:
+        return age
     birth = _parse_date(dataset, "PatientBirthDate")
     scan = next(filter(None, (_parse_date(dataset, keyword) for keyword in SCAN_DATES)), None)
     if birth is None or scan is None:
         return None
     age = scan.year - birth.year - ((scan.month, scan.day) < (birth.month, birth.day))
-    return float(age) if 0 <= age <= OLDEST else None
+    return float(age) if YOUNGEST <= age <= OLDEST else None
 
 
 def _parse_date(dataset, keyword: str) -> date | None:

@@ -6,8 +6,6 @@ patient is kept, in a volume's history or in a message.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +14,8 @@ import numpy as np
 from datxai.errors import InputError
 from datxai.imaging.dicom.dataset import (
     PHOTOPEAK_KEV,
-    SPACING_RANGE_MM,
+    Files,
+    Series,
     decode,
     is_spacing,
     kind_of,
@@ -29,10 +28,12 @@ from datxai.imaging.dicom.dataset import (
     rescale,
     window_limits,
 )
-from datxai.volume import Volume, require_invertible, require_signal, to_ras
+from datxai.nifti import SPACING_RANGE_MM, require_lattice
+from datxai.volume import Volume, require_signal, to_ras
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-COSINE_TOLERANCE = 1e-3  # of directions: unit length, right angle, agreement between slices
+COSINE_TOLERANCE = 1e-3  # of directions: agreement between slices
+ROUNDED_COSINES = 0.02  # of unit lengths and right angles: what is left of them with two decimals; made exact
 SPACING_TOLERANCE = 0.05  # of slice positions, as a fraction of the distance between slices
 
 
@@ -44,6 +45,7 @@ class _Slice:
     position: np.ndarray  # centre of the first pixel
     axes: np.ndarray  # (3, 2): step from column to column, step from row to row
     normal: np.ndarray  # row direction x column direction
+    gap: float = 0.0  # to the next slice, where the header tells it
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class _Part:
     slices: list[_Slice]
 
 
-def read_series(files: str | os.PathLike | Iterable[str | os.PathLike]) -> Volume:
+def read_series(files: Files | Series) -> Volume:
     """Read one reconstructed series as a `Volume`, in RAS+.
 
     A multi-frame file of nuclear medicine is stacked along the cross product of its row and column
@@ -83,8 +85,8 @@ def read_series(files: str | os.PathLike | Iterable[str | os.PathLike]) -> Volum
     slices = [one for part in parts for one in part.slices]
     _require_count(len(slices), parts[0].promised, name)
     data, affine = _stack(slices, name)
-    require_invertible(affine, name)
-    require_signal(data, name)
+    require_lattice(data.shape, affine, name)
+    data = require_signal(data, name)
     record = {
         "step": "load",
         "format": "DICOM",
@@ -115,12 +117,12 @@ def _read_file(path: Path) -> _Part:
 
 
 def _require_tracer(dataset, path: Path) -> None:
-    """Raise `InputError` if energy windows are told and none could have seen I-123."""
+    """Raise `InputError` if energy windows are given and none could have seen I-123."""
     limits = [window_limits(item) for item in dataset.get("EnergyWindowInformationSequence") or ()]
     if limits and all(bounds and not bounds[0] <= PHOTOPEAK_KEV <= bounds[1] for bounds in limits):
-        told = ", ".join(f"{low:g}-{high:g}" for low, high in limits)
+        kev = ", ".join(f"{low:g}-{high:g}" for low, high in filter(None, limits))
         raise InputError(
-            f"{path}: was counted at {told} keV, expected an energy window that holds {PHOTOPEAK_KEV:g} keV (I-123); "
+            f"{path}: was counted at {kev} keV, expected an energy window that holds {PHOTOPEAK_KEV:g} keV (I-123); "
             f"it is a scan with another tracer, remove it."
         )
 
@@ -146,12 +148,10 @@ def _cut(dataset, pixels: np.ndarray, path: Path) -> list[_Slice]:
     """The slices of one file."""
     if "PerFrameFunctionalGroupsSequence" in dataset:
         return _cut_enhanced(dataset, pixels, path)
-    detector = dataset.get("DetectorInformationSequence") or [dataset]
-    place = detector[0] if "ImageOrientationPatient" in detector[0] else dataset
-    directions = numbers(place, "ImageOrientationPatient", 6, path)
-    position = numbers(place, "ImagePositionPatient", 3, path)
+    directions = _find_told(dataset, "ImageOrientationPatient", 6, path)
+    position = _find_told(dataset, "ImagePositionPatient", 3, path)
     spacing = pixel_spacing(dataset, path)
-    first = _place(pixels[0], position, directions, spacing, dataset, path)
+    first = _place(pixels[0], position, directions, spacing, dataset, dataset, path)
     if len(pixels) == 1:
         return [first]
     keyword = "SpacingBetweenSlices" if dataset.get("SpacingBetweenSlices") else "SliceThickness"
@@ -163,9 +163,26 @@ def _cut(dataset, pixels: np.ndarray, path: Path) -> list[_Slice]:
             f"many; export it again."
         )
     return [
-        replace(first, pixels=rescale(frame, dataset), position=position + (int(rank) - 1) * step)
+        replace(first, pixels=rescale(frame, dataset, path), position=position + (int(rank) - 1) * step)
         for frame, rank in zip(pixels, ranks)
     ]
+
+
+def _find_told(dataset, keyword: str, count: int, path: Path) -> np.ndarray:
+    """An element of the geometry, from the detectors or from the top level, wherever it is told.
+
+    Several detectors of a reconstruction, and the top level, have to agree in direction; positions may differ, since
+    where a head lies is found anyway.
+    """
+    holders = [item for item in (*(dataset.get("DetectorInformationSequence") or ()), dataset) if item.get(keyword)]
+    values = [numbers(holder, keyword, count, path) for holder in holders] or [numbers(dataset, keyword, count, path)]
+    other = max(values, key=lambda value: np.abs(value - values[0]).max())
+    if count == 6 and np.abs(other - values[0]).max() > ROUNDED_COSINES:
+        raise InputError(
+            f"{path}: Image Orientation is {values[0].tolist()} in one place and {other.tolist()} in another "
+            f"(detectors, top level), expected one; export it again."
+        )
+    return values[0]
 
 
 def _cut_enhanced(dataset, pixels: np.ndarray, path: Path) -> list[_Slice]:
@@ -175,32 +192,42 @@ def _cut_enhanced(dataset, pixels: np.ndarray, path: Path) -> list[_Slice]:
     if len(groups) != len(pixels):
         raise InputError(f"{path}: has {len(pixels)} frames and {len(groups)} descriptions of frames; export it again.")
 
-    def find(group, keyword):
+    def find(group, sequence, keyword):
+        """Where the element is told: for the frame, for all frames, or at the top level."""
         for holder in (group, shared):
-            if holder is not None and holder.get(keyword):
-                return holder[keyword][0]
+            if holder is not None and holder.get(sequence) and holder[sequence][0].get(keyword) not in (None, ""):
+                return holder[sequence][0]
         return dataset
 
     return [
         _place(
             frame,
-            numbers(find(group, "PlanePositionSequence"), "ImagePositionPatient", 3, path),
-            numbers(find(group, "PlaneOrientationSequence"), "ImageOrientationPatient", 6, path),
-            pixel_spacing(find(group, "PixelMeasuresSequence"), path),
-            find(group, "PixelValueTransformationSequence"),
+            numbers(find(group, "PlanePositionSequence", at := "ImagePositionPatient"), at, 3, path),
+            numbers(find(group, "PlaneOrientationSequence", at := "ImageOrientationPatient"), at, 6, path),
+            pixel_spacing(find(group, "PixelMeasuresSequence", "PixelSpacing"), path),
+            find(group, "PixelValueTransformationSequence", "RescaleSlope"),
+            find(group, "PixelMeasuresSequence", "SpacingBetweenSlices"),
             path,
         )
         for frame, group in zip(pixels, groups)
     ]
 
 
-def _place(pixels, position, directions, spacing, scaling, path) -> _Slice:
-    along_columns, along_rows = directions[:3], directions[3:]
-    cosines = np.array([along_columns @ along_columns, along_rows @ along_rows, along_columns @ along_rows])
-    if np.abs(cosines - [1, 1, 0]).max() > COSINE_TOLERANCE:
+def _place(pixels, position, directions, spacing, scaling, measures, path) -> _Slice:
+    left, lengths, right = np.linalg.svd(directions.reshape(2, 3), full_matrices=False)
+    if np.abs(lengths - 1).max() > ROUNDED_COSINES:
         raise InputError(f"{path}: Image Orientation {directions.tolist()} are no right-angled axes; export it again.")
+    along_columns, along_rows = left @ right  # the nearest that are
     axes = np.stack([along_columns * spacing[1], along_rows * spacing[0]], axis=1)
-    return _Slice(rescale(pixels, scaling), position, axes, np.cross(along_columns, along_rows))
+    return _Slice(rescale(pixels, scaling, path), position, axes, np.cross(along_columns, along_rows), _gap(measures))
+
+
+def _gap(holder) -> float:
+    """Spacing Between Slices without its sign; 0 where it is not told."""
+    try:
+        return abs(float(holder.get("SpacingBetweenSlices") or 0))
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _stack(slices: list[_Slice], name: object) -> tuple[np.ndarray, np.ndarray]:
@@ -233,6 +260,12 @@ def _stack(slices: list[_Slice], name: object) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(
             f"{name}: slices are {gap:g} mm apart, expected {SPACING_RANGE_MM[0]:g} to {SPACING_RANGE_MM[1]:g} mm; "
             f"export the scan again."
+        )
+    declared = max(one.gap for one in slices)
+    if declared and abs(declared / gap - 1) > SPACING_TOLERANCE:
+        raise InputError(
+            f"{name}: slices are {gap:g} mm apart by their positions and {declared:g} mm by Spacing Between Slices, "
+            f"expected one distance; export the whole series again."
         )
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
     if np.abs(positions - positions[0] - np.arange(len(slices))[:, None] * step).max() > tolerance:

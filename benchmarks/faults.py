@@ -1,0 +1,247 @@
+"""What becomes of a run whose files are damaged, whose commands are killed, and whose disk is full; and of bad inputs.
+
+    python -m benchmarks.faults run=runs/phantom minutes=10 seed=0
+
+Works on a copy of a finished run. A row per kind of fault: how many there were, how many were ``refused`` by one
+sentence, ``made again`` as it was before, or ``harmless``; and, which must stay 0, how many ended in a ``traceback`` or
+a ``silent`` difference, took more than ten seconds (``slow``), or left ``litter``.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import chain, count, repeat
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from datxai import pipeline
+from datxai.config import STAGES, Config, restore
+from datxai.errors import InputError
+from datxai.files import UNFINISHED, read_rows
+from datxai.integrity import hash_of_all
+from datxai.model import checkpoint
+from datxai.nifti import read as read_nifti
+from datxai.record import RECORD, read_record
+from datxai.run import Run
+from datxai.schema import read_document
+from datxai.volume import Volume, save
+
+GOOD, BAD = ("refused", "made again", "harmless"), ("traceback", "silent", "slow", "litter")
+SLOW_S = 10.0
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+FAST_STAGES = ("split", "evaluate")  # whose writes fail one after the other
+
+
+def cut(content: bytes, chance: random.Random) -> bytes:
+    return content[: chance.randrange(len(content))]
+
+
+def flip(content: bytes, chance: random.Random) -> bytes:
+    place = chance.randrange(len(content))
+    return content[:place] + bytes([content[place] ^ (1 << chance.randrange(8))]) + content[place + 1 :]
+
+
+def swap(content: bytes, chance: random.Random) -> bytes:
+    """Two pieces of a file change places, as they do where blocks are written in another order."""
+    a, b = sorted(chance.randrange(len(content)) for _ in range(2))
+    return content[:a] + content[b:] + content[a:b]
+
+
+def end_lines(content: bytes, chance: random.Random) -> bytes:
+    return content.replace(b"\n", b"\r\n")
+
+
+DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "cut off": cut, "bit flipped": flip, "pieces swapped": swap, "line ends": end_lines,
+    "emptied": lambda content, chance: b"", "gone": lambda content, chance: b"",
+}  # fmt: skip
+
+
+@contextmanager
+def damaged(path: Path, kind: str, chance: random.Random) -> Iterator[bool]:
+    """A file while it is damaged; whether it differs at all. Its size may be as before, its time never is."""
+    content, state = path.read_bytes(), path.stat()
+    changed = DAMAGES[kind](content, chance) if content else b"x"
+    if kind == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(changed)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    try:
+        yield changed != content or kind == "gone"
+    finally:
+        path.write_bytes(content)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def judge(work: Callable[[], object], is_as_before: Callable[[], bool], differs: bool = True) -> str:
+    """What work on something damaged came to."""
+    begin = time.monotonic()
+    try:
+        work()
+        outcome = "made again" if is_as_before() else "silent"
+        outcome = outcome if differs else "harmless"
+    except InputError:
+        outcome = "refused"
+    except Exception as error:  # what a user must never see
+        print(f"  {type(error).__name__}: {error}", file=sys.stderr)
+        outcome = "traceback"
+    return "slow" if time.monotonic() - begin > SLOW_S else outcome
+
+
+def damage_files(folder: Path, chance: random.Random, until: float) -> Counter:
+    """Files of a run are damaged one at a time, then it is read as commands do: it has to be refused."""
+    run, outcomes = Run(folder), Counter()
+    last = next(stage for stage in reversed(STAGES) if stage in run.entries())
+    names = [name for entry in run.entries().values() for name in entry["files"]] + [run.manifest.name, str(RECORD)]
+    before = run.entries(), read_record(folder)
+
+    def read():
+        Run(folder).entry(last, "faults")
+        assert read_record(folder) is not None, "taken for a folder where no run has been begun"
+
+    def says_the_same():  # what is read, though a byte that says nothing differs
+        now = run.entries()
+        return read_record(folder) == before[1] and all(before[0][stage].items() <= now[stage].items() for stage in now)
+
+    while time.monotonic() < until:
+        name, kind = chance.choice(names), chance.choice(list(DAMAGES))
+        with damaged(folder / name, kind, chance) as differs:
+            outcomes[judge(read, says_the_same if name in names[-2:] else bool, differs)] += 1
+    return outcomes
+
+
+def mutate_inputs(place: Path, chance: random.Random, until: float) -> Counter:
+    """Files of every kind that is read, mutated: each is read, or refused."""
+    save(Volume(np.arange(60.0).reshape(3, 4, 5), np.diag([4, 4, 4, 1.0])), place / "a.nii.gz")
+    save(Volume(np.arange(60.0).reshape(3, 4, 5), np.diag([4, 4, 4, 1.0])), place / "b.nii")
+    rows = "".join(f"sub-{n}\t{50 + n}\t{n % 2}\n" for n in range(9))
+    (place / "c.tsv").write_text(f"participant_id\tage\tlabel\n{rows}")
+    (place / "d.json").write_text(json.dumps({"method": {"name": "lrp"}, "ledger": [1, 2.5, None]}))
+    save_file({"weight": np.ones((3, 2), np.float32)}, place / "e.safetensors")
+    (place / "f.yaml").write_text("network: {shape: [9, 9, 1], channels: [2], hidden: [3], dropout: 0.2}\n")
+    readers: dict[str, Callable[[Path], object]] = {
+        "a.nii.gz": read_nifti, "b.nii": read_nifti, "c.tsv": read_rows,
+        "d.json": lambda path: read_document(path, {"method": dict, "ledger": list}),
+        "e.safetensors": checkpoint.is_whole, "f.yaml": checkpoint.load_network,
+    }  # fmt: skip
+    outcomes = Counter()
+    while time.monotonic() < until:
+        name, kind = chance.choice(list(readers)), chance.choice(list(DAMAGES))
+        with damaged(place / name, kind, chance):
+            outcomes[judge(partial(readers[name], place / name), lambda: True, differs=False)] += 1
+    return outcomes
+
+
+def fail_writes(folder: Path, chance: random.Random, until: float) -> Counter:
+    """From the n-th file on that is written the disk is full; then there is room, and the same work goes on."""
+    outcomes, make_room = Counter(), tempfile.mkdtemp  # every file is written in a room of its own first
+    record = read_record(folder)
+    assert record is not None, "a finished run"
+    settings: Config = restore(record.values)
+    settings.run = str(folder)
+    make = partial(pipeline.run, settings)
+    for stage in FAST_STAGES:
+        settings.stage, is_as_before = stage, partial(_holds, folder, stage, _content(Run(folder), stage))
+        for n in count():
+            rooms = chain(repeat(make_room, n), repeat(_find_no_room))
+            Run(folder).release(stage, [])
+            with mock.patch("datxai.files.tempfile.mkdtemp", lambda rooms=rooms, **where: next(rooms)(**where)):
+                refused = False
+                try:
+                    make()
+                except (OSError, InputError):
+                    refused = True
+            if not refused or time.monotonic() > until:
+                make()
+                break
+            litter = any(folder.rglob(f"{UNFINISHED}*"))
+            outcomes["litter" if litter else judge(make, is_as_before)] += 1
+    return outcomes
+
+
+def _find_no_room(**_: object) -> str:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def kill(folder: Path, chance: random.Random, until: float) -> Counter:
+    """Commands are killed at random moments and given again: what they make is what they would have made."""
+    outcomes, command = Counter(), [sys.executable, "-m", "datxai"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    while time.monotonic() < until:
+        run, stage = Run(folder), chance.choice([stage for stage in STAGES if stage != "report"])
+        before = _content(run, stage)
+        run.release(stage, [])
+        process = subprocess.Popen([*command, stage, f"run={folder}"], start_new_session=True, **quiet)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0, 20))
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, chance.choice(SIGNALS))
+        said = process.communicate()[1]
+        answer = subprocess.run([*command, stage, f"run={folder}"], **quiet)
+        if b"Traceback" in said + answer.stderr or answer.returncode not in (0, 2):
+            outcomes["traceback"] += 1
+        elif any(folder.rglob(f"{UNFINISHED}*")):
+            outcomes["litter"] += 1
+        else:
+            same = answer.returncode == 0 and _holds(folder, stage, before)
+            outcomes["made again" if same else "silent"] += 1
+    return outcomes
+
+
+def _holds(folder: Path, stage: str, content: str | None) -> bool:
+    return _content(Run(folder), stage) == content
+
+
+def _content(run: Run, stage: str) -> str | None:
+    entry = run.entries().get(stage)
+    return None if entry is None else hash_of_all(entry["files"])
+
+
+def table(rows: dict[str, Counter]) -> str:
+    """The outcomes as a table, a row per kind of fault."""
+    lines = ["\t".join(["fault", "n", *GOOD, *BAD])]
+    for name, row in rows.items():
+        lines.append("\t".join(map(str, [name, row.total(), *(row[key] for key in (*GOOD, *BAD))])))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    words = dict(word.partition("=")[::2] for word in sys.argv[1:])
+    source, minutes = Path(words.get("run", "runs/phantom")), float(words.get("minutes", 10))
+    entries = Run(source).entries()
+    if not all(stage in entries and "files" in entries[stage] for stage in FAST_STAGES):
+        sys.exit(f"{source}: expected a finished run, with checksums; make one: datxai run={source}")
+    chance, rows = random.Random(int(words.get("seed", 0))), {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "run"
+        shutil.copytree(source, folder, symlinks=False)
+        inputs = Path(place) / "inputs"
+        inputs.mkdir()
+        for name, share, fault, where in (
+            ("damaged files", 0.2, damage_files, folder), ("mutated inputs", 0.2, mutate_inputs, inputs),
+            ("disk full", 0.2, fail_writes, folder), ("kills", 0.4, kill, folder),
+        ):  # fmt: skip
+            rows[name] = fault(where, chance, time.monotonic() + 60 * minutes * share)
+            print(table({name: rows[name]}), flush=True)
+    sys.exit(1 if any(row[key] for row in rows.values() for key in BAD) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The folder of a new scan that a run has read: page, PDF, numbers, NIfTI volumes, DICOM where asked for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from datxai import __version__
+from datxai.anatomy import Anatomy
+from datxai.case import SBR
+from datxai.files import UNFINISHED, write_json
+from datxai.pages.content import CasePage, MapBeside
+from datxai.reader import Reading, Reference, timed
+from datxai.volume import Volume, save
+
+SCREEN_DPI = 150  # of the picture of a case, which the page shows only where its viewer cannot run
+
+
+class Saved(NamedTuple):
+    """A volume of the folder: what it is in words, its file, and whether it lies in MNI space."""
+
+    title: str
+    file: str
+    volume: Volume
+    mni: bool
+
+
+def write_reading(reading: Reading, folder: Path, anatomy: Anatomy, reference: Reference) -> Path:
+    """Write a reading to ``folder``: report.html and .pdf, prediction.json, NIfTI volumes, DICOM where asked for.
+
+    Everything is made beside the folder and then moved into it, so a failure leaves nothing behind. What an earlier
+    reading left is replaced, except for DICOM, whose names are new each time. prediction.json holds the ``result`` of
+    the reading, with the seconds that writing took. Returns the folder.
+    """
+    from datxai.pages.document import write_case_pdf
+    from datxai.pages.report import write_case_report
+
+    timings = dict(reading.result["timings"])
+    with _replacing_files(folder) as place:
+        downloads = {"PDF": "report.pdf", "numbers (JSON)": "prediction.json"}
+        volumes = _list_volumes(reading)
+        downloads |= {f"{saved.title} (NIfTI)": saved.file for saved in volumes}
+        if reading.source is not None:
+            with timed(timings, "dicom"):
+                for path in _write_dicom(reading, place):
+                    kind = "map" if path.name.startswith("relevance-map") else "colour pictures"
+                    downloads[f"relevance {kind} (DICOM)"] = path.name
+        page = replace(
+            describe_reading(reading, anatomy, reference), downloads=downloads, picture=place / "case.png"
+        )
+        with timed(timings, "write"), ThreadPoolExecutor(1) as other_thread:
+            saving = [other_thread.submit(save, v.volume, place / v.file, mni=v.mni) for v in volumes]
+            _draw(reading, anatomy, place / "case")
+            write_case_pdf(place / "report.pdf", replace(page, timings=timings))
+            for task in saving:
+                task.result()
+        with timed(timings, "page"):
+            write_case_report(place / "report.html", replace(page, timings=timings))
+        write_json(place / "prediction.json", reading.result | {"timings": timings})
+    return folder
+
+
+@contextmanager
+def _replacing_files(folder: Path) -> Iterator[Path]:
+    """A place beside ``folder`` whose files are moved into it when, and only when, all of them have been made."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+    try:
+        yield place
+        folder.mkdir(exist_ok=True)
+        for path in place.iterdir():
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _list_volumes(reading: Reading) -> list[Saved]:
+    name = reading.name
+    return [
+        Saved("relevance in the scan's own space", f"{name}_relevance.nii.gz", reading.own_relevance, False),
+        Saved("relevance in MNI space", f"{name}_space-MNI_relevance.nii.gz", reading.relevance, True),
+        Saved("scan in MNI space", f"{name}_space-MNI_spect.nii.gz", reading.spect, True),
+        *(
+            Saved(f"{other}: {title}", f"{name}_{other}{ending}_relevance.nii.gz", volume, mni)
+            for other, its in reading.beside.items()
+            for title, ending, volume, mni in (
+                ("relevance in the scan's own space", "", its.own_relevance, False),
+                ("relevance in MNI space", "_space-MNI", its.relevance, True),
+            )
+        ),
+    ]
+
+
+def _draw(reading: Reading, anatomy: Anatomy, path: Path) -> None:
+    """The picture of the slices through the most relevant voxel."""
+    from datxai.pages.figures import plot_case
+    from datxai.pages.style import save_figure
+
+    grid, peak = reading.relevance.grid, reading.result["peak"]
+    centre = [0.0, 0.0, 0.0] if peak["x"] is None else [peak["x"], peak["y"], peak["z"]]
+    index = np.rint(grid.mm_to_index(centre)).astype(int)
+    figure = plot_case(anatomy.frame, reading.spect.data, reading.relevance.data, index, ("L", "R"))
+    save_figure(figure, path, ("png",), SCREEN_DPI)
+
+
+def describe_reading(reading: Reading, anatomy: Anatomy, reference: Reference) -> CasePage:
+    """What the page of a new scan shows."""
+    from datxai.analysis.normal_range import describe_range
+
+    result = reading.result
+    return CasePage(
+        case_id=reading.name,
+        created=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
+        predicted=result["predicted"],
+        p_reduced=result["p_reduced"],
+        probability=result["probability"],
+        volumes={"spect": reading.spect, "relevance": reading.relevance},
+        own_volumes={
+            "spect": replace(reading.scan, data=reading.scan.data / np.float32(result["reference_value"])),
+            "relevance": reading.own_relevance,
+        },
+        outline=anatomy.outline,
+        sbr={key: result[key] for key in SBR},
+        normal_range=result["normal_range"],
+        normal_range_source=describe_range(
+            result["normal_range"], result["age"], [case["age"] for case in reference.normals]
+        ),
+        subject={"age": result["age"], "sex": result["sex"]},
+        relevance={
+            "ipsilateral side": "right" if result["mirrored"] else "left",
+            **result["roi_relevance"],
+            "likeness_to_mean_TN": result.get("r_normal"),
+            "likeness_to_mean_TP": result.get("r_reduced"),
+            "consistent": result["consistent"],
+        },
+        explanation={
+            "name": result["explanation"],
+            **result["method"],
+            "seed (normal, reduced)": ", ".join(f"{value:.4g}" for value in result["seed"]),
+            "sum": result["sum"],
+        },
+        quality=result["quality"] | {key: result[key] for key in ("reference_value", "mirrored")},
+        provenance={"datxai": __version__} | {key: reference.evaluated[key] for key in ("finished", "fingerprint")},
+        warnings=result["warnings"],
+        ledger=result["ledger"],
+        beside={
+            name: MapBeside(
+                relevance=its.relevance,
+                own_relevance=its.own_relevance,
+                explanation={**its.result["method"], "sum": its.result["sum"]},
+                measures={**its.result["roi_relevance"], "consistent": its.result["consistent"]},
+            )
+            for name, its in reading.beside.items()
+        },
+    )
+
+
+def _write_dicom(reading: Reading, place: Path) -> list[Path]:
+    from datxai.imaging.dicom import write_dicom_results
+    from datxai.pages.viewer import relevance_colours
+
+    assert reading.source is not None
+    method: Mapping = reading.result["method"]
+    words = f"Relevance ({', '.join(str(method[key]) for key in ('attribution', 'composite') if key in method)})"
+    return write_dicom_results(
+        place, reading.source, reading.own_relevance, reading.scan, relevance_colours(), words[:64]
+    )

@@ -1,0 +1,189 @@
+"""NIfTI and Analyze files as they are: an array and where it lies, in mm, if the header agrees with itself."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel import filebasedimages, spatialimages
+
+from datxai.errors import InputError
+from datxai.forms import GZIP, NIFTI, PAIR, READ, header_of, tell_form
+
+UNREADABLE = (
+    filebasedimages.ImageFileError,
+    spatialimages.HeaderDataError,
+    spatialimages.HeaderTypeError,
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    zlib.error,
+)
+LARGEST_VOXELS = 2**26  # of one file: 512 x 512 x 256
+SPACING_RANGE_MM = (0.1, 50.0)  # of voxels of a scan of the head
+LARGEST_EXTENT_MM = 1000.0  # of a field of view
+LARGEST_TRAILER, CHUNK = 2**24, 2**20  # bytes that may follow the values
+UNITS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # of xyzt_units: metre, millimetre, micrometre; others are not told
+UNIT_NAMES = {1: "metres", 2: "millimetres", 3: "micrometres"}
+ANGLE_TOLERANCE_DEG = 5.0  # between two descriptions of one axis
+LENGTH_TOLERANCE = 0.05  # between two descriptions of one voxel, as a fraction
+
+
+def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Values (X, Y, Z, ...) of whatever type, and the affine to RAS+ mm.
+
+    NIfTI-1 and NIfTI-2, in one file or two, gzipped or not whatever the name says; Analyze with the .mat of SPM, which
+    tells how it lies. Raises `InputError` for what cannot be read, sizes that no scan has, before memory is taken for
+    them, and headers that do not tell the orientation or contradict themselves.
+    """
+    with _reading(path), warnings.catch_warnings(), _open(path) as image:
+        warnings.simplefilter("ignore")  # odd but readable headers are common
+        _require_size(image.shape, path)
+        affine = _find_affine(image, path)
+        require_lattice(image.shape, affine, path)
+        return np.asanyarray(image.dataobj), affine
+
+
+def require_lattice(shape: tuple[int, ...], affine: np.ndarray, name: object) -> None:
+    """Raise `InputError` unless voxels map one to one to places, and are as large and many as those of a head."""
+    spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    if (
+        not np.isfinite(affine).all()
+        or (spacing <= 0).any()
+        or (abs(np.linalg.det(affine[:3, :3])) < 1e-3 * spacing.prod())
+    ):
+        raise InputError(
+            f"{name}: the affine in the header cannot be inverted, expected three independent voxel axes; "
+            f"repair the header (sform/qform) or convert the scan again."
+        )
+    (low, high), extent = SPACING_RANGE_MM, spacing * shape[:3]
+    if (spacing < low).any() or (spacing > high).any() or (extent > LARGEST_EXTENT_MM).any():
+        raise InputError(
+            f"{name}: voxels are {_spell(spacing)} mm, the field of view {_spell(extent)} mm, expected voxels of "
+            f"{low:g} to {high:g} mm and at most {LARGEST_EXTENT_MM:g} mm in all; check the "
+            f"spacing in the header and its unit."
+        )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong is the file's fault."""
+    try:
+        yield
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{path}: cannot be read as NIfTI ({reason}); the file is truncated or of another format, export it again."
+        ) from error
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[spatialimages.SpatialImage]:
+    form = tell_form(path)
+    if form == PAIR:
+        header = header_of(path)
+        image = nib.load(header if header != path or path.suffix != ".img" else path)
+        assert isinstance(image, spatialimages.SpatialImage)  # as all are that have a header apart
+        yield image
+        return
+    if form != NIFTI:
+        reason = f"is {form}" if form else "has no header of NIfTI"
+        raise InputError(f"{path}: cannot be read as NIfTI, it {reason}; {READ}: export it anew as one of these.")
+    with path.open("rb") as stream:
+        packed = stream.read(2) == GZIP
+        stream.seek(0)
+        source = gzip.GzipFile(fileobj=stream) if packed else stream
+        size = int.from_bytes(source.read(4), "little")
+        source.seek(0)
+        kind = nib.Nifti2Image if size in (540, int.from_bytes((540).to_bytes(4, "big"), "little")) else nib.Nifti1Image
+        holder = nib.FileHolder(fileobj=source)
+        yield kind.from_file_map({"header": holder, "image": holder})
+        if packed:  # the checksum is behind the last byte
+            for _ in range(LARGEST_TRAILER // CHUNK):
+                if not source.read(CHUNK):
+                    break
+
+
+def _find_affine(image: spatialimages.SpatialImage, path: Path) -> np.ndarray:
+    """The affine to RAS+ mm, if all that the header says of it can be true."""
+    if not isinstance(image, (nib.Nifti1Pair, nib.Nifti2Pair)):
+        if not header_of(path).with_suffix(".mat").is_file():
+            raise InputError(
+                f"{path}: is an Analyze file, which does not say which side is left, expected the .mat of SPM beside "
+                f"it; export the scan as NIfTI, with its orientation."
+            )
+        return np.asarray(image.affine, float)
+    header = image.header
+    codes = {name: int(header[f"{name}_code"]) for name in ("sform", "qform")}
+    if not any(codes.values()):
+        raise InputError(
+            f"{path}: its header does not say how the scan lies (sform_code and qform_code are 0, expected one of them "
+            f"set), so left and right are unknown; export it again, with its orientation."
+        )
+    unit = int(header["xyzt_units"]) & 7
+    scale = np.diag([*3 * [UNITS_MM.get(unit, 1.0)], 1.0])
+    affine = scale @ np.asarray(image.affine, float)
+    try:
+        require_lattice(image.shape, affine, path)
+    except InputError as error:
+        if unit in (1, 3):
+            raise InputError(f"{str(error)[:-1]}, which is {UNIT_NAMES[unit]} (xyzt_units).") from error
+        raise
+    if codes["sform"]:
+        spacing = UNITS_MM.get(unit, 1.0) * np.array(header["pixdim"][1:4], float)
+        qform = scale @ header.get_qform() if codes["qform"] else None
+        _require_agreement(affine, qform, spacing, codes, path)
+    return affine
+
+
+def _require_agreement(
+    sform: np.ndarray, qform: np.ndarray | None, spacing: np.ndarray, codes: dict[str, int], path: Path
+) -> None:
+    """Raise `InputError` if sform, qform and pixdim cannot all be true.
+
+    An sform of another space than the qform's (another code) may turn and stretch, but not mirror.
+    """
+    if qform is not None and np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
+        raise InputError(
+            f"{path}: qform and sform are mirror images of one another, so left and right are unknown, expected them "
+            f"to agree; export it again, or remove the wrong one (its code 0)."
+        )
+    own = np.sqrt((sform[:3, :3] ** 2).sum(axis=0))
+    one_space = codes["sform"] == (1 if qform is None else codes["qform"])
+    is_told = np.isfinite(spacing).all() and (spacing > 0).all() and not (spacing == 1.0).all()  # as in empty headers
+    if one_space and is_told and np.abs(own / spacing - 1).max() > LENGTH_TOLERANCE:
+        raise InputError(
+            f"{path}: voxels are {_spell(own)} mm by its sform and {_spell(spacing)} mm by its pixdim, expected one "
+            f"size; export it again."
+        )
+    if one_space and qform is not None:
+        cosines = ((sform[:3, :3] / own) * (qform[:3, :3] / np.linalg.norm(qform[:3, :3], axis=0))).sum(axis=0)
+        angle = np.degrees(np.arccos(np.clip(cosines, -1, 1))).max()
+        if angle > ANGLE_TOLERANCE_DEG:
+            raise InputError(
+                f"{path}: the axes of its qform and sform are {angle:.0f} degrees apart, expected them to agree, for "
+                f"both are of one space (code {codes['sform']}); export it again, or remove the wrong one (its code 0)."
+            )
+
+
+def _require_size(shape: tuple[int, ...], path: Path) -> None:
+    """Raise `InputError` for more voxels than any scan of a head has, before memory is taken for them."""
+    if not 0 < math.prod(shape) <= LARGEST_VOXELS:
+        raise InputError(
+            f"{path}: its header promises {' x '.join(map(str, shape))} voxels, expected 1 to {LARGEST_VOXELS} as "
+            f"scans have; the file is damaged or of something else."
+        )
+
+
+def _spell(lengths: np.ndarray) -> str:
+    return " x ".join(f"{length:.4g}" for length in lengths)

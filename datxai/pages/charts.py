@@ -1,0 +1,339 @@
+"""Charts: numbers of a run as curves, points and bars; each function returns a Figure."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from matplotlib.transforms import Bbox
+from numpy.typing import ArrayLike
+
+from datxai.pages.style import COLOURS, COLUMN, NEUTRAL, NORMAL, PAGE, REDUCED, SMALL, add_note, styled
+from datxai.pages.tables import LABEL_NAMES, MEASURES, arrange_table1, format_cell
+
+MARKERS = ("o", "s", "D", "^", "v", "P")
+SEQUENCE = ("black", *COLOURS.values(), "#009e73")  # of things without a colour of their own
+
+
+@styled
+def plot_training(history: Sequence[Mapping]) -> Figure:
+    """Loss and accuracy by epoch; rows hold ``epoch``, ``{train,validation}_{loss,accuracy}`` and ``kept``, whether the
+    weights were the best so far (where that is not known, the lowest validation loss is)."""
+    figure = Figure(figsize=(COLUMN, 1.7), layout="constrained")
+    epochs, validation = (np.array([float(row[key]) for row in history]) for key in ("epoch", "validation_loss"))
+    best = max((float(row["epoch"]) for row in history if row.get("kept")), default=epochs[validation.argmin()])
+    both = figure.subplots(1, 2)
+    for axes, kind in zip(both, ("loss", "accuracy")):
+        for name, label, colour in (("train", "training", NEUTRAL), ("validation", "validation", REDUCED)):
+            values = [float(row[f"{name}_{kind}"]) for row in history]
+            axes.plot(epochs, values, color=colour, label=label, marker=".", markersize=3, linewidth=1.0)
+        axes.axvline(best, color=NORMAL, linewidth=0.8, linestyle="--", label=f"weights kept (epoch {best:.0f})")
+        axes.set(xlabel="epoch", ylabel=kind)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(color="#eeeeee")
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
+
+
+@styled
+def plot_sbr(
+    putamen: ArrayLike, ratio: ArrayLike, labels: ArrayLike, cutoff: float | None = None
+) -> Figure:
+    """Lower putaminal binding ratio against caudate/putamen ratio, by label (0 normal, 1 reduced)."""
+    figure = Figure(figsize=(COLUMN, 2.4), layout="constrained")
+    axes = figure.subplots()
+    putamen, ratio, labels = np.asarray(putamen, float), np.asarray(ratio, float), np.asarray(labels)
+    for value, colour, marker in ((0, NORMAL, "o"), (1, REDUCED, "^")):
+        of_label = np.equal(labels, value)
+        label = f"{LABEL_NAMES[value]} (n = {of_label.sum()})"
+        style = {"s": 9, "c": colour, "marker": marker, "alpha": 0.65, "linewidths": 0, "label": label}
+        axes.scatter(putamen[of_label], ratio[of_label], **style)
+    if cutoff is not None:
+        axes.axvline(cutoff, color="black", linewidth=0.8, linestyle="--", label=f"cutoff {cutoff:.2f}")
+    if len(ratio) and 0 < 10 * np.median(ratio) < ratio.max() and ratio.min() > 0:
+        axes.set_yscale("log")  # an almost empty putamen makes the ratio very large
+    axes.set(xlabel="SBR of the ipsilateral putamen", ylabel="caudate / putamen SBR, ipsilateral")
+    axes.legend()
+    return figure
+
+
+@styled
+def plot_table1(rows: Sequence[Mapping]) -> Figure:
+    """Table 1, ruled as in print; ``rows`` as in `datxai.pages.tables.arrange_table1`."""
+    header, *lines = arrange_table1(rows)
+    widths = np.array([max(map(len, column)) + 2.0 for column in zip(header, *lines)])
+    figure = Figure(figsize=(PAGE, 0.22 * (len(lines) + 1) + 0.1))
+    axes = figure.add_axes((0.01, 0.02, 0.98, 0.96))
+    axes.axis("off")
+    table = axes.table(lines, colLabels=header, colWidths=widths / widths.sum(), edges="horizontal", bbox=Bbox.unit())
+    table.auto_set_font_size(False)
+    for (row, column), cell in table.get_celld().items():
+        cell.set_linewidth(0.8)
+        cell.visible_edges = {0: "BT", len(lines): "B"}.get(row, "")
+        cell.set_text_props(size=7, weight="bold" if row == 0 else "normal", ha="left" if column == 0 else "right")
+    return figure
+
+
+@styled
+def plot_classification(classifiers: Mapping[str, Mapping]) -> Figure:
+    """Measures of classifiers with 95 % intervals, and their confusion matrices.
+
+    ``classifiers``: a short name to a `datxai.analysis.classification.summarise`.
+    """
+    names = [name for name in MEASURES if any(name in measures for measures in classifiers.values())]
+    figure = Figure(figsize=(COLUMN, 0.9 + len(names) * (0.1 + 0.09 * len(classifiers))), layout="constrained")
+    axes = figure.subplots()
+    step = 0.8 / max(len(classifiers), 1)
+    for number, (title, measures) in enumerate(classifiers.items()):
+        places = [place for place, name in enumerate(names) if measures.get(name) is not None]
+        values = [100 * measures[names[place]] for place in places]
+        ends = [[100 * end for end in measures[f"{names[place]}_ci95"]] for place in places]
+        errors = [[abs(value - pair[side]) for value, pair in zip(values, ends)] for side in (0, 1)]
+        axes.errorbar(
+            values, [place + step * (number - (len(classifiers) - 1) / 2) for place in places], xerr=errors,
+            fmt=MARKERS[number % len(MARKERS)], markersize=3, linewidth=0.8, color=SEQUENCE[number % len(SEQUENCE)],
+            label=f"{title}: TN {measures['tn']}, FP {measures['fp']}, FN {measures['fn']}, TP {measures['tp']}",
+        )  # fmt: skip
+    axes.set(yticks=range(len(names)), yticklabels=[MEASURES[name] for name in names], xlabel="percent, 95 % interval")
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="#eeeeee")
+    figure.legend(loc="outside upper left", handlelength=1.2)
+    return figure
+
+
+@styled
+def plot_tree(nodes: Sequence[Mapping]) -> Figure:
+    """A classification tree, root on top; what fulfils a node's condition goes to the left.
+
+    ``nodes``: see `datxai.analysis.classification.Cart`.
+    """
+    levels = {0: 0}
+    columns: dict[int, float] = {}
+
+    def place(number: int) -> float:
+        node = nodes[number]
+        children = [node["left"], node["right"]] if node["feature"] else []
+        for child in children:
+            levels[child] = levels[number] + 1
+        taken = sum(not nodes[other]["feature"] for other in columns)  # leaves so far, each a column
+        columns[number] = float(np.mean([place(child) for child in children])) if children else float(taken)
+        return columns[number]
+
+    place(0)
+    leaves, depth = sum(not node["feature"] for node in nodes), max(levels.values()) + 1
+    figure = Figure(figsize=(COLUMN if leaves <= 4 else PAGE, 0.62 * depth + 0.15))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(-0.6, leaves - 0.4), ylim=(depth - 0.5, -0.5))
+    axes.axis("off")
+    for number, node in enumerate(nodes):
+        x, y = columns[number], levels[number]
+        lines = [f"{node['normal']} normal,", f"{node['reduced']} reduced"]
+        if node["feature"]:
+            lines = [f"{node['feature'].replace('_', ' ')}", f"\u2264 {format_cell(node['threshold'])}", *lines]
+            for child in (node["left"], node["right"]):
+                axes.plot([x, columns[child]], [y, levels[child]], color=NEUTRAL, linewidth=0.7, zorder=1)
+        else:
+            lines.insert(0, LABEL_NAMES[int(node["reduced"] > node["normal"])])
+        colour = NEUTRAL if node["feature"] else (NORMAL, REDUCED)[node["reduced"] > node["normal"]]
+        box = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": colour, "linewidth": 0.9}
+        axes.text(x, y, "\n".join(lines), ha="center", va="center", size=SMALL, bbox=box, zorder=2)
+    return figure
+
+
+@styled
+def plot_detection(curves: Mapping[str, Mapping]) -> Figure:
+    """ROC curves of scores that are to find misclassified cases.
+
+    ``curves``: name as it shall read to ``false_alarms`` and ``found`` (fractions, from 0 to 1), ``auc`` and
+    ``auc_ci95`` (or None); a detector without a curve (no error, or none but errors) is left out.
+    """
+    figure = Figure(figsize=(COLUMN, 3.3), layout="constrained")
+    axes = figure.subplots()
+    shown = {name: curve for name, curve in curves.items() if curve["auc"] is not None}
+    for number, (name, curve) in enumerate(shown.items()):
+        interval = " ({:.2f} to {:.2f})".format(*curve["auc_ci95"]) if curve["auc_ci95"] else ""
+        label = f"{name}: AUC {curve['auc']:.2f}{interval}"
+        dashes = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))[number % 5]
+        axes.plot(
+            curve["false_alarms"], curve["found"], linewidth=1.1, linestyle=dashes, label=label,
+            color=SEQUENCE[number % len(SEQUENCE)],
+        )  # fmt: skip
+    axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.6)
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), aspect="equal", xlabel="share of correct cases flagged",
+             ylabel="share of misclassified cases flagged")  # fmt: skip
+    if shown:
+        figure.legend(loc="outside upper left", handlelength=2.2)
+    else:
+        axes.text(0.5, 0.5, "no misclassified case", ha="center", color=NEUTRAL)
+    return figure
+
+
+@styled
+def plot_regions(rows: Sequence[Mapping], n: int = 12) -> Figure:
+    """Relevance by region: the striatum's regions and the ``n`` first extrastriatal ones, with 95 % intervals.
+
+    ``rows``: see `datxai.analysis.regions.summarise_regions`. Left: how dense the absolute relevance is beside the
+    brain's average. Right: mean relevance of the two classes, in units of the brain's mean absolute relevance.
+    """
+    shown = [row for row in rows if row["striatal"]] + [row for row in rows if not row["striatal"]][:n]
+    figure = Figure(figsize=(PAGE, 0.55 + 0.17 * len(shown)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    places = np.arange(len(shown))
+    _points(left, shown, "density", places, "black", "o", None)
+    left.axvline(1, color="#bbbbbb", linewidth=0.6)
+    for shift, name, label, marker in ((-0.15, "TN", "true negative", "o"), (0.15, "TP", "true positive", "^")):
+        _points(right, shown, name, places + shift, COLOURS[name], marker, label)
+    right.axvline(0, color="#bbbbbb", linewidth=0.6)
+    left.set_yticks(places, [row["region"].replace("_", " ") for row in shown])
+    for text, row in zip(left.get_yticklabels(), shown):
+        text.set_weight("bold" if row["striatal"] else "normal")
+    left.invert_yaxis()
+    left.set(xlabel="density of absolute relevance (brain = 1)")
+    right.set(xlabel="mean relevance (mean absolute relevance = 1)")
+    right.legend()
+    for axes in (left, right):
+        axes.grid(axis="y", color="#eeeeee")
+    return figure
+
+
+@styled
+def plot_repeats(repeats: Mapping[str, Mapping]) -> Figure:
+    """Sensitivity and specificity of networks that differ in their initial weights, with 95 % intervals.
+
+    ``repeats``: name to a `datxai.analysis.classification.summarise`.
+    """
+    figure = Figure(figsize=(COLUMN, 2.2), layout="constrained")
+    axes = figure.subplots()
+    for shift, name, colour, marker in ((-0.12, "sensitivity", REDUCED, "^"), (0.12, "specificity", NORMAL, "o")):
+        for place, measures in enumerate(repeats.values()):
+            value, (low, high) = 100 * measures[name], (100 * end for end in measures[f"{name}_ci95"])
+            axes.errorbar(
+                place + shift, value, yerr=[[value - low], [high - value]], fmt=marker, color=colour, markersize=3.5,
+                linewidth=0.8, label=name if place == 0 else None,
+            )  # fmt: skip
+    axes.set_xticks(range(len(repeats)), list(repeats))
+    axes.set(xlabel="initialisation", ylabel="percent, 95 % interval")
+    axes.grid(axis="y", color="#eeeeee")
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+@styled
+def plot_putamen_by_start(values: Mapping[str, Sequence[Sequence[float]]], groups: Sequence[Sequence[str]]) -> Figure:
+    """Relevance in the ipsilateral putamen by classification, for several ways to start an explanation.
+
+    ``values``: name of the start to one sequence per network, each with one number per case; ``groups`` the cases'
+    TN, TP, FN or FP, per network. Every network's values are divided by its largest absolute one.
+    """
+    figure = Figure(figsize=(PAGE, 2.1), layout="constrained")
+    row = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
+    for axes, (name, networks) in zip(row, values.items()):
+        for place, group in enumerate(COLOURS):
+            inside = [
+                np.asarray(cases)[np.asarray(of) == group] / np.abs(cases).max() for cases, of in zip(networks, groups)
+            ]
+            pooled = np.concatenate(inside)
+            jitter = np.linspace(-0.3, 0.3, len(pooled)) if len(pooled) > 1 else [0.0] * len(pooled)
+            axes.scatter(place + np.asarray(jitter), pooled, s=2.5, color=COLOURS[group], linewidths=0)
+        axes.axhline(0, color="black", linewidth=0.6)
+        axes.set_xticks(range(len(COLOURS)), list(COLOURS))
+        axes.set_title(textwrap.fill(name, 18))
+    row[0].set_ylabel("relevance, ipsilateral putamen\n(largest = 1)")
+    add_note(figure, f"{len(groups)} networks that differ in their initial weights; a point per test case and network")
+    return figure
+
+
+@styled
+def plot_reliability(calibration: Mapping) -> Figure:
+    """Share of reduced cases by predicted probability, without and, where there is one, with the temperature.
+
+    ``calibration`` as `datxai.analysis.calibration.calibrate` gives it. Below, the number of cases in each bin.
+    """
+    titles = {"raw": "as predicted"}
+    if calibration["determined"]:
+        titles["scaled"] = f"temperature {calibration['temperature']:.2f}"
+    figure = Figure(figsize=(COLUMN, 2.5), layout="constrained")
+    most = max(row["n"] for name in titles for row in calibration[name]["bins"])
+    grid = figure.subplots(2, len(titles), height_ratios=(3, 1), sharex=True, sharey="row", squeeze=False)
+    for (above, below), (name, title) in zip(grid.T, titles.items()):
+        rows = calibration[name]["bins"]
+        places, values, n = ([row[key] for row in rows] for key in ("probability", "reduced", "n"))
+        errors = [[abs(row["reduced"] - row["reduced_ci95"][end]) for row in rows] for end in (0, 1)]
+        above.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=0.6, linestyle="--")
+        above.errorbar(places, values, yerr=errors, fmt="o", markersize=3, linewidth=0.8, color=NORMAL)
+        above.set_title(f"{title}\nECE {calibration[name]['ece']:.3f}")
+        low, high = ([row[key] for row in rows] for key in ("low", "high"))
+        widths = np.subtract(high, low)
+        bars = below.bar(low, n, widths, align="edge", color=NEUTRAL, edgecolor="white", linewidth=0.4)
+        below.bar_label(bars, fontsize=SMALL, rotation=90 if most > 99 else 0, padding=1)
+        below.set(xlim=(-0.02, 1.02), xticks=(0, 0.5, 1), ylim=(0, (2 if most > 99 else 1.5) * most), yticks=())
+    grid[0, 0].set(ylim=(-0.05, 1.05), yticks=(0, 0.5, 1), ylabel="share of reduced cases")
+    grid[1, 0].set_ylabel("cases")
+    figure.supxlabel("probability of reduced", fontsize=7)
+    return figure
+
+
+@styled
+def plot_comparison(runs: Mapping[str, Mapping]) -> Figure:
+    """Accuracy, sensitivity and specificity of several runs with 95 % intervals.
+
+    ``runs``: a name to a `datxai.analysis.classification.summarise`.
+    """
+    figure = Figure(figsize=(PAGE, 0.6 + 0.16 * len(runs)), layout="constrained")
+    measures = ("accuracy", "sensitivity", "specificity")
+    panels = figure.subplots(1, len(measures), sharex=True, sharey=True)
+    for axes, measure in zip(panels, measures):
+        rows = []
+        for summary in runs.values():
+            low, high = summary[f"{measure}_ci95"] or (None, None)
+            rows.append({"value": summary[measure], "value_low": low, "value_high": high})
+        _points(axes, rows, "value", np.arange(len(rows)), NORMAL, "o", None)
+        axes.set_title(MEASURES[measure])
+        axes.grid(axis="x", color="#eeeeee")
+    panels[-1].set_yticks(range(len(runs)), list(runs))
+    panels[-1].set_ylim(len(runs) - 0.5, -0.5)
+    figure.axes[0].xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    figure.supxlabel("estimate and 95 % interval", fontsize=7)
+    return figure
+
+
+@styled
+def plot_agreement(correlation: np.ndarray, overlap: np.ndarray, share: float) -> Figure:
+    """How often the maps of two runs, or explanations, agree how well; arrays (cases, pairs), NaN where not known.
+
+    ``share``: of the voxels, the hottest, that the overlap is of.
+    """
+    figure = Figure(figsize=(COLUMN, 1.7), layout="constrained")
+    for axes, values, low, label in zip(
+        figure.subplots(1, 2),
+        (correlation, overlap),
+        (-1, 0),
+        ("correlation within the brain", f"overlap of the hottest {100 * share:g} % of the voxels"),
+    ):
+        known = values[np.isfinite(values)]
+        start = 0 if known.min(initial=0) >= 0 else low
+        axes.hist(known, bins=np.linspace(start, 1, 26), color=NEUTRAL, edgecolor="white", linewidth=0.4)
+        if known.size:
+            axes.axvline(known.mean(), color=REDUCED, linewidth=0.9, label=f"mean {known.mean():.2f}")
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
+        axes.set(xlabel=textwrap.fill(label, 26), xlim=(start, 1))
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    figure.axes[0].set_ylabel("cases x pairs")
+    return figure
+
+
+def _points(
+    axes: Axes, rows: Sequence[Mapping], name: str, places: np.ndarray, colour: str, marker: str, label: str | None
+) -> None:
+    """Means ``name`` of rows with their intervals ``name_low``, ``name_high``, where they are known."""
+    known = [(place, row) for place, row in zip(places, rows) if row[f"{name}_low"] is not None]
+    values = [row[name] for _, row in known]
+    errors = [[abs(row[name] - row[f"{name}_{end}"]) for _, row in known] for end in ("low", "high")]
+    axes.errorbar(
+        values, [place for place, _ in known], xerr=errors, fmt=marker, color=colour, markersize=3, linewidth=0.8,
+        label=label,
+    )  # fmt: skip

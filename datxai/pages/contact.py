@@ -1,0 +1,62 @@
+"""Contact sheets: every scan of a cohort at a glance, with the outline of the template that it should fill."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from datxai.pages.slices import Frame, Shade, add_bar, outline, show
+from datxai.pages.style import NEUTRAL, PAGE, SMALL, add_note, styled
+
+PER_SHEET, COLUMNS = 48, 6
+COLOURS = {"green": NEUTRAL, "amber": "#b07a00", "red": "#d55e00"}
+GAP_MM, LABEL_MM = 8.0, 46.0  # between tiles, and for the name above each
+BRIGHTEST = 4.0  # uptake over the reference region at the end of the scale, so that all sheets compare
+
+
+@styled
+def plot_contact_sheet(frame: Frame, scans: Sequence[Mapping], title: str = "") -> Figure:
+    """An axial slice through the striatum and a sagittal one through the putamen of each scan, at most `PER_SHEET`.
+
+    ``scans`` hold ``name``, ``verdict`` (green, amber, red) and ``image`` (X, Y, Z), uptake over the reference region.
+    Outlines: brain, caudate and putamen of the template. A grid with a single slice shows that slice alone.
+    """
+    assert len(scans) <= PER_SHEET, len(scans)
+    planes = [2] if frame.grid.shape[2] == 1 else [2, 0]
+    levels = {axis: int(frame.striatum.sum(axis=tuple({0, 1, 2} - {axis})).argmax()) for axis in planes}
+    sizes = {axis: _size(frame.extent(axis)) for axis in planes}
+    wide = sum(size[0] for size in sizes.values()) + GAP_MM
+    tall = max(size[1] for size in sizes.values()) + LABEL_MM
+    rows = -(-len(scans) // COLUMNS)
+    height = PAGE * rows * tall / (COLUMNS * wide) + 0.9
+    figure = Figure(figsize=(PAGE, height))
+    axes = figure.add_axes((0, 0.65 / height, 1, 1 - 0.9 / height))
+    shade = Shade("uptake / reference region", "inferno", 0.0, BRIGHTEST, "white")
+    for number, scan in enumerate(scans):
+        row, column = divmod(number, COLUMNS)
+        left, top = column * wide + GAP_MM / 2, -row * tall - LABEL_MM
+        flag = "" if scan["verdict"] == "green" else f" ({scan['verdict']})"
+        axes.text(
+            left, top + 5, scan["name"] + flag, size=SMALL, va="bottom", color=COLOURS[scan["verdict"]],
+            weight="bold" if flag else "normal",
+        )  # fmt: skip
+        for axis, (across, up) in sizes.items():
+            extent = (left, left + across, top - up, top)
+            show(axes, np.take(scan["image"], levels[axis], axis), extent, shade)
+            outline(axes, np.take(frame.brain, levels[axis], axis), extent, "#aaaaaa", 0.5)
+            outline(axes, np.take(frame.striatum, levels[axis], axis), extent, "white", 0.4)
+            left += across
+    axes.set(xlim=(0, COLUMNS * wide), ylim=(-rows * tall, 0), aspect="equal")
+    axes.axis("off")
+    figure.text(0.01, 1 - 0.15 / height, title, size=7, weight="bold", va="center")
+    add_bar(figure, None, shade, "bottom", cax=figure.add_axes((0.35, 0.5 / height, 0.3, 0.07 / height)))
+    where = [f"{'xyz'[axis]} = {frame.position(axis, level):.0f} mm" for axis, level in levels.items()]
+    add_note(figure, f"slices at {' and '.join(where)}; outlines: brain, caudate and putamen of the template")
+    return figure
+
+
+def _size(extent: Sequence[float]) -> tuple[float, float]:
+    """Width and height of a slice in mm."""
+    return extent[1] - extent[0], extent[3] - extent[2]

@@ -1,0 +1,170 @@
+"""Drawing slices of volumes: which side is which, colour scales, outlines, colour bars.
+
+Slices are shown in neurological convention: the viewer's left is x < 0. After mirroring that is the
+hemisphere with the lower putaminal binding ratio, marked I (ipsilateral) as opposed to C (contralateral).
+Uptake runs from zero in a perceptually ordered map; relevance is symmetric about zero, on one scale within
+a figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from datxai.volume import Grid
+
+AXIAL = 2
+SUPERSCRIPT = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """What the maps of a figure share: a grid with axes along x, y, z, and outlines drawn on every slice.
+
+    ``striatum`` (caudate and putamen) and ``brain`` are bool arrays (X, Y, Z).
+    """
+
+    grid: Grid
+    striatum: np.ndarray
+    brain: np.ndarray
+
+    @property
+    def level(self) -> int:
+        """Index of the representative axial slice: the one with the largest area of striatum."""
+        return largest_slice(self.striatum)
+
+    def position(self, axis: int, index: float | np.integer) -> float:
+        """World position in mm of slice ``index`` across ``axis``."""
+        return float(self.grid.affine[axis, 3] + index * self.grid.affine[axis, axis])
+
+    def extent(self, across: int) -> tuple[float, ...]:
+        """Left, right, bottom and top edge in mm of a slice across axis ``across``."""
+        return tuple(
+            self.position(axis, index)
+            for axis in (axis for axis in range(3) if axis != across)
+            for index in (-0.5, self.grid.shape[axis] - 0.5)
+        )
+
+
+@dataclass(frozen=True)
+class Shade:
+    """A colour scale: what it shows, its colour map, the values at its ends, and an ink to be read on it."""
+
+    label: str
+    colours: str
+    low: float
+    high: float
+    ink: str
+
+    @classmethod
+    def of_uptake(cls, parts: Iterable[np.ndarray | None]) -> Shade:
+        """From zero to the brightest of ``parts``."""
+        return cls("uptake / reference region", "inferno", 0.0, _largest(parts), "white")
+
+    @classmethod
+    def of_relevance(cls, parts: Iterable[np.ndarray | None]) -> Shade:
+        """Symmetric about zero, as far as the largest absolute value of ``parts``."""
+        high = _largest(parts)
+        return cls("relevance", "RdBu_r", -high, high, "black")
+
+
+def largest_slice(mask: np.ndarray) -> int:
+    """Index of the axial slice in which a bool mask (X, Y, Z) has its largest area."""
+    return int(mask.sum(axis=(0, 1)).argmax())
+
+
+def draw_slice(
+    axes: Axes,
+    frame: Frame,
+    data: np.ndarray | None,
+    shade: Shade,
+    across: int = AXIAL,
+    index: int | None = None,
+    outlines: bool = True,
+    under: np.ndarray | None = None,
+    sides: tuple[str, str] | None = ("I", "C"),
+) -> None:
+    """Draw a slice (2-D, the frame's axes without ``across``) in mm, or "no case" where it is None.
+
+    With another slice ``under`` it, drawn in grey, the slice is the more transparent the nearer it is to
+    zero.
+    """
+    extent = frame.extent(across)
+    axes.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[], aspect="equal")
+    axes.spines[:].set_visible(False)
+    if data is None:
+        axes.text(0.5, 0.5, "no case", transform=axes.transAxes, ha="center", va="center", color="#777777")
+        return
+    alpha = None
+    if under is not None:
+        show(axes, under, extent, Shade("", "Greys", 0.0, 1.6 * _largest([under]), "black"))
+        alpha = np.sqrt(np.abs(data) / max(abs(shade.low), abs(shade.high))).clip(0, 1)
+    show(axes, data, extent, shade, alpha)
+    if outlines:
+        index = frame.level if index is None else index
+        outline(axes, np.take(frame.brain, index, across), extent, "#888888", 0.6)
+        outline(axes, np.take(frame.striatum, index, across), extent, shade.ink, 0.7)
+    if sides:
+        for x, side, align in ((0.03, sides[0], "left"), (0.97, sides[1], "right")):
+            axes.text(x, 0.97, side, transform=axes.transAxes, ha=align, va="top", color=shade.ink)
+
+
+def show(axes: Axes, data: np.ndarray, extent: Sequence[float], shade: Shade, alpha: np.ndarray | None = None) -> None:
+    """Draw a 2-D array whose first axis runs to the right and second upwards; ``alpha`` is its opacity."""
+    left, right, bottom, top = extent
+    axes.imshow(
+        data.T, shade.colours, origin="lower", extent=(left, right, bottom, top), vmin=shade.low, vmax=shade.high,
+        alpha=None if alpha is None else alpha.T, interpolation="bilinear", interpolation_stage="data",
+    )  # fmt: skip
+
+
+def outline(axes: Axes, mask: np.ndarray, extent: Sequence[float], colour: str, width: float) -> None:
+    """Draw the border of a 2-D bool mask."""
+    if not mask.any():
+        return
+    padded = np.pad(mask, 1).astype(float)  # so that a mask touching the edge is closed
+    centres = []
+    for n, low, high in zip(mask.shape, extent[::2], extent[1::2]):
+        step = (high - low) / n
+        centres.append(low + step * (np.arange(-1, n + 1) + 0.5))
+    axes.contour(*centres, padded.T, levels=[0.5], colors=[colour], linewidths=[width])
+
+
+def tile(data: np.ndarray, levels: Sequence[int] | np.ndarray, columns: int) -> np.ndarray:
+    """Axial slices of a volume side by side in one 2-D array, from the lowest at the top left, row by row."""
+    rows = -(-len(levels) // columns)
+    x, y, _ = data.shape
+    mosaic = np.zeros((columns * x, rows * y), data.dtype)
+    for number, level in enumerate(levels):
+        row, column = divmod(number, columns)
+        top = (rows - 1 - row) * y
+        mosaic[column * x : (column + 1) * x, top : top + y] = data[:, :, level]
+    return mosaic
+
+
+def add_bar(
+    figure: Figure, axes: Sequence[Axes] | np.ndarray | None, shade: Shade, location: str = "right", **options
+) -> None:
+    """Add the colour bar that belongs to ``axes`` (or, with ``cax``, in it); a power of ten goes into its label."""
+    power = int(np.floor(np.log10(shade.high)))
+    power = 0 if -2 < power < 3 else power
+    norm = Normalize(shade.low / 10.0**power, shade.high / 10.0**power)
+    bar = figure.colorbar(ScalarMappable(norm, shade.colours), ax=axes, location=location, **options)
+    bar.set_label(shade.label + name_power(power))
+    bar.outline.set_visible(False)
+
+
+def name_power(power: int) -> str:
+    """What a label ends with whose numbers are divided by a power of ten."""
+    return " / 10" + str(power).translate(SUPERSCRIPT) if power else ""
+
+
+def _largest(parts: Iterable[np.ndarray | None]) -> float:
+    """The largest absolute value, 1 where there is none."""
+    return max((float(np.abs(part).max()) for part in parts if part is not None), default=0.0) or 1.0

@@ -1,0 +1,390 @@
+"""The record of a run: its settings as data, in one file of the run folder, `RECORD`.
+
+It holds the values of our own schema, what was chosen for each group, and which settings follow which others; and of
+further explanations of the run the settings that are their own. A run folder may come from somebody else. The record is
+therefore read with a safe loader and checked against the schema; it is no configuration of Hydra's, holds no
+interpolation, and names no place where others lie.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import types
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from datxai.config import (
+    CALL,
+    COMMANDS,
+    DEFAULT,
+    EXPLAINING,
+    KINDS,
+    MISSING,
+    STAGES,
+    Config,
+    Data,
+    entry_name,
+    require_name,
+)  # fmt: skip
+from datxai.errors import InputError
+from datxai.files import hash_content, read_json, write_text
+
+RECORD = Path(".hydra", "config.yaml")
+OF_0_1 = ("overrides.yaml", "hydra.yaml")  # what version 0.1 kept beside it
+CODE = ("composite.rules_from", "network.target")  # which is executed where the command line names it
+MOST_BYTES = 2**20
+OF_ONE_SCAN = ("seed", "reconstruction.centre", "reconstruction.start_angle_deg", "reconstruction.flip")
+GROUPS = tuple(name for name, kind in get_type_hints(Config).items() if is_dataclass(kind) and name not in CALL)
+
+
+@dataclass(frozen=True)
+class Record:
+    """The settings of a run."""
+
+    values: Mapping[str, Any]
+    choices: Mapping[str, str] = field(default_factory=dict)  # group: name
+    references: Mapping[str, str] = field(default_factory=dict)  # setting: the setting whose value it takes
+    explanations: Mapping[str, Record] = field(default_factory=dict)  # name: what `EXPLAINING` is there
+
+    def text(self) -> str:
+        """The file that `read_record` reads."""
+        content = self._content()
+        if self.explanations:
+            content["explanations"] = {name: record._content() for name, record in self.explanations.items()}
+        content |= {"sha256": hash_content(content)}
+        return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+    def _content(self) -> dict[str, Any]:
+        return {**self.values, "references": dict(self.references), "choices": dict(self.choices)}
+
+    def of_explanation(self, name: str) -> Record:
+        """What an explanation of the run is made with; one that is new begins with what ``default`` has."""
+        if name == DEFAULT:
+            return self
+        default, own = self._explaining(), self.explanations.get(name)
+        return replace(self if own is None else self._with(own), explanations={**self.explanations, DEFAULT: default})
+
+    def keep(self, now: Record, explanation: str) -> Record:
+        """The record of the run once an explanation has been made with ``now``: what the others have stays theirs.
+
+        The record itself is that of `of_explanation`, or holds nothing yet.
+        """
+        others = {**self.explanations, explanation: now._explaining()}
+        default = others.pop(DEFAULT, None)
+        return replace(now if default is None else now._with(default), explanations=others)
+
+    def _explaining(self) -> Record:
+        """The part of it that each explanation has of its own."""
+        parts = (self.values, self.choices, self.references)
+        values, choices, references = ({key: part[key] for key in part if _explains(key)} for part in parts)
+        return Record(values, choices, references)
+
+    def _with(self, other: Record) -> Record:
+        """The same with what ``other`` says of `EXPLAINING`."""
+        pairs = zip((self.values, self.choices, self.references), (other.values, other.choices, other.references))
+        values, choices, references = (
+            {key: own[key] for key in own if key in new or not _explains(key)} | {**new} for own, new in pairs
+        )
+        return Record(values, choices, references, self.explanations)
+
+    def with_references(self, fixed: Collection[str] = ()) -> dict[str, Any]:
+        """The values, with OmegaConf's ``${setting}`` where one follows another, but for ``fixed`` settings.
+
+        A file of rules and the class of a network are code, and never taken over.
+        """
+        values = copy.deepcopy(dict(self.values))
+        for setting, target in self.references.items():
+            if setting not in fixed:
+                *way, last = setting.split(".")
+                node: Any = values
+                for part in way:
+                    node = node[int(part) if isinstance(node, list) else part]
+                node[int(last) if isinstance(node, list) else last] = f"${{{target}}}"
+        for setting in CODE:
+            group, name = setting.split(".")
+            values.get(group, {}).pop(name, None)
+        return values
+
+    def without(self, group: str) -> Record:
+        """The record with nothing said of a group."""
+        values = {name: value for name, value in self.values.items() if name != group}
+        references = {place: target for place, target in self.references.items() if place.partition(".")[0] != group}
+        return replace(self, values=values, references=references)
+
+    def settings(self) -> dict[str, Any]:
+        """Values by the names of settings, such as ``data.n_subjects``; lists are values."""
+        return flatten(self.values)
+
+
+def _explains(name: str) -> bool:
+    """Whether a setting, or a choice, is one that each explanation has of its own; its experiment is."""
+    return name.partition(".")[0] in (*EXPLAINING, "experiment")
+
+
+def flatten(values: Mapping, place: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with names joined by dots."""
+    found = {}
+    for key, value in values.items():
+        inner = flatten(value, f"{place}{key}.") if isinstance(value, Mapping) and value else {place + str(key): value}
+        found |= inner
+    return found
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of a run folder; None where no run has been begun.
+
+    Raises `InputError` if the record cannot be trusted, or is missing although the folder holds a run. A record of
+    version 0.1 has neither choices nor references nor a checksum, but other files beside it.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        if (folder / "manifest.json").is_file():
+            raise _refuse(path, "no such file, although the folder holds a run")
+        if path.parent.is_dir() and any((path.parent / name).is_file() for name in OF_0_1):
+            return Record({})
+        return None
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise _refuse(path, f"has more than {MOST_BYTES} bytes")
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise _refuse(path, f"cannot be read ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(content, dict):
+        raise _refuse(path, "does not hold settings")
+    found = content.pop("sha256", None)
+    of_0_1 = "choices" not in content and found is None and any((path.parent / name).is_file() for name in OF_0_1)
+    if not of_0_1 and found != hash_content(content):  # one that is cut off may look as those of version 0.1
+        raise _refuse(path, "is not as it was written: its checksum differs")
+    explanations = content.pop("explanations", {}) if found is not None else {}
+    choices, references = (content.pop(name, {}) for name in ("choices", "references"))
+    values = {name: value for name, value in content.items() if name not in CALL}
+    missing = [name for name in GROUPS if name not in values]
+    if missing and (found is not None or content):
+        raise _refuse(path, f"says nothing of {', '.join(missing)}")
+    if values:
+        _require_fit(values, Config, "", path)
+    _require_links(values, choices, references, path)
+    record = Record(values, choices, references)
+    return replace(record, explanations=dict(_read_explanations(explanations, record, path)))
+
+
+def _read_explanations(content: Any, record: Record, path: Path) -> Iterator[tuple[str, Record]]:
+    """The settings of each further explanation, checked as those of the run are."""
+    if not _has_plain_keys(content):
+        raise _refuse(path, f"explanations is {content!r:.80}")
+    for name, part in content.items():
+        try:
+            require_name(str(name))
+        except InputError:
+            raise _refuse(path, f"explanations has the name {name!r:.80}") from None
+        if not isinstance(part, dict) or {*part} != {*EXPLAINING, "choices", "references"}:
+            raise _refuse(path, f"explanations.{name} is {part!r:.80}")
+        choices, references = part.pop("choices"), part.pop("references")
+        _require_fit(part, Config, f"explanations.{name}", path)
+        own = Record(part, choices, references)
+        _require_links({**record.values, **part}, choices, references, path)
+        yield str(name), own
+
+
+def _require_links(values: Mapping, choices: Mapping, references: Mapping, path: Path) -> None:
+    """Refuse choices that are no names, and settings that follow what is not there."""
+    for mapping, whose in ((choices, "choices"), (references, "references")):
+        _require_fit(mapping, dict[str, str], whose, path)
+    known = flatten_all(values)
+    wrong = next((pair for pair in references.items() if not {*pair} <= known.keys()), None)
+    if wrong:
+        raise _refuse(path, f"lets {wrong[0]} follow {wrong[1]}, expected settings that it holds")
+
+
+def flatten_all(value: Any, place: str = "") -> dict[str, Any]:
+    """Every value at whatever depth, by its place; parts of lists by their number, from 0."""
+    if not isinstance(value, (Mapping, list)):
+        return {place: value}
+    found = {place: value} if place else {}
+    for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+        found |= flatten_all(inner, f"{place}.{key}" if place else str(key))
+    return found
+
+
+@contextmanager
+def recording(folder: Path, record: Record) -> Iterator[None]:
+    """Put the record into a run folder; if what follows fails, the folder has the record that it had; the first one
+    stays, if stages have been made by then.
+
+    The file is one, written whole, and what it replaces is kept under a second name meanwhile, so that going back
+    needs no room on the disk. Nothing is written through a link.
+    """
+    path, text = folder / RECORD, record.text()
+    require_own(folder, path.parent)
+    old = path.read_text(encoding="utf-8") if path.is_file() else None
+    if old == text:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _kept(path) as kept:
+            write_text(path, text, durable=True)
+            try:
+                yield
+            except Exception:
+                begun = old is None and (folder / "manifest.json").is_file()  # stages made before the one that failed
+                if not begun and path.is_file() and path.read_text(encoding="utf-8") == text:  # no other command's
+                    _put_back(path, old, kept)
+                raise
+        for name in OF_0_1:
+            (path.parent / name).unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # what was made for nothing, if nothing else is in it
+            path.parent.rmdir()
+            folder.rmdir()
+
+
+@contextmanager
+def _kept(path: Path) -> Iterator[Path]:
+    """A second name for what a file holds now; where there are no second names, or no file, it leads nowhere."""
+    kept = path.with_name(".before")
+    kept.unlink(missing_ok=True)
+    with suppress(OSError):
+        os.link(path, kept)
+    try:
+        yield kept
+    finally:
+        kept.unlink(missing_ok=True)
+
+
+def _put_back(path: Path, old: str | None, kept: Path) -> None:
+    """What a file held before; ``kept`` is it by another name, unless another command has taken that."""
+    if old is None:
+        path.unlink()
+    elif kept.is_file() and kept.read_text(encoding="utf-8") == old:
+        os.replace(kept, path)
+    else:
+        write_text(path, old, durable=True)
+
+
+def require_own(folder: Path, *paths: Path) -> None:
+    """Refuse links among what is to be written: a run folder of somebody's may lead to files that are not its own."""
+    for path in paths:
+        if path.is_symlink():
+            raise InputError(f"{path}: is a link, expected a file or folder of the run's own; remove it ({folder}).")
+
+
+def made_before(folder: Path, task: str, explanation: str = DEFAULT) -> dict[str, str]:
+    """Settings that shaped what a run has made before a stage, or what a command goes on with: their names, and the
+    stage that depends on each.
+
+    Commands explain anew, but for `spectral`, and take what concerns the one scan before them, not the cohort.
+    """
+    manifest, journey = folder / "manifest.json", list(STAGES)
+    if task in journey:
+        before, free = journey[: journey.index(task)], ()
+    else:
+        before, free = [name for name in journey if name != "explain" or task == "spectral"], OF_ONE_SCAN
+    entries = read_json(manifest) if manifest.is_file() and (before and task in (*journey, *COMMANDS)) else {}
+    found: dict[str, str] = {}
+    for name in before:
+        entry = entries.get(entry_name(name, explanation))
+        config = entry.get("config") if isinstance(entry, Mapping) else None
+        found = dict.fromkeys(flatten(config) if isinstance(config, Mapping) else (), name) | found
+    return {setting: name for setting, name in found.items() if setting not in free}
+
+
+def require_same(folder: Path, before: Record, now: Record, task: str, explanation: str = DEFAULT) -> None:
+    """Refuse settings that shaped what a stage or command goes on with, if they are others than it was made with."""
+    old, new = before.settings(), now.settings()
+    for setting, maker in made_before(folder, task, explanation).items():
+        if setting in old and old[setting] != new.get(setting) and setting not in CODE:
+            group = setting.partition(".")[0]
+            was, would = before.choices.get(group), now.choices.get(group)
+            if was == would or setting.count(".") != 1:
+                group, was, would = setting, old[setting], new.get(setting)
+            raise InputError(
+                f"run={folder}: '{maker}' was made with {group}={say(was)}, and `{task}` goes on with that, not with "
+                f"{group}={say(would)}; leave it out, or make another run: run=OTHER base={folder}."
+            )
+
+
+def say(value: Any) -> str:
+    """A value as one would give it on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(say, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{say(inner)}" for key, inner in value.items()) + "}"
+    if value is None:
+        return "null"
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if text.isprintable() else ascii(text)
+
+
+def _refuse(path: Path, why: str) -> InputError:
+    return InputError(
+        f"{path}: {why}, expected the settings of the run as datxai writes them; put the file back from a copy, or "
+        f"choose another run=DIR."
+    )
+
+
+def _require_fit(value: Any, kind: Any, place: str, path: Path) -> None:
+    """Refuse what the schema does not have: other keys, other types, interpolations."""
+    if kind is Data:
+        kind = KINDS.get(str(value.get("kind")), Data) if isinstance(value, Mapping) else Data
+    if is_dataclass(kind):
+        types_of = get_type_hints(kind)
+        if not isinstance(value, Mapping):
+            raise _refuse(path, f"{place} is {value!r:.80}")
+        for key, inner in value.items():
+            if key not in types_of:
+                raise _refuse(path, f"{f'{place}.{key}'.strip('.')} is no setting of this version")
+            _require_fit(inner, types_of[key], f"{place}.{key}".strip("."), path)
+        return
+    if not any(_is_of(value, each) for each in _alternatives(kind)):
+        raise _refuse(path, f"{place} is {value!r:.80}")
+    inner_kinds = get_args(kind)
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _require_fit(inner, inner_kinds[1] if get_origin(kind) is dict else Any, f"{place}.{key}", path)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _require_fit(inner, inner_kinds[0] if get_origin(kind) is list else Any, f"{place}.{number}", path)
+    elif isinstance(value, str) and ("${" in value or value == MISSING):
+        raise _refuse(path, f"{place} is {value!r:.80}, which is no value")
+
+
+def _alternatives(kind: Any) -> tuple:
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if kind is Any:
+        return value is None or isinstance(value, (bool, int, float, str, list)) or _has_plain_keys(value)
+    if get_origin(kind) is dict:
+        return _has_plain_keys(value)
+    if get_origin(kind) is list:
+        return isinstance(value, list)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _has_plain_keys(value: Any) -> bool:
+    keys = value if isinstance(value, Mapping) else [None]
+    return all(isinstance(key, (str, int, float)) and "${" not in str(key) for key in keys)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain data; without aliases, which let a small file stand for a huge one."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias, expected every value where it belongs")
+        return super().compose_node(parent, index)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data):
+        return True

@@ -1,0 +1,51 @@
+import pytest
+
+from datxai.pages.tables import arrange_table1, format_cell, format_percent
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "text"),
+    [
+        (276 / 288, [0.92863, 0.97600], "95.8 % (92.9 to 97.6)"),
+        (1.0, None, "100.0 %"),
+        (0.0, [0.0, 0.161], "0.0 % (0.0 to 16.1)"),
+        (None, None, "n/a"),
+    ],
+)
+def test_percent(value, interval, text):
+    assert format_percent(value, interval) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "n/a"), ("", "n/a"), (True, "yes"), (3, "3"), (-1.23456, "\u22121.235"), (-0.0, "0"), ("a", "a")],
+)
+def test_cell(value, text):
+    assert format_cell(value) == text
+
+
+def test_table1_of_the_paper():
+    """Two rows of Table 1 in Nazari et al. 2022 (doi:10.1007/s00259-021-05569-9)."""
+    printed = {
+        "whole": [(0, "F", 296, 67.7, 11.3), (0, "M", 380, 68.7, 11.6), (1, "F", 246, 66.7, 11.0), (1, "M",
+        374, 66.6, 11.0)], "test": [(0, "F", 66, 67.6, 10.5), (0, "M", 84, 68.8, 11.3), (1, "F", 55, 66.7,
+        11.1), (1, "M", 83, 66.9, 11.0)],
+    }  # fmt: skip
+    names = ("label", "sex", "n", "age_mean", "age_sd")
+    rows = [{"set": name, **dict(zip(names, cells))} for name, groups in printed.items() for cells in groups]
+    header, whole, test = arrange_table1(rows)
+    assert header[1:] == ["normal, females", "normal, males", "reduced, females", "reduced, males"]
+    assert whole[:2] == ["Whole sample (n = 1296)", "67.7 \u00b1 11.3 (n = 296)"]
+    assert test[0] == "Test set (n = 288)"
+    assert test[-1] == "66.9 \u00b1 11.0 (n = 83)"
+
+
+def test_table1_with_unknown_age_and_sex():
+    rows = [
+        {"set": "whole", "label": 1, "sex": None, "n": 1, "age_mean": 60.0, "age_sd": None},
+        {"set": "whole", "label": 0, "sex": None, "n": 2, "age_mean": None, "age_sd": None},
+    ]
+    assert arrange_table1(rows) == [
+        ["Age in years", "reduced, sex unknown", "normal, sex unknown"],
+        ["Whole sample (n = 3)", "60.0 (n = 1)", "n/a (n = 2)"],
+    ]

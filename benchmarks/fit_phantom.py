@@ -111,6 +111,7 @@ START = Parameters(
     {
         ("thalamus",): 1.40, ("midbrain", "brainstem"): 1.47, ("hippocampus",): 1.45, ("amygdala",): 1.38,
         ("insula",): 0.76, ("frontal",): 0.68, ("orbitofrontal",): 0.85, ("occipital",): 0.80, ("precuneus",): 1.08,
+        ("cingulate",): 0.95, ("parietal",): 1.05, ("temporal",): 0.98, ("cerebellum",): 1.00, ("white",): 1.08,
     },
 )  # fmt: skip
 

@@ -44,6 +44,12 @@ CALL = (  # settings of one call or one machine, which a run does not record
     "on_error", "check", "dry_run", "objective", "benchmark", "explanation", "explanations",
 )  # fmt: skip
 TARGETS = ("decision", "difference", "predicted", "normal", "reduced", "label")
+OF_SPLIT = {  # settings of each kind of split
+    "random": ("sizes", "candidates"),
+    "kfold": ("folds", "fold", "repeat", "validation", "candidates"),
+    "column": ("column", "test", "validation", "candidates"),
+}
+SPLITS = {"random": "a random split", "kfold": "split=kfold", "column": "split=column"}
 OF_PLAIN = ("channels", "kernel_size", "padding", "hidden", "dropout")  # settings of the network=nazari2021 alone
 FILES = ("template", "labels", "names", "weights")  # settings of registration, atlas and network that name a file
 
@@ -152,9 +158,16 @@ class Preprocessing:
 
 @dataclass
 class Split:
-    """Sizes (cases) or fractions of training, validation and test set."""
+    """How the cases are divided into training, validation and test set: `OF_SPLIT` has the settings of each kind."""
 
-    sizes: list[float] = MISSING
+    kind: str = "random"  # random | kfold | column
+    sizes: list[float] = field(default_factory=list)  # cases, or fractions of them
+    folds: int = 5
+    fold: int = 0
+    repeat: int = 0
+    column: str = "set"  # of the table of participants
+    test: list[str] = field(default_factory=list)  # values of the column that are tested
+    validation: float = 0.125  # share of the cases that are not tested
     candidates: int = 100
 
 
@@ -327,6 +340,7 @@ def require_sensible(settings: Config) -> None:
     network, training, seed = settings.network, settings.training, "a whole number from 0 to 2^63 - 1"
     grid, data_seed = settings.grid, getattr(settings.data, "seed", 0)
     n_subjects, orientation = getattr(settings.data, "n_subjects", 1), settings.data.orientation
+    split = settings.split
     channels_fit = network.architecture != "plain" or min(network.channels, default=0) > 0
     sites, raw = getattr(settings.data, "reconstruction", None), getattr(settings.data, "raw", True)
     for name, value, holds, expected in (
@@ -343,7 +357,11 @@ def require_sensible(settings: Config) -> None:
         ("grid.spacing", grid.spacing, len(grid.spacing) == 3 and min(grid.spacing) > 0, "three lengths in mm"),
         ("grid.shape", grid.shape, len(grid.shape) == 3 and min(grid.shape) > 0, "three numbers of 1 or more"),
         ("grid.origin", grid.origin, len(grid.origin) == 3, "three places in mm"),
-        ("split.candidates", settings.split.candidates, settings.split.candidates > 0, "1 or more"),
+        ("split.candidates", split.candidates, split.candidates > 0, "1 or more"),
+        ("split.validation", split.validation, 0 < split.validation < 1, "more than 0 and less than 1"),
+        ("split.folds", split.folds, split.folds > 1, "2 or more"),
+        ("split.fold", split.fold, 0 <= split.fold < split.folds, f"less than the {split.folds} folds, from 0 on"),
+        ("split.repeat", split.repeat, split.repeat >= 0, "0 or more"),
         ("network.kernel_size", network.kernel_size, network.kernel_size > 0, "1 or more"),
         ("network.channels", network.channels, channels_fit, "numbers of 1 or more"),
         ("network.hidden", network.hidden, min(network.hidden, default=1) > 0, "numbers of 1 or more"),
@@ -357,6 +375,7 @@ def require_sensible(settings: Config) -> None:
         if not holds:
             raise InputError(f"{name} is {value}, expected {expected}; change {name}=VALUE.")
     describe_network(network)
+    describe_split(split)
     if training.max_epochs == 0 and network.weights is None:
         raise InputError("training=none: expected the weights of a trained network; give network.weights=FILE.")
     if network.weights is None and (network.rename or network.initial):
@@ -383,6 +402,17 @@ def describe_network(network: Network) -> dict:
         raise InputError(f"network.arguments is {network.arguments}, expected names with values, as in {{width:16}}.")
     own = OF_PLAIN if is_plain else ("architecture", "target", "arguments")
     return {name: getattr(network, name) for name in (*own, "see", "centre")}
+
+
+def describe_split(split: Split) -> dict:
+    """The settings of its kind, and no others; those of another kind are an `InputError`."""
+    own = OF_SPLIT[split.kind]
+    default = Split()
+    for name in dict.fromkeys(name for names in OF_SPLIT.values() for name in names):
+        if name not in own and getattr(split, name) != getattr(default, name):
+            kinds = " or ".join(SPLITS[kind] for kind, names in OF_SPLIT.items() if name in names)
+            raise InputError(f"split.{name}: {SPLITS[split.kind]} has no such setting, but {kinds}.")
+    return {name: getattr(split, name) for name in own}
 
 
 def require_name(explanation: str) -> None:

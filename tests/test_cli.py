@@ -242,8 +242,8 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs are begun without
 from datxai import cli
 def work(order):
-    print("begun", flush=True)
     try:
+        print("begun", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         if "twice" in sys.argv:
@@ -259,13 +259,13 @@ cli.main()
 @pytest.mark.parametrize("times", ["once", "twice"])
 def test_interrupts_end_without_a_traceback(times):
     command = [sys.executable, "-c", INTERRUPTED, times]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "begun\n"
-    process.send_signal(signal.SIGINT)
-    if times == "twice":
-        assert process.stdout.readline() == "ending\n"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+        if times == "twice":
+            assert process.stdout.readline() == "ending\n"
+            process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert said == "datxai: interrupted; the same command goes on from here.\n"
 

@@ -1,8 +1,9 @@
-"""The split into training, validation and test set, and the table that describes it."""
+"""Training, validation and test set: at random, by folds or as a column of the table says; and the table of ages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,15 +16,37 @@ FRACTION_TOLERANCE = 1e-3  # how far the sum of written fractions may be from 1
 TABLE1_COLUMNS = ("set", "label", "sex", "n", "age_mean", "age_sd")
 
 
-def split(
-    subjects: Sequence[str],
-    labels: ArrayLike,
-    sexes: Iterable[str | None],
-    ages: Iterable[float | None],
-    sizes: ArrayLike = PAPER_FRACTIONS,
-    candidates: int = 100,
-    seed: int = 0,
-) -> list[str]:
+class Cases(NamedTuple):
+    """What a division goes by: names of the subjects; per case the number of its subject, label, sex, and age.
+
+    Unknown are a sex of "" and an age of NaN.
+    """
+
+    names: np.ndarray
+    subject: np.ndarray
+    labels: np.ndarray
+    sexes: np.ndarray
+    ages: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        subjects: ArrayLike,
+        labels: ArrayLike,
+        sexes: Iterable[str | None],
+        ages: Iterable[float | None],
+    ) -> Cases:
+        """The cases of columns of equal length, one entry per case; None where a sex or an age is not known."""
+        names, subject = np.unique(np.asarray(subjects, dtype=str), return_inverse=True)
+        years = np.array([np.nan if age is None else age for age in ages], dtype=float)
+        return cls(names, subject, np.asarray(labels), np.asarray([sex or "" for sex in sexes]), years)
+
+    def take(self, kept: np.ndarray) -> Cases:
+        """Some of the cases."""
+        return Cases.of(self.names[self.subject[kept]], self.labels[kept], self.sexes[kept], self.ages[kept])
+
+
+def split(cases: Cases, sizes: ArrayLike = PAPER_FRACTIONS, candidates: int = 100, seed: int = 0) -> list[str]:
     """The set ('train', 'validation' or 'test') of every case.
 
     Stratified by label and sex, an unknown sex being a stratum of its own: first the labels, then the sexes
@@ -39,7 +62,6 @@ def split(
 
     Parameters
     ----------
-    subjects, labels, sexes, ages : sequences of equal length, one entry per case
     sizes : three numbers
         Numbers of cases that add up to all, or fractions that add up to 1.
 
@@ -48,15 +70,80 @@ def split(
     InputError
         If the sizes do not add up, there are no candidates, or a set would lack one of the labels.
     """
-    labels, sex = np.asarray(labels), np.asarray([sex or "" for sex in sexes])
-    years = np.array([np.nan if age is None else age for age in ages], dtype=float)
-    totals = _count_sizes(sizes, len(labels))
+    return _name_sets(_divide(cases, _count_sizes(sizes, len(cases.labels)), candidates, (seed,)), cases.labels)
+
+
+def split_folds(
+    cases: Cases, folds: int, fold: int, validation: float, candidates: int = 100, seed: int = 0, repeat: int = 0
+) -> list[str]:
+    """The set of every case where fold ``fold`` (0, 1, ...) of ``folds`` is tested.
+
+    The folds are stratified, chosen by age and kept to whole subjects as the sets of `split` are, and so is the share
+    ``validation`` of the cases that are not tested. All folds of a ``repeat`` are of one division of the cases, so that
+    each case is tested once.
+
+    Raises `InputError` for a number of folds that the cases cannot fill.
+    """
+    fewest = min((cases.labels == label).sum() for label in (0, 1))
+    if not 2 <= folds <= fewest:
+        raise InputError(
+            f"split.folds: {folds}, expected 2 to {fewest}, for every fold needs both labels ({fewest} cases have the "
+            "rarer one)."
+        )
+    totals = _round_table(np.array([len(cases.labels)]), np.full(folds, len(cases.labels) / folds))[0]
+    tested = _divide(cases, totals, candidates, (seed, repeat)) == fold
+    return _name_sets(_hold_out(cases, tested, validation, candidates, (seed, repeat, fold)), cases.labels)
+
+
+def split_by_column(
+    cases: Cases,
+    values: Sequence[str],
+    column: str,
+    test: Sequence[str],
+    validation: float,
+    candidates: int = 100,
+    seed: int = 0,
+) -> list[str]:
+    """The set of every case as a ``column`` of the table says, whose ``values`` are given.
+
+    Without ``test`` the column holds the sets themselves: train, validation, test. With it the cases of these values
+    (a site, say) are tested, and of the others the share ``validation`` validates, chosen as in `split`.
+
+    Raises `InputError` for a value that is no set or that no case has, a subject in two sets, or a set without a label.
+    """
+    found = np.asarray(values, dtype=str)
+    there = ", ".join(sorted(set(found)))
+    if not test:
+        for subject, value in zip(cases.names[cases.subject], found.tolist()):
+            if value not in SETS:
+                raise InputError(
+                    f"split.column: the column {column!r} says {value!r} for {subject}, expected train, validation or "
+                    f"test; mend it, or name the values that are tested with split.test=[...] ({there})."
+                )
+        drawn = np.array([SETS.index(value) for value in found])
+    else:
+        for value in test:
+            if value not in found:
+                raise InputError(f"split.test: no case has {value!r} in the column {column!r}, expected of {there}.")
+        drawn = _hold_out(cases, np.isin(found, list(test)), validation, candidates, (seed,))
+    for subject in np.unique(cases.subject):
+        sets = sorted({SETS[number] for number in drawn[cases.subject == subject]})
+        if len(sets) > 1:
+            raise InputError(
+                f"split.column: {cases.names[subject]} would be in two sets, {' and '.join(sets)}, by the column "
+                f"{column!r}; expected all scans of a person in one."
+            )
+    return _name_sets(drawn, cases.labels)
+
+
+def _divide(cases: Cases, totals: np.ndarray, candidates: int, seed: tuple[int, ...]) -> np.ndarray:
+    """The set (0, 1, ...) of every case, so many in each: the best of the candidates, see `split`."""
     if candidates < 1:
         raise InputError(f"split.candidates: {candidates}, expected 1 or more random splits to choose from.")
-    names, first, subject = np.unique(np.asarray(subjects, dtype=str), return_index=True, return_inverse=True)
+    names, first, subject = np.unique(cases.subject, return_index=True, return_inverse=True)
     weights = np.bincount(subject)  # cases per subject
     strata, stratum = np.unique(
-        np.stack([labels[first].astype(str), sex[first]]), axis=1, return_inverse=True
+        np.stack([cases.labels[first].astype(str), cases.sexes[first]]), axis=1, return_inverse=True
     )
     stratum = stratum.ravel()  # NumPy 2.0.0 keeps an axis
     counts = np.bincount(stratum, weights).astype(int)
@@ -64,23 +151,41 @@ def split(
 
     best, smallest = np.empty(0, int), np.inf
     for candidate in range(candidates):
-        rng = np.random.default_rng([seed, candidate])
+        rng = np.random.default_rng([*seed, candidate])
         drawn = np.empty(len(names), dtype=int)
         for number, quota in enumerate(quotas):
             members = np.flatnonzero(stratum == number)
             drawn[members] = _draw(weights[members], quota, rng)
-        difference = _age_difference(drawn[subject], stratum[subject], years, counts)
+        difference = _age_difference(drawn[subject], stratum[subject], cases.ages, counts, len(totals))
         if difference < smallest:
             best, smallest = drawn[subject], difference
+    return best
+
+
+def _hold_out(
+    cases: Cases, tested: np.ndarray, validation: float, candidates: int, seed: tuple[int, ...]
+) -> np.ndarray:
+    """The set of every case, where it is known which are tested."""
+    drawn = np.full(len(tested), SETS.index("test"))
+    rest = np.flatnonzero(~tested)
+    if not len(rest):
+        raise InputError("split: every case would be tested, expected some to train with.")
+    totals = _round_table(np.array([len(rest)]), len(rest) * np.array([1 - validation, validation]))[0]
+    drawn[rest] = _divide(cases.take(rest), totals, candidates, seed)
+    return drawn
+
+
+def _name_sets(drawn: np.ndarray, labels: np.ndarray) -> list[str]:
+    """The sets by name; refused where one lacks a label (`InputError`)."""
     for number, name in enumerate(SETS):
         for label in (0, 1):
-            if not (labels[best == number] == label).any():
+            if not (labels[drawn == number] == label).any():
                 raise InputError(
-                    f"split: the {name} set would hold no case with label {label} ({int(totals[number])} "
-                    f"cases asked for, {int((labels == label).sum())} of {len(labels)} have that label); "
+                    f"split: the {name} set would hold no case with label {label} ({int((drawn == number).sum())} "
+                    f"cases in it, {int((labels == label).sum())} of {len(labels)} have that label); "
                     "enlarge it or add cases."
                 )
-    return [SETS[number] for number in best]
+    return [SETS[number] for number in drawn]
 
 
 def make_table1(
@@ -181,11 +286,13 @@ def _draw(weights: np.ndarray, quota: np.ndarray, rng: np.random.Generator) -> n
     return drawn
 
 
-def _age_difference(sets: np.ndarray, stratum: np.ndarray, ages: np.ndarray, counts: np.ndarray) -> float:
+def _age_difference(
+    sets: np.ndarray, stratum: np.ndarray, ages: np.ndarray, counts: np.ndarray, n_sets: int
+) -> float:
     """Range of the sets' mean ages in years, averaged over strata weighted by ``counts``."""
     known = ~np.isnan(ages)
-    cell = (stratum * len(SETS) + sets)[known]
-    number = np.bincount(cell, minlength=len(counts) * len(SETS)).reshape(-1, len(SETS))
+    cell = (stratum * n_sets + sets)[known]
+    number = np.bincount(cell, minlength=len(counts) * n_sets).reshape(-1, n_sets)
     total = np.bincount(cell, ages[known], minlength=number.size).reshape(number.shape)
     mean = np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
     spread = np.fmax.reduce(mean, axis=1) - np.fmin.reduce(mean, axis=1)

@@ -5,6 +5,7 @@ Of one run its explanations side by side: `datxai.commands.explanations`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from datxai.analysis.classification import summarise
 from datxai.analysis.comparison import HOTTEST, compare_maps, summarise_agreement
 from datxai.config import DEFAULT, Config, require_name
 from datxai.errors import InputError
-from datxai.files import write_json, write_table
+from datxai.files import hash_content, write_json, write_table
 from datxai.findings import Findings
 from datxai.lock import holding
 from datxai.pages.tables import format_percent
@@ -28,6 +29,7 @@ from datxai.run import Run
 from datxai.volume import Volume
 
 SHOWN = ("accuracy", "sensitivity", "specificity")
+_OF_FOLD = re.compile(r"split\.(?:fold|repeat|test)=(?:\[[^]]*\]|[^,]*),?")  # in the name of a sweep's job
 PERSON = ("participant_id", "subject", "age", "sex", "label")  # what identifies a case across runs
 
 
@@ -65,6 +67,20 @@ class Member:
         """The relevance map of a case."""
         return self.findings.map_of(person[0])
 
+    @cached_property
+    def split(self) -> dict:
+        """The settings of its split, those of its kind; empty where they are not recorded."""
+        entry = self.run.find("split")
+        return {} if entry is None else entry["config"]["split"]
+
+    @property
+    def apart_from_fold(self) -> str:
+        """What its network was made from, but for the cases that are tested and for seeds."""
+        scans, training = self.run.find("preprocess") or {}, self.run.entry("train", "compare")["config"]
+        split = {name: value for name, value in self.split.items() if name not in ("fold", "repeat", "test")}
+        recipe = {name: value for name, value in training["training"].items() if name != "seed"}
+        return hash_content([scans.get("fingerprint"), split, {**training, "training": recipe}])
+
     def fingerprint(self, stage: str) -> str:
         return self.run.entry(stage, "compare")["fingerprint"]
 
@@ -74,7 +90,8 @@ def run(settings: Config, _: Run) -> None:
 
     The folder ``settings.out`` (by default ``compare``, in the sweep's folder if there is but one, else in the current
     folder) then holds ``runs.tsv``, ``agreement.tsv`` (a row per pair of runs), ``ensemble.tsv`` (a row per test case),
-    ``compare.json`` and the figures. With ``settings.explanations`` there is one run, whose explanations are compared.
+    ``pooled.tsv`` (of folds, a row per case), ``compare.json`` and the figures. With ``settings.explanations`` there
+    is one run, whose explanations are compared.
     """
     from datxai.commands import explanations
 
@@ -123,6 +140,13 @@ def _compare(settings: Config, members: Sequence[Member]) -> None:
         save_figure(plot_agreement(correlation, overlap, HOTTEST), out / "agreement")
     else:
         remarks.append(reason)
+    pooled = _pool_folds(members)
+    if pooled:
+        rows |= {name: of_group["classification"] for name, of_group in pooled.items()}
+        table = [{"pooled": name, **case} for name, of_group in pooled.items() for case in of_group.pop("cases")]
+        write_table(out / "pooled.tsv", table, list(table[0]))
+        summary["pooled"] = pooled
+        remarks += [remark for of_group in pooled.values() for remark in of_group.pop("remarks")]
     summary["remarks"] = remarks
     _write_runs(out, members, rows)
     save_figure(plot_comparison(rows), out / "runs")
@@ -226,6 +250,68 @@ def _combine(members: Sequence[Member], people: Sequence[tuple]) -> dict | None:
             for number, person in enumerate(people)
         ],
     }
+
+
+def _pool_folds(members: Sequence[Member]) -> dict[str, dict]:
+    """Out-of-fold predictions as one estimate: each case by the networks that did not see it.
+
+    One entry for the runs that differ in what they test, and in seeds, alone; a case that several test (repeats) has
+    the mean of their calibrated probabilities.
+    """
+    groups: dict[str, list[Member]] = {}
+    for member in members:
+        if "fold" in member.split or member.split.get("test"):
+            groups.setdefault(member.apart_from_fold, []).append(member)
+    several = [group for group in groups.values() if len(group) > 1]
+    found = {}
+    for number, group in enumerate(several, start=1):
+        settings = _OF_FOLD.sub("", group[0].name).strip(",")
+        name = "pooled" if len(several) == 1 else f"pooled {settings or number}"
+        found[name] = _pool(group) | {"remarks": _name_missing_folds(name, group)}
+    return found
+
+
+def _pool(group: Sequence[Member]) -> dict:
+    tested: dict[tuple, list[tuple[str, float]]] = {}
+    for member in group:
+        people = sorted(member.of_set("test"), key=str)
+        for person, value in zip(people, member.probabilities(people)):
+            tested.setdefault(person, []).append((member.name, float(value)))
+    people = sorted(tested, key=str)
+    labels = np.array([person[PERSON.index("label")] for person in people])
+    mean = np.array([np.mean([value for _, value in tested[person]]) for person in people])
+    predicted = (mean > 0.5).astype(int)
+    accuracies = [member.metrics["classifiers"]["cnn"]["accuracy"] for member in group]
+    return {
+        "runs": [member.name for member in group],
+        "classification": summarise(labels, predicted, mean),
+        "accuracy_of_runs": {"mean": float(np.mean(accuracies)), "sd": float(np.std(accuracies, ddof=1))},
+        "cases": [
+            {
+                "participant_id": person[0],
+                "label": label,
+                "predicted": call,
+                "p_reduced": value,
+                "runs": " ".join(run for run, _ in tested[person]),
+            }
+            for person, label, call, value in zip(people, labels, predicted, mean)
+        ],
+    }
+
+
+def _name_missing_folds(name: str, group: Sequence[Member]) -> list[str]:
+    """A sentence where some of the folds have not been evaluated."""
+    if "fold" not in group[0].split:
+        return []
+    there = {(member.split["repeat"], member.split["fold"]) for member in group}
+    repeats, folds = sorted({repeat for repeat, _ in there}), range(group[0].split["folds"])
+    missing = [
+        f"{fold} of repeat {repeat}" if len(repeats) > 1 else str(fold)
+        for repeat in repeats
+        for fold in folds
+        if (repeat, fold) not in there
+    ]
+    return [f"Of {name} the folds {', '.join(missing)} are missing; its cases are of the others."] if missing else []
 
 
 def _why_no_agreement(members: Sequence[Member], people: Sequence[tuple]) -> str | None:

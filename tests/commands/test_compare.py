@@ -32,7 +32,9 @@ def brain():
     return make_regions(GRID, load_atlas(None, None))["brain"]
 
 
-def make_run(folder, margins, noise, train="t", evaluate="e", sets=SETS, grid=GRID, ages=50, temperature=1.0):
+def make_run(
+    folder, margins, noise, train="t", evaluate="e", sets=SETS, grid=GRID, ages=50, temperature=1.0, split=None
+):
     run = Run(folder)
     people, predictions = [], []
     for (name, label), margin in zip(LABELS.items(), margins, strict=True):
@@ -52,7 +54,11 @@ def make_run(folder, margins, noise, train="t", evaluate="e", sets=SETS, grid=GR
     entry = {"inputs": {}, "outputs": ["metrics.json"], "config": {"atlas": {"labels": None, "names": None}}}
     write_json(
         run.manifest,
-        {"train": {**entry, "fingerprint": train}, "evaluate": {**entry, "fingerprint": evaluate}},
+        {
+            "split": {**entry, "fingerprint": "s", "config": {"split": split or {}}},
+            "train": {**entry, "fingerprint": train, "config": {"training": {"seed": 0}, "network": {}}},
+            "evaluate": {**entry, "fingerprint": evaluate},
+        },
     )
 
 
@@ -169,6 +175,55 @@ def test_cases_of_the_same_name_in_another_cohort_are_other_cases(tmp_path):
     assert found["common_test_cases"] == 0
     assert "no test case in common" in " ".join(found["remarks"])
     assert [row["run"] for row in read_table(tmp_path / "compare" / "runs.tsv")] == ["a", "b"]
+
+
+FOLDS = (("sub-1", "sub-3"), ("sub-2", "sub-4"), ("sub-5", "sub-6"))  # what each of three folds tests
+
+
+def make_folds(folder, repeat=0, margins=MARGINS, folds=(0, 1, 2)):
+    for fold, run in enumerate("abc"):
+        if fold in folds:
+            sets = {name: "test" if name in FOLDS[fold] else "train" for name in LABELS}
+            split = {"folds": 3, "fold": fold, "repeat": repeat}
+            name, made = f"split.fold={fold},split.repeat={repeat}", f"{repeat}{run}"
+            make_run(folder / name, margins[run], 0, made, made, sets, split=split)
+
+
+def test_folds_are_pooled(tmp_path):
+    make_folds(tmp_path)
+    call(tmp_path)
+    rows = read_table(tmp_path / "compare" / "pooled.tsv")
+    expected = {"sub-1": "a", "sub-3": "a", "sub-2": "b", "sub-4": "b", "sub-5": "c", "sub-6": "c"}
+    assert [row["participant_id"] for row in rows] == sorted(expected)
+    for row in rows:
+        margin = MARGINS[expected[row["participant_id"]]][list(LABELS).index(row["participant_id"])]
+        assert float(row["p_reduced"]) == pytest.approx(1 / (1 + np.exp(-margin)), abs=1e-6)
+        assert row["predicted"] == str(int(margin > 0))
+        assert row["runs"] == f"split.fold={'abc'.index(expected[row['participant_id']])},split.repeat=0"
+    found = read_json(tmp_path / "compare" / "compare.json")
+    right = [row["predicted"] == row["label"] for row in rows]
+    assert found["pooled"]["pooled"]["classification"]["n"] == 6
+    assert found["pooled"]["pooled"]["classification"]["accuracy"] == pytest.approx(np.mean(right))
+    assert not any("missing" in remark for remark in found["remarks"])
+    assert [row["run"] for row in read_table(tmp_path / "compare" / "runs.tsv")][-1] == "pooled"
+
+
+def test_a_fold_that_is_missing_is_named(tmp_path):
+    make_folds(tmp_path, folds=(0, 2))
+    call(tmp_path)
+    found = read_json(tmp_path / "compare" / "compare.json")
+    assert "Of pooled the folds 1 are missing; its cases are of the others." in found["remarks"]
+    assert found["pooled"]["pooled"]["classification"]["n"] == 4
+
+
+def test_repeats_of_folds_are_averaged_case_by_case(tmp_path):
+    make_folds(tmp_path)
+    other = {run: [margin / 2 for margin in margins] for run, margins in MARGINS.items()}
+    make_folds(tmp_path, repeat=1, margins=other)
+    call(tmp_path)
+    row = read_table(tmp_path / "compare" / "pooled.tsv")[0]
+    assert len(row["runs"].split()) == 2
+    assert float(row["p_reduced"]) == pytest.approx(np.mean(1 / (1 + np.exp([4.0, 2.0]))), abs=1e-6)
 
 
 def test_different_grids_have_no_agreement(sweep):

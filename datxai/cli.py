@@ -38,6 +38,7 @@ PLACE_FAULTS = {  # what a place brings about, and what to do
     ),
     errno.EIO: "the disk may be damaged",
 }
+CHOICE = {"benchmark": "default", "search": "training"}  # commands with a group of settings, and its first choice
 MAKE_FOLDERS = ("benchmark", "spectral")  # commands that read a run and make a folder of their own name in it
 
 
@@ -187,11 +188,12 @@ def _place(order: Order) -> Plan:
     if not order.leaves_nothing:
         _require_writable(run)
         jobs = [path for name in ("datxai.log", ".hydra") for path in (run / name, *run.glob(f"*/{name}"))]
-        require_own(run, *jobs, run / "multirun.yaml", *(run / name for name in ("cases", "compare", *MAKE_FOLDERS)))
+        made = ("multirun.yaml", "cases", "compare", "search", *MAKE_FOLDERS)
+        require_own(run, *jobs, *(run / name for name in made))
     words = [word for word in order.words if key_of(word) not in ("run", "base")]
     words += [quote(f"{key}={folder}") for key, folder in (("run", run), ("base", base)) if folder is not None]
-    if order.task == "benchmark" and "benchmark" not in given:
-        words.append("benchmark=default")
+    if order.task in CHOICE and order.task not in given:
+        words.append(f"{order.task}={CHOICE[order.task]}")
     for folder in [base] if order.sweeps else [run, base]:
         record = read_record(folder) if folder is not None else None
         if folder is not None and record is not None:

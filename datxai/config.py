@@ -33,6 +33,7 @@ COMMANDS = {
     "spectral": "groups among the relevance maps of a run, to find a Clever Hans: run=RUN_DIR",
     "check": "whether all files of a run are as they were written: run=RUN_DIR",
     "compare": "runs, or explanations of one, side by side: RUN... [explanations=[default,NAME]] [out=DIR]",
+    "search": "settings of training and network that end best, by Optuna: run=RUN_DIR [search=training]",
     "reads": "consensus of two readers, and how far they agree: file=READS.tsv [out=DIR]",
 }
 ALL = "all"
@@ -41,9 +42,10 @@ EXPLAINED = ("explain", "evaluate", "report")  # the stages that each explanatio
 EXPLAINING = ("attribution", "composite", "target")  # and the settings
 CALL = (  # settings of one call or one machine, which a run does not record
     "stage", "run", "shard", "runs", "scan", "age", "port", "dicom", "deidentify", "file", "out", "device", "n_jobs",
-    "on_error", "check", "dry_run", "objective", "benchmark", "explanation", "explanations",
+    "on_error", "check", "dry_run", "objective", "benchmark", "search", "explanation",
+    "explanations",
 )  # fmt: skip
-TARGETS = ("decision", "difference", "predicted", "normal", "reduced", "label")
+TARGETS = ("difference", "decision", "predicted", "normal", "reduced", "label")
 OF_SPLIT = {  # settings of each kind of split
     "random": ("sizes", "candidates"),
     "kfold": ("folds", "fold", "repeat", "validation", "candidates"),
@@ -296,6 +298,20 @@ class Benchmark:
 
 
 @dataclass
+class Search:
+    """Settings looked for: each with a space, such as log(1e-5, 1e-2)."""
+
+    name: str = "training"  # of the folder within RUN/search
+    space: Any = None  # {setting: space}; a typed mapping would refuse new keys on the command line
+    objective: str = "loss"  # loss | auc | accuracy, of the validation set
+    trials: int = 30
+    pruning: str = "median"  # median | none
+    unpruned: int = 5
+    processes: int = 1
+    seed: int = 0
+
+
+@dataclass
 class Config:
     """Everything."""
 
@@ -311,7 +327,8 @@ class Config:
     attribution: Attribution = field(default_factory=Attribution)
     composite: Composite = field(default_factory=Composite)
     benchmark: Benchmark = field(default_factory=Benchmark)
-    target: str = "decision"  # decision | difference | predicted | normal | reduced | label
+    search: Search = field(default_factory=Search)
+    target: str = "difference"  # difference | decision | predicted | normal | reduced | label
     run: str = MISSING
     base: str | None = None  # a run whose stages are taken over where settings and inputs are the same
     stage: str = ALL
@@ -383,7 +400,7 @@ def require_sensible(settings: Config) -> None:
     if not isinstance(network.rename, (dict, type(None))):
         raise InputError(f"network.rename is {network.rename}, expected {{PATTERN:REPLACEMENT}}.")
     if training.max_epochs == 0 and network.centre:
-        raise InputError("training=none: network.centre is the mean of training cases; set it to false.")
+        raise InputError("training=none: network.centre is the mean of training cases; choose network=nazari2021.")
 
 
 def describe_network(network: Network) -> dict:

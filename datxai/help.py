@@ -58,6 +58,7 @@ SETTINGS = {  # what shapes what a stage or command makes
     "serve": ("port", "attribution", "composite", "target", "explanation"),
     "template": (),
     "benchmark": ("benchmark", "target", "explanation"),
+    "search": ("search", "network", "training"),
     "spectral": ("explanation",),
     "check": (),
     "compare": ("out", "explanation", "explanations"),

@@ -279,11 +279,12 @@ def made_before(folder: Path, task: str, explanation: str = DEFAULT) -> dict[str
     """Settings that shaped what a run has made before a stage, or what a command goes on with: their names, and the
     stage that depends on each.
 
-    Commands explain anew, but for `spectral`, and take what concerns the one scan before them, not the cohort.
+    Commands explain anew, but for `spectral`, and take what concerns the one scan before them, not the cohort; `search`
+    trains anew.
     """
     manifest, journey = folder / "manifest.json", list(STAGES)
-    if task in journey:
-        before, free = journey[: journey.index(task)], ()
+    if task in (*journey, "search"):
+        before, free = journey[: journey.index("train" if task == "search" else task)], ()
     else:
         before, free = [name for name in journey if name != "explain" or task == "spectral"], OF_ONE_SCAN
     entries = read_json(manifest) if manifest.is_file() and (before and task in (*journey, *COMMANDS)) else {}

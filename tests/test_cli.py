@@ -303,8 +303,8 @@ def test_a_misspelt_setting_is_an_error_with_a_plus_too(tmp_path, monkeypatch, k
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("grid=", "grid=: no such choice, expected one of mni_2mm, mni_2mm_paper, mni_4mm, slab_12mm."),
-        ("-m grid=slab_12mm,none", "grid=none: no such choice, expected one of mni_2mm, mni_2mm_paper, mni_4mm, slab"),
+        ("grid=", "grid=: no such choice, expected one of mni_2mm, mni_2mm_paper, mni_3mm, mni_4mm, slab_12mm."),
+        ("-m grid=slab_12mm,none", "grid=none: no such choice, expected one of mni_2mm, mni_2mm_paper, mni_3mm, "),
         ("data=mine", "data=mine: no such choice, expected one of dicom, folder, phantom, phantom_paper, ppmi."),
         ("hydra/launcher=none", "hydra/launcher=none: no such choice, expected one of basic, "),
         ("grid=a,b", "grid=a,b: several values, expected one; add -m for a job with each"),

@@ -66,7 +66,7 @@ MADE = {"preprocess": {"grid": {"name": "", "shape": [], "spacing": []}, "data":
         "explain": {"composite": {"name": ""}}, "explain/mine": {"composite": {"name": ""}}}  # fmt: skip
 E = "composite.layers.0.parameters.epsilon"
 TABLE = [  # begun with, words now, what holds
-    ("", "run=run", "data.kind=phantom grid.name=mni_4mm training.max_epochs=24"),
+    ("", "run=run", "data.kind=phantom grid.name=mni_3mm training.max_epochs=24"),
     ("grid=slab_12mm", "run=run", "grid.name=slab_12mm"),
     ("grid=slab_12mm", "run=run grid=mni_2mm", "grid.name=mni_2mm"),
     ("grid=slab_12mm grid.name=own", "run=run", "grid.name=own"),
@@ -121,7 +121,7 @@ TABLE = [  # begun with, words now, what holds
     ("network.channels=[2,2]", "train run=run network.hidden=[]", "network.channels.0=2 stage=train"),
     ("grid=slab_12mm", "train run=new base=run network.dropout=0.4", "grid.name=slab_12mm run=new network.dropout=0.4"),
     ("grid=slab_12mm", "run=${oc.env:PLACE}", "grid.name=slab_12mm run=run"),
-    ("grid=slab_12mm", "run=elsewhere", "grid.name=mni_4mm run=elsewhere"),
+    ("grid=slab_12mm", "run=elsewhere", "grid.name=mni_3mm run=elsewhere"),
 ]  # fmt: skip
 
 
@@ -304,13 +304,13 @@ def test_nothing_is_written_through_a_link(place, name):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("explain grid=mni_2mm", "'preprocess' was made with grid=mni_4mm"),
-        ("evaluate grid.name=x", "'preprocess' was made with grid.name=mni_4mm"),
+        ("explain grid=mni_2mm", "'preprocess' was made with grid=mni_3mm"),
+        ("evaluate grid.name=x", "'preprocess' was made with grid.name=mni_3mm"),
         ("explain network.dropout=0.5", "'train' was made with network.dropout=0.2"),
         ("explain seed=3", "'train' was made with training.seed=0"),
         ("split data.n_subjects=3", "'preprocess' was made with data.n_subjects=240"),
-        ("explain experiment=quick --config-dir conf", "'preprocess' was made with grid=mni_4mm"),
-        ("case scan=x.nii grid=mni_2mm", "'preprocess' was made with grid=mni_4mm, and `case` goes on with that"),
+        ("explain experiment=quick --config-dir conf", "'preprocess' was made with grid=mni_3mm"),
+        ("case scan=x.nii grid=mni_2mm", "'preprocess' was made with grid=mni_3mm, and `case` goes on with that"),
         ("serve network.dropout=0.5", "'train' was made with network.dropout=0.2"),
         ("benchmark data.n_subjects=3", "'preprocess' was made with data.n_subjects=240"),
         ("spectral composite=gamma", "'explain' was made with composite=nazari2021"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -298,6 +298,50 @@ def plot_comparison(runs: Mapping[str, Mapping]) -> Figure:
     panels[-1].set_ylim(len(runs) - 0.5, -0.5)
     figure.axes[0].xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     figure.supxlabel("estimate and 95 % interval", fontsize=7)
+    return figure
+
+
+@styled
+def plot_search(
+    trials: Sequence[Mapping],
+    settings: Sequence[str],
+    measure: str,
+    larger_is_better: bool,
+    logarithmic: Collection[str] = (),
+    choices: Collection[str] = (),
+) -> Figure:
+    """What trainings came to with other settings, in the order of the search and setting by setting.
+
+    ``trials``: rows with ``trial``, ``measure`` (None: ended early) and the settings; of these ``logarithmic`` have a
+    logarithmic axis, and ``choices`` one by name.
+    """
+    columns = min(1 + len(settings), 4)
+    n_rows = -(-(1 + len(settings)) // columns)
+    figure = Figure(figsize=(PAGE, 1.5 * n_rows), layout="constrained")
+    panels = figure.subplots(n_rows, columns, sharey=True, squeeze=False).ravel()
+    whole = [row for row in trials if row[measure] is not None]
+    values = np.array([row[measure] for row in whole], float)
+    best = int(values.argmax() if larger_is_better else values.argmin())
+    for axes, name in zip(panels, ("trial", *settings)):
+        places = [row[name] for row in whole]
+        if name in choices:
+            known = sorted({*places}, key=lambda place: (isinstance(place, str), place is None, str(place)))
+            axes.set_xticks(range(len(known)), [format_cell(place) for place in known])
+            places = [known.index(place) for place in places]
+        axes.scatter(places, values, s=8, color=NORMAL, linewidths=0)
+        axes.scatter(places[best : best + 1], values[best : best + 1], s=22, facecolors="none", edgecolors=REDUCED)
+        if name in logarithmic:
+            axes.set_xscale("log")
+        axes.set_xlabel(name)
+    so_far = (np.maximum if larger_is_better else np.minimum).accumulate(values)
+    panels[0].step([row["trial"] for row in whole], so_far, where="post", color=NEUTRAL, linewidth=0.8)
+    if not larger_is_better and values.min() > 0:
+        panels[0].set_yscale("log")
+    for axes in panels[1 + len(settings) :]:
+        axes.remove()
+    for axes in figure.axes[::columns]:
+        axes.set_ylabel(measure.replace("_", " "))
+    add_note(figure, f"circled: the best; {len(trials) - len(whole)} of {len(trials)} trials were ended early")
     return figure
 
 

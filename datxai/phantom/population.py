@@ -66,15 +66,15 @@ class Biology:
 
 # What `python -m benchmarks.fit_phantom` prints: fitted to real scans through the whole chain (docs/phantom.md).
 BIOLOGY = Biology(
-    binding=(5.84, 2.1, 4.96, 0.931, 6.62, 5.85, 6.74, 3.45),
-    level=0.117,
-    caudate=0.136,
-    side=0.0166,
-    region=0.0284,
-    severity=(0.914, 0.454),
-    loss=(0.201, 0.201, 0.389, 0.1, 0.578, 0.95, 2.36, 0.8),
-    other=(0.294, 0.807),
-    involvement=0.38,
+    binding=(5.08, 1.93, 5.07, 1.02, 6.08, 4.84, 6.94, 2.51),
+    level=0.148,
+    caudate=0.147,
+    side=0.0147,
+    region=0.0334,
+    severity=(0.913, 0.409),
+    loss=(0.228, 0.228, 0.427, 0.114, 0.626, 0.95, 2.68, 0.8),
+    other=(0.299, 0.944),
+    involvement=0.462,
 )
 
 

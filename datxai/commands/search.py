@@ -1,0 +1,478 @@
+"""Search for settings: trainings with settings that Optuna proposes, judged on the validation cases alone.
+
+Each trial is a run of its own on the run that was given as base, made by the command itself, and an experiment file
+says what differs: what is found here is what a user gets who gives the same settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import yaml
+
+from datxai.config import Config, Search
+from datxai.errors import InputError
+from datxai.files import hash_content, read_table, write_table, write_text
+from datxai.lock import holding
+from datxai.progress import Bar
+from datxai.record import flatten, read_record, require_own
+from datxai.run import Run
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial, Trial
+
+log = logging.getLogger("datxai")
+
+# Groups whose settings can be sought, and the stage from which on a trial differs from its base.
+STAGE_OF = {
+    **dict.fromkeys(("grid", "reconstruction", "registration", "atlas", "preprocessing"), "preprocess"),
+    **dict.fromkeys(("network", "training"), "train"),
+}
+STAGES = ("preprocess", "split", "train")
+OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {"loss": "minimize", "auc": "maximize", "accuracy": "maximize"}
+EXPRESSION = re.compile(r"\s*(uniform|log|integer|choice)\s*\((.*)\)\s*", re.S)
+POLL_S = 0.2
+FAILURES = 3  # in a row that end a search
+PATIENCE_S = 24 * 3600.0  # with a training that outlived the search it was made by
+
+
+def run(settings: Config, folder: Run) -> None:
+    """Look for the settings of ``settings.search.space`` with which a training on the run ``folder`` ends best.
+
+    RUN/search/NAME then holds ``study.db`` (Optuna's study), ``trials.tsv`` and ``search.png``, and
+    ``experiment/best.yaml``. A search that was stopped goes on; several commands may work on one at the same time.
+    """
+    options = settings.search
+    space = _read_space(options, settings)
+    folder.entry("split", "search")
+    _require_optuna()
+    place = folder.folder / "search" / options.name
+    place.mkdir(parents=True, exist_ok=True)
+    require_own(folder.folder, place, place.parent)
+    quest = Quest(settings, folder, place, space, _changed(settings, folder))
+    with _explaining_the_database(quest.database):
+        study = quest.open()
+        with holding(quest.owner, "datxai search"):
+            quest.search(study)
+        shutil.rmtree(quest.owner, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others are at work
+            quest.owner.parent.rmdir()
+        quest.tell(study)
+
+
+@dataclass(frozen=True)
+class Quest:
+    """A search: the run it starts from, where it lies, what is varied and what else was given."""
+
+    settings: Config
+    base: Run
+    place: Path
+    space: Mapping[str, BaseDistribution]
+    changed: Mapping[str, Any]
+    identity: str = uuid.uuid4().hex
+
+    @property
+    def options(self) -> Search:
+        return self.settings.search
+
+    @property
+    def database(self) -> Path:
+        return self.place / "study.db"
+
+    @property
+    def owner(self) -> Path:
+        """A folder whose lock says that this process lives."""
+        return self.place / "at-work" / self.identity
+
+    def open(self) -> Study:
+        """The study, begun now or before. Raises `InputError` for one of another space, objective or run."""
+        import optuna
+        from optuna.pruners import MedianPruner, NopPruner
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        options = self.options
+        patient = {"connect_args": {"timeout": 60}}
+        storage = optuna.storages.RDBStorage(f"sqlite:///{self.database}", engine_kwargs=patient)
+        median = MedianPruner(n_startup_trials=options.unpruned, n_warmup_steps=1)
+        study = optuna.create_study(
+            storage=storage,
+            study_name=options.name,
+            direction=OBJECTIVES[options.objective],
+            pruner=median if options.pruning == "median" else NopPruner(),
+            load_if_exists=True,
+        )
+        what = {
+            "space": dict(options.space), "objective": options.objective, "changed": dict(self.changed),
+            "split": self.base.entry("split", "search")["fingerprint"],
+        }  # fmt: skip
+        with self._alone():
+            before = study.user_attrs.get("what")
+            if before is None:
+                study.set_user_attr("what", what)
+            elif before != yaml.safe_load(yaml.safe_dump(what)):
+                other = ", ".join(name for name in what if before.get(name) != what[name])
+                raise InputError(
+                    f"{self.database}: is a search with another {other}, expected the one given now; choose another "
+                    f"search.name={options.name}-2, or remove {self.place}."
+                )
+        return study
+
+    def search(self, study: Study) -> None:
+        """Make trials until there are enough, some side by side."""
+        n = max(1, self.options.processes)
+        done = len(_finished(study))
+        with Bar(self.options.trials, "trials") as bar, ThreadPoolExecutor(n) as pool:
+            bar.update(min(done, self.options.trials))
+            if done:
+                bar.say(f"  {done} trials are there")
+            for worker in [pool.submit(self._work, study, bar) for _ in range(n)]:
+                worker.result()
+
+    def _work(self, study: Study, bar: Bar) -> None:
+        failed = 0
+        while (trial := self._next(study)) is not None:
+            before = _made_before(study, trial)
+            try:
+                value, pruned = self._make(trial) if before is None else (_value_of(before), _is_pruned(before))
+                failed = 0
+            except InputError as error:
+                study.tell(trial, state=_states().FAIL)
+                failed += 1
+                bar.say(f"  trial {trial.number} ended without a result: {error}")
+                if failed == FAILURES:
+                    raise InputError(
+                        f"search: {FAILURES} trials in a row ended without a result, the last with: {error}"
+                    ) from error
+                continue
+            if pruned:
+                study.tell(trial, state=_states().PRUNED)
+            else:
+                study.tell(trial, value)
+            self._clear(study)
+            bar.say(f"  trial {trial.number}: {_describe(trial.params)}; {self._say(value, pruned)}")
+            bar.update()
+
+    def _next(self, study: Study) -> Trial | None:
+        """The next trial, one of a search that was killed before any other; None when there are enough."""
+        from optuna.samplers import TPESampler
+
+        with self._alone():
+            for lost in _running(study):
+                if not _lives(self.place / "at-work" / lost.user_attrs.get("owner", "none")):
+                    study.tell(lost.number, state=_states().FAIL)
+                    study.enqueue_trial(lost.params)
+            if len(_finished(study)) + len(_running(study)) >= self.options.trials:
+                return None
+            # Of the trial's number, so that neither another process nor a search that goes on proposes the same anew.
+            seed = np.random.SeedSequence([self.options.seed, len(study.get_trials(deepcopy=False))])
+            study.sampler = TPESampler(seed=int(seed.generate_state(1)[0]), constant_liar=True)
+            trial = study.ask({**self.space})
+            trial.set_user_attr("owner", self.identity)
+            return trial
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """Among all processes that work on the search."""
+        return holding(self.place, "datxai search", patience=60.0)
+
+    def _make(self, trial: Trial) -> tuple[float, bool]:
+        """Train with a trial's settings: the objective, and whether it was ended before its time."""
+        name = f"trial_{hash_content(dict(trial.params))[:12]}"
+        run = Run(self._folder_of(name))
+        self._write_experiment(name, trial.params, f"Trial {trial.number} of the search {self.options.name}.")
+        with holding(run.folder, "datxai search", patience=PATIENCE_S):
+            pass  # a training that outlived its search is done now
+        watched = Watched(trial, run, self.options.objective)
+        first = min(STAGES.index(STAGE_OF[key.partition(".")[0]]) for key in (*self.space, *self.changed))
+        for stage in STAGES[first:]:
+            with tempfile.TemporaryFile("w+") as errors, self._started(stage, name, run, errors) as process:
+                while process.poll() is None:
+                    time.sleep(POLL_S)
+                    if stage == "train" and watched.should_end():
+                        return watched.best, True
+                errors.seek(0)
+                said = errors.read().strip().rpartition("datxai: ")[2]
+            if process.returncode:
+                raise InputError(said or f"exit status {process.returncode}")
+        watched.read()
+        return watched.kept, False
+
+    @contextlib.contextmanager
+    def _started(self, stage: str, name: str, run: Run, errors: IO[str]) -> Iterator[subprocess.Popen]:
+        """The process that makes a stage of a trial's run; it ends with the block."""
+        words = [f"run={run.folder}", f"base={self.base.folder}", f"experiment={name}"]
+        if self.settings.network.target is not None:  # code runs only where it is named
+            words.append(f"network.target={self.settings.network.target}")
+        cores = max(1, (os.cpu_count() or 1) // max(1, self.options.processes))
+        words += [f"device={self.settings.device}", "--config-dir", str(self.place)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "datxai", stage, *words],
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, "OMP_NUM_THREADS": str(cores)} if self.options.processes > 1 else None,
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait()
+
+    def _folder_of(self, name: str) -> Path:
+        return self.place / "trials" / name
+
+    def _write_experiment(self, name: str, params: Mapping[str, Any], title: str) -> None:
+        tree: dict[str, Any] = {}
+        for key, value in {**self.changed, **params}.items():
+            *way, last = key.split(".")
+            node = tree
+            for part in way:
+                node = node.setdefault(part, {})
+            node[last] = value
+        text = yaml.safe_dump(tree, sort_keys=False)
+        write_text(self.place / "experiment" / f"{name}.yaml", f"# @package _global_\n# {title}\n{text}")
+
+    def _clear(self, study: Study) -> None:
+        """Leave of the finished trials the best alone: weights take space, and a study knows the rest."""
+        best = _best(study)
+        kept = {_name_of(best)} if best else set()
+        for trial in _finished(study):
+            if (name := _name_of(trial)) not in kept:
+                shutil.rmtree(self._folder_of(name), ignore_errors=True)
+                (self.place / "experiment" / f"{name}.yaml").unlink(missing_ok=True)
+
+    def _say(self, value: float, pruned: bool) -> str:
+        return "ended early" if pruned else f"validation {self.options.objective} {value:.4f}"
+
+    def tell(self, study: Study) -> None:
+        """Write the table, the figure and the experiment file of the best, and say where they are."""
+        from datxai.pages.charts import plot_search
+        from datxai.pages.style import save_figure
+
+        rows = [
+            {
+                "trial": trial.number,
+                "state": "pruned" if _is_pruned(trial) else "finished",
+                f"validation_{self.options.objective}": None if _is_pruned(trial) else trial.value,
+                "epochs": len(trial.intermediate_values),
+                **trial.params,
+            }
+            for trial in _finished(study)
+        ]
+        best = _best(study)
+        if best is None:
+            raise InputError(f"{self.place}: no trial was finished, expected one at least; give search.trials=30.")
+        write_table(self.place / "trials.tsv", rows, list(rows[0]))
+        figure = plot_search(
+            rows,
+            list(self.space),
+            f"validation_{self.options.objective}",
+            OBJECTIVES[self.options.objective] == "maximize",
+            logarithmic=[name for name, of in self.space.items() if getattr(of, "log", False)],
+            choices=[name for name, of in self.space.items() if hasattr(of, "choices")],
+        )
+        save_figure(figure, self.place / "search")
+        command = f"datxai --config-dir {self.place} experiment=best base={self.base.folder} run=RUN_DIR"
+        reached = f"validation {self.options.objective} {best.value:.4f}"
+        title = f"The best of {len(rows)} trials, trial {best.number} ({reached})"
+        self._write_experiment("best", best.params, f"{title}:\n#   {command}")
+        log.info("%s: %s", title, _describe(best.params))
+        log.info("Its run goes on with `datxai run=%s`; its settings: %s", self._folder_of(_name_of(best)), command)
+        log.info("Table and figure: %s", self.place)
+
+
+class Watched:
+    """What a trial's training has come to, as its history grows."""
+
+    def __init__(self, trial: Trial, run: Run, objective: str):
+        self.trial, self.history, self.objective = trial, run.model / "history.tsv", f"validation_{objective}"
+        self.better = min if OBJECTIVES[objective] == "minimize" else max
+        self.reported, self.kept, self.best = 0, math.nan, math.nan
+
+    def read(self) -> list[float]:
+        """The objective of every epoch so far; `kept` becomes that of the weights kept, `best` the best one."""
+        if not self.history.is_file():
+            return []
+        rows = read_table(self.history)
+        try:
+            values = [float(row[self.objective]) for row in rows]
+        except ValueError as error:
+            raise InputError(f"{self.history}: has no {self.objective}, expected both labels in validation.") from error
+        kept = [value for row, value in zip(rows, values) if row["kept"] == "1"]
+        self.kept, self.best = (kept[-1] if kept else math.nan), self.better(values)
+        return values
+
+    def should_end(self) -> bool:
+        """Whether the training is worse than others were at its epoch; what is new is reported to the study."""
+        for epoch, value in enumerate(self.read()[self.reported :], start=self.reported + 1):
+            self.trial.report(value, epoch)
+            self.reported = epoch
+        return bool(self.reported) and self.trial.should_prune()
+
+
+def _read_space(options: Search, settings: Config) -> dict[str, BaseDistribution]:
+    """The distributions by setting. Raises `InputError` for what is no setting, or no space."""
+    if not isinstance(options.space, (dict, type(None))):
+        raise InputError(f"search.space is {options.space}, expected settings with spaces: {{SETTING: 'log(1, 2)'}}.")
+    if options.objective not in OBJECTIVES:
+        raise InputError(f"search.objective is {options.objective}, expected one of {', '.join(OBJECTIVES)}.")
+    if options.pruning not in ("median", "none"):
+        raise InputError(f"search.pruning is {options.pruning}, expected median or none.")
+    if options.trials < 1 or options.processes < 1:
+        raise InputError("search.trials and search.processes: expected 1 or more of each.")
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]{0,63}", options.name):
+        raise InputError(f"search.name is {options.name}, expected letters, digits, - and _; change search.name=NAME.")
+    _require_optuna()
+    known, space = flatten(asdict(settings)), {}
+    for key, text in (options.space or {}).items():
+        if text is None:
+            continue
+        group = key.partition(".")[0]
+        is_known = key in known or (key.startswith("network.arguments.") and settings.network.architecture != "plain")
+        if not is_known:
+            import difflib
+
+            close = difflib.get_close_matches(key, known, 1)
+            guess = f"; did you mean {close[0]}?" if close else "; `datxai --cfg job` shows all."
+            raise InputError(f"search.space: there is no setting {key}{guess}")
+        if group not in STAGE_OF:
+            raise InputError(f"search.space: {key} changes no training, expected settings of {', '.join(STAGE_OF)}.")
+        space[key] = _parse(key, str(text))
+    if not space:
+        raise InputError(
+            "search.space is empty, expected settings with spaces, as in {network.dropout: 'uniform(0, 0.5)'}."
+        )
+    return space
+
+
+def _parse(key: str, text: str) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    match = EXPRESSION.fullmatch(text)
+    values = [_value(word.strip()) for word in match[2].split(",") if word.strip()] if match else []
+    kind = match[1] if match else None
+    try:
+        if kind == "choice" and values:
+            return CategoricalDistribution(values)
+        low, high = (value for value in values if isinstance(value, (int, float)))
+        if kind == "integer":
+            return IntDistribution(int(low), int(high))
+        return FloatDistribution(float(low), float(high), log=kind == "log")
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"search.space: {key} is {text!r}, expected uniform(LOW, HIGH), log(LOW, HIGH), integer(LOW, HIGH) or "
+            f"choice(A, B, ...), with LOW below HIGH, and above 0 for log."
+        ) from error
+
+
+def _value(word: str) -> bool | int | float | str | None:
+    named = {"null": None, "true": True, "false": False}
+    if word in named:
+        return named[word]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(word)
+    return word.strip("'\"")
+
+
+def _changed(settings: Config, base: Run) -> dict[str, Any]:
+    """Settings of network and training that were given now and differ from those that the run was made with."""
+    record = read_record(base.folder)
+    before = record.settings() if record else {}
+    now = flatten({"network": asdict(settings.network), "training": asdict(settings.training)})
+    return {key: value for key, value in now.items() if key in before and before[key] != value}
+
+
+def _states() -> Any:
+    from optuna.trial import TrialState
+
+    return TrialState
+
+
+def _finished(study: Study) -> list[FrozenTrial]:
+    states = _states()
+    return study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
+
+
+def _running(study: Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(_states().RUNNING,))
+
+
+def _is_pruned(trial: FrozenTrial) -> bool:
+    return trial.state == _states().PRUNED
+
+
+def _made_before(study: Study, trial: Trial) -> FrozenTrial | None:
+    return next((other for other in _finished(study) if other.params == trial.params), None)
+
+
+def _value_of(trial: FrozenTrial) -> float:
+    assert trial.value is not None, trial  # a finished one has a value; of one that was ended, the last epoch's
+    return trial.value
+
+
+def _best(study: Study) -> FrozenTrial | None:
+    whole = [trial for trial in _finished(study) if not _is_pruned(trial)]
+    sign = 1 if study.direction.name == "MINIMIZE" else -1
+    return min(whole, key=lambda trial: (sign * _value_of(trial), trial.number), default=None)
+
+
+def _name_of(trial: FrozenTrial) -> str:
+    return f"trial_{hash_content(dict(trial.params))[:12]}"
+
+
+def _describe(params: Mapping[str, Any]) -> str:
+    told = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in params.items()}
+    return ", ".join(f"{key}={value}" for key, value in told.items())
+
+
+def _lives(owner: Path) -> bool:
+    """Whether the process whose folder this is still has its lock."""
+    if not owner.is_dir():
+        return False
+    try:
+        with holding(owner, patience=0.0):
+            return False
+    except InputError:
+        return True
+
+
+def _require_optuna() -> None:
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise InputError("`datxai search` needs Optuna; pip install 'datxai[search]'.") from error
+
+
+@contextlib.contextmanager
+def _explaining_the_database(path: Path) -> Iterator[None]:
+    """What SQLite says of a database that is locked, damaged or on a full disk, in one sentence."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise InputError(
+            f"{path}: {str(cause).splitlines()[0]}; where another program has it open, end that, and else remove the "
+            "file and begin the search anew."
+        ) from error

@@ -79,9 +79,11 @@ BALANCED_ACCURACY, AUC, DISAGREEMENT = (0.935, 0.015), (0.983, 0.007), (0.025, 0
 STRIATUM = [f"{region}_{side}" for side in HEMISPHERES for region in BINDING]
 COURSE = ("caudate", "putamen_anterior", "putamen_posterior")  # whose loss is sought; the middle's is the unit
 TOLERANCES = {"average": 0.05, "profile": 0.15, "median": 0.06, "tails": 0.12, "asymmetry": 3.0}
+UNMEASURED = (("cingulate",), ("parietal",), ("cerebellum",), ("white",))
 STEP = 0.03  # of the log, for the slopes
-EMPHASIS = 2.5  # power of a residual: the larger, the more the worst rows count
-BINDING_SPREAD, COURSE_SPREAD, UPTAKE_SPREAD = 0.5, 0.4, 0.2  # of the log: how far from the start each may go
+EMPHASIS = 1.7  # power of a residual: the larger, the more the worst rows count
+BINDING_SPREAD, COURSE_SPREAD, UPTAKE_SPREAD = 0.5, 0.4, 0.12  # of the log: how far from the start each may go
+UNMEASURED_SPREAD = 0.03  # of the uptake that no real value is of: what it might mend has other causes
 RIVALS_MM = ((22, 2, 0), (22, 6, 0), (22, 6, 4), (22, 10, 0), (26, 2, 0), (14, 14, 4))  # where the mean must not peak
 
 
@@ -322,7 +324,7 @@ def compare(found: Measures) -> np.ndarray:
         (value - target) / tolerance
         for value, (target, tolerance) in zip(found.difficulty, (BALANCED_ACCURACY, AUC, DISAGREEMENT))
     ]
-    hard = np.array([*rows, *slabs, *(1.2 * np.sqrt(np.mean(profile**2)) for profile in profiles)])
+    hard = np.array([*rows, *slabs, *(1.4 * np.sqrt(np.mean(profile**2)) for profile in profiles)])
     return np.concatenate([
         np.sign(hard) * np.abs(hard) ** EMPHASIS,
         0.5 * np.concatenate(profiles),
@@ -367,6 +369,7 @@ def fit(population: Population, steps: int, n_jobs: int) -> Parameters:
     n, m = len(BINDING), len(START.uptake)
     sizes = [n, len(first) - n - m - 1, m, 1]
     spread = np.repeat([BINDING_SPREAD, COURSE_SPREAD, UPTAKE_SPREAD, 1.0], sizes)
+    spread[-1 - m : -1][[group in UNMEASURED for group in START.uptake]] = UNMEASURED_SPREAD
 
     def residuals(vector: np.ndarray) -> np.ndarray:
         return np.concatenate([_compare(population, vector), (vector - first) / spread])

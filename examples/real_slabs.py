@@ -49,7 +49,7 @@ from datxai.volume import Grid, Volume, save
 SLAB = Grid.axis_aligned((91, 109, 1), (2, 2, 12), (-90, -126, 3), "slab_12mm")
 WIDTH, HEIGHT, _ = SLAB.shape
 GREY_OF_REFERENCE = 24
-SETTINGS = ("registration=none", "grid=slab_12mm", "training=nazari2021", "target=decision")
+SETTINGS = ("registration=none", "grid=slab_12mm", "network=nazari2021", "training=nazari2021", "target=decision")
 LARGEST = 1 << 20  # bytes of a picture
 MOST = 20_000  # files in an archive
 SMOOTHINGS_MM = range(0, 18, 2)  # FWHM by which a copy may have been smoothed

@@ -66,15 +66,15 @@ class Biology:
 
 # What `python -m benchmarks.fit_phantom` prints: fitted to real scans through the whole chain (docs/phantom.md).
 BIOLOGY = Biology(
-    binding=(5.08, 1.93, 5.07, 1.02, 6.08, 4.84, 6.94, 2.51),
-    level=0.148,
-    caudate=0.147,
-    side=0.0147,
-    region=0.0334,
-    severity=(0.913, 0.409),
-    loss=(0.228, 0.228, 0.427, 0.114, 0.626, 0.95, 2.68, 0.8),
-    other=(0.299, 0.944),
-    involvement=0.462,
+    binding=(5.43, 1.68, 5.45, 0.893, 6.42, 4.91, 6.78, 3.09),
+    level=0.125,
+    caudate=0.134,
+    side=0.0166,
+    region=0.023,
+    severity=(0.926, 0.452),
+    loss=(0.192, 0.192, 0.391, 0.0959, 0.59, 0.95, 2.41, 0.8),
+    other=(0.307, 0.839),
+    involvement=0.365,
 )
 
 

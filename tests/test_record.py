@@ -66,7 +66,7 @@ MADE = {"preprocess": {"grid": {"name": "", "shape": [], "spacing": []}, "data":
         "explain": {"composite": {"name": ""}}, "explain/mine": {"composite": {"name": ""}}}  # fmt: skip
 E = "composite.layers.0.parameters.epsilon"
 TABLE = [  # begun with, words now, what holds
-    ("", "run=run", "data.kind=phantom grid.name=mni_3mm training.max_epochs=24"),
+    ("", "run=run", "data.kind=phantom grid.name=mni_3mm training.max_epochs=12"),
     ("grid=slab_12mm", "run=run", "grid.name=slab_12mm"),
     ("grid=slab_12mm", "run=run grid=mni_2mm", "grid.name=mni_2mm"),
     ("grid=slab_12mm grid.name=own", "run=run", "grid.name=own"),
@@ -373,7 +373,7 @@ def test_each_explanation_has_settings_of_its_own(place):
     own = {name: settle("explain", "run=run", f"explanation={name}") for name in ("default", "eps", "same", "new")}
     found = {name: tuple(of[key] for key in ("attribution.method", "composite.name", "target", "composite.bias"))
              for name, of in own.items()}  # fmt: skip
-    lime = ("lime", "gamma", "decision", True)
+    lime = ("lime", "gamma", "difference", True)
     assert found == {"default": lime, "eps": ("lrp", "epsilon", "normal", False), "same": lime, "new": lime}
     assert own["eps"]["seed"] == 5
     explain_as("", "attribution=smoothgrad")

@@ -399,8 +399,8 @@ def require_sensible(settings: Config) -> None:
         raise InputError("network.rename and network.initial are about network.weights=FILE, which is not given.")
     if not isinstance(network.rename, (dict, type(None))):
         raise InputError(f"network.rename is {network.rename}, expected {{PATTERN:REPLACEMENT}}.")
-    if training.max_epochs == 0 and network.centre:
-        raise InputError("training=none: network.centre is the mean of training cases; choose network=nazari2021.")
+    if training.max_epochs == 0 and network.centre and network.architecture != "plain":
+        raise InputError("training=none: network.centre is the mean of training cases; set it to false.")
 
 
 def describe_network(network: Network) -> dict:

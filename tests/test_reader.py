@@ -76,7 +76,7 @@ def test_an_age_that_nobody_has_is_refused(folder, reader, age):
 
 
 def test_a_map_is_held_against_mean_maps_made_alike_alone(folder, reading, tmp_path):
-    """LRP from the other output has the opposite sign, and would look like a wrong decision."""
+    """LRP of the decision has the opposite sign in normal cases, and would look like a wrong decision."""
     folder = shutil.copytree(folder, tmp_path / "run")
     for group in ("TN", "TP"):
         save(reading.relevance, Run(folder).mean_of(f"{group}_relevance"))
@@ -84,7 +84,7 @@ def test_a_map_is_held_against_mean_maps_made_alike_alone(folder, reading, tmp_p
     entries["evaluate"]["files"] = describe_files(folder, [folder / name for name in entries["evaluate"]["outputs"]])
     Run(folder)._write(entries)
     assert Reader.open(folder).reference.means is not None
-    assert Reader.open(folder, target="difference").reference.means is None
+    assert Reader.open(folder, target="decision").reference.means is None
 
 
 def test_a_tracer_of_something_else_is_named(folder, reader, reading, tmp_path):

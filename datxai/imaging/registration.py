@@ -39,6 +39,7 @@ EMPHASIS, REACH_MM = 5.0, 25.0
 NECK_MM = -60.0  # z in the template's space below which overlap does not count
 SLAB_MM = 6 * LEVELS_MM[0]  # a thinner scan cannot be registered: smoothing leaves nothing of it but its edges
 CLEARLY = 0.66  # another orientation is believed if it leaves less than this fraction of upright's unexplained variance
+CLEARLY_CLOSE = 0.75  # and, on the finer level alone, less than this
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,13 +93,14 @@ def _is_clearly_better(fit: _Fit, other: _Fit, closer: _Problem) -> bool:
     """Whether a fit leaves less than the fraction `CLEARLY` of the variance unexplained that another leaves.
 
     The geometric mean of two levels counts, the coarsest and a finer one (``closer``): with a dark striatum all
-    orientations look much alike on the coarsest.
+    orientations look much alike on the coarsest, and a wrong one may look far better there. So the finer one has a say
+    of its own.
     """
     coarse = fit.unexplained / other.unexplained
     if coarse >= 1:
         return False
     ours, theirs = (closer.fit(pose, _AFFINE).unexplained for pose in (fit.pose, other.pose))
-    return coarse * ours / theirs < CLEARLY**2
+    return coarse * ours / theirs < CLEARLY**2 and ours / theirs < CLEARLY_CLOSE
 
 
 def prepare(bases: Mapping[str, Volume]) -> None:

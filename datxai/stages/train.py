@@ -98,7 +98,7 @@ def _build(settings: Config, network_settings: Mapping, findings: Findings) -> t
     sees = getattr(model, "input", None)
     if isinstance(sees, Input):
         sees.mask.copy_(torch.from_numpy(Anatomy.of(settings).view(network_settings["see"])))
-        if settings.network.centre:
+        if settings.network.centre and settings.training.max_epochs > 0:  # else the mean comes with the weights
             names = [case["participant_id"] for case in findings.cohort if case["set"] == "train"]
             mean = sum(findings.store.volume(name) / len(names) for name in names)
             sees.mean.copy_(torch.from_numpy(mean))

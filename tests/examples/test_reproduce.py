@@ -131,7 +131,7 @@ def test_the_page_says_what_it_rests_on(page):
     text = (page[0] / "page.md").read_text()
     assert f"{CASES} scans (own data)" in text
     assert "phantom" not in text.split("## Table 1")[0]
-    assert "output: `decision`" in text
+    assert "output: `difference`" in text
 
 
 @pytest.fixture
@@ -143,13 +143,13 @@ def sign(monkeypatch):
 
 
 def test_two_maps_of_a_case_make_those_of_every_start(runs, page, sign):
-    """Against the maps of the stage `explain`, which starts with the logit of the class called less the other."""
+    """Against the maps of the stage `explain`, which starts with the logits of reduced less normal."""
     from datxai.findings import Findings
     from datxai.run import Run
 
     found = Findings(Run(runs[0]))
     cases, kept, logits = sign.explain(found, found, page[0] / "sign")
-    maps = sign.Maps.of("predicted − other, logit", logits, kept, np.array([0]))
+    maps = sign.Maps.of("reduced − normal, logit", logits, kept, np.array([0]))
     brain = found.anatomy.brain
     tested = [(number, case) for number, case in enumerate(cases) if case["set"] == "test"]
     assert len(tested) == 16
@@ -167,14 +167,14 @@ def test_two_maps_of_a_case_make_those_of_every_start(runs, page, sign):
 def test_the_table_of_the_sign(runs, page):
     out, rows = page
     table = read_table(out / "sign_of_relevance.tsv")
-    of = [row for row in table if row["start"] == "predicted − other, logit"]
+    of = [row for row in table if row["start"] == "reduced − normal, logit"]
     assert [row["run"] for row in of] == [run.name for run in runs]
     for run, row in zip(runs, of):
         metrics = json.loads((run / "metrics.json").read_text())
         assert float(row["accuracy"]) == pytest.approx(metrics["classifiers"]["roi_relevance"]["accuracy"])
         if "mean_map_correlation" in metrics:
             assert float(row["correlation"]) == pytest.approx(metrics["mean_map_correlation"], abs=1e-4)
-    shown = rows["Sign of the relevance", "predicted − other, logit"]
+    shown = rows["Sign of the relevance", "reduced − normal, logit"]
     accuracies = [100 * float(row["accuracy"]) for row in of]
     numbers = [float(text) for text in re.findall(r"[\d.]+(?= %)", shown[3])]
     assert numbers == pytest.approx([np.mean(accuracies), min(accuracies), max(accuracies)], abs=0.051)

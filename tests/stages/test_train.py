@@ -28,7 +28,8 @@ N = {"train": 22, "validation": 9, "test": 4}
 EPOCHS = 3
 SETTINGS = [
     "data=folder", "data.root=nowhere", "device=cpu", "training.batch_size=8", "training.learning_rate=0.003",
-    f"training.max_epochs={EPOCHS}", "training.patience=null", "network.channels=[4,4]", "network.hidden=[6,5]",
+    f"training.max_epochs={EPOCHS}", "training.patience=null", "training.schedule=constant", "network=nazari2021",
+    "network.channels=[4,4]", "network.hidden=[6,5]",
     "grid.name=tiny", "grid.shape=[10,9,8]", "grid.spacing=[12,12,12]", "grid.origin=[-54,-66,-40]",
 ]  # fmt: skip
 MANY = "training.max_epochs=60"

@@ -6,8 +6,11 @@ from datxai.errors import InputError
 from datxai.imaging.atlas import load_atlas
 from datxai.imaging.head import blur
 from datxai.imaging.orientation import TURNS
+from datxai.imaging.reconstruction import reconstruct
 from datxai.imaging.registration import compare, register
 from datxai.imaging.template import BASES, HEAD, make_template, make_template_bases
+from datxai.phantom.population import draw_population
+from datxai.phantom.scan import simulate_projections
 from datxai.volume import Grid, Volume, resample
 
 MAX_ERROR_MM = 2.0  # anywhere in the putamina
@@ -168,6 +171,14 @@ STORED = [  # how, and what is said of it
 def test_a_scan_that_is_stored_the_wrong_way_round_is_named(kind, stored, said, upright, bases):
     scan = upright[kind]
     assert register(Volume(np.ascontiguousarray(stored(scan.data)), scan.affine), bases).orientation == said
+
+
+def test_a_scan_that_looks_turned_from_afar_is_upright(bases):
+    """A reduced case of the phantom whose coarsest fit is far better with its axes exchanged."""
+    subject = next(one for one in draw_population(90, 456) if one.participant_id == "sub-0089")
+    counts, camera = simulate_projections(subject)
+    scan = reconstruct(counts, camera.angles_deg, camera.pixel_mm)
+    assert not register(scan, bases).orientation
 
 
 def test_turns_are_the_24_rotations_of_a_cube_upright_first():

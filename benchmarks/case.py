@@ -120,8 +120,9 @@ def read_once(run: Run, scan: Path) -> dict[str, float]:
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, **THREADS})
     _, status, used = os.wait4(child.pid, 0)
     seconds = time.perf_counter() - begin
-    if status:
-        sys.exit(f"datxai case ended with {os.waitstatus_to_exitcode(status)}")
+    child.returncode = os.waitstatus_to_exitcode(status)  # else it counts as still running
+    if child.returncode:
+        sys.exit(f"datxai case ended with {child.returncode}")
     stages = read_json(run.folder / "cases" / scan.stem / "prediction.json")["timings"]
     size = (run.model / WEIGHTS).stat().st_size
     return {

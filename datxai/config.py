@@ -374,6 +374,7 @@ def require_sensible(settings: Config) -> None:
         ("grid.spacing", grid.spacing, len(grid.spacing) == 3 and min(grid.spacing) > 0, "three lengths in mm"),
         ("grid.shape", grid.shape, len(grid.shape) == 3 and min(grid.shape) > 0, "three numbers of 1 or more"),
         ("grid.origin", grid.origin, len(grid.origin) == 3, "three places in mm"),
+        ("split.kind", split.kind, split.kind in OF_SPLIT, f"one of {', '.join(OF_SPLIT)}"),
         ("split.candidates", split.candidates, split.candidates > 0, "1 or more"),
         ("split.validation", split.validation, 0 < split.validation < 1, "more than 0 and less than 1"),
         ("split.folds", split.folds, split.folds > 1, "2 or more"),

@@ -25,13 +25,14 @@ def make(settings: Config, run: Run) -> None:
     labels, ages = ([row[name] for row in people] for name in ("label", "age"))
     sexes = [None if row["sex"] == "n/a" else row["sex"] for row in people]
     cases = Cases.of([row["subject"] for row in people], labels, sexes, ages)
-    own = describe_split(settings.split) | {"seed": settings.seed}
-    if settings.split.kind == "kfold":
-        sets = split_folds(cases, **own)
-    elif settings.split.kind == "column":
-        sets = split_by_column(cases, values=_read_column(people, settings.split.column, run), **own)
+    given, seed = settings.split, settings.seed
+    if given.kind == "kfold":
+        sets = split_folds(cases, given.folds, given.fold, given.validation, given.candidates, seed, given.repeat)
+    elif given.kind == "column":
+        values = _read_column(people, given.column, run)
+        sets = split_by_column(cases, values, given.column, given.test, given.validation, given.candidates, seed)
     else:
-        sets = split(cases, **own)
+        sets = split(cases, given.sizes, given.candidates, seed)
     write_table(run.table1, make_table1(sets, labels, sexes, ages), TABLE1_COLUMNS)
     rows = [{"participant_id": row["participant_id"], "set": name} for row, name in zip(people, sets)]
     write_table(run.split, rows, ["participant_id", "set"])

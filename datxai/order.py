@@ -142,6 +142,8 @@ def _part(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     words, flags = [], []
     for before, word in zip([None, *arguments], arguments):
         (flags if before in FLAGS_WITH_VALUE or word.startswith("-") else words).append(word)
+    if "--hydra-help" in flags:  # of Hydra alone, which knows none of our settings
+        return [], ["--hydra-help"]
     if {*OF_HYDRA} & {*flags}:  # what is to be completed or installed
         return [], [*arguments]
     return words, flags

@@ -38,6 +38,7 @@ TABLE = {
     "explain run=x -h": Order("help", topic="explain"),
     "--version": Order("version"),
     "--hydra-help": Order("all", (), ("--hydra-help",)),
+    "explain --hydra-help run=r": Order("all", (), ("--hydra-help",)),
     "-sc install=bash": Order("all", (), ("-sc", "install=bash")),
     "-sc query=bash": Order("all", (), ("-sc", "query=bash")),
 }

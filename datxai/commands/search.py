@@ -49,6 +49,7 @@ STAGE_OF = {
 STAGES = ("preprocess", "split", "train")
 OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {"loss": "minimize", "auc": "maximize", "accuracy": "maximize"}
 EXPRESSION = re.compile(r"\s*(uniform|log|integer|choice)\s*\((.*)\)\s*", re.S)
+OLDEST_OPTUNA = 4
 POLL_S = 0.2
 FAILURES = 3  # in a row that end a search
 PATIENCE_S = 24 * 3600.0  # with a training that outlived the search it was made by
@@ -194,7 +195,7 @@ class Quest:
 
     def _make(self, trial: Trial) -> tuple[float, bool]:
         """Train with a trial's settings: the objective, and whether it was ended before its time."""
-        name = f"trial_{hash_content(dict(trial.params))[:12]}"
+        name = _name_of(trial)
         run = Run(self._folder_of(name))
         self._write_experiment(name, trial.params, f"Trial {trial.number} of the search {self.options.name}.")
         with holding(run.folder, "datxai search", patience=PATIENCE_S):
@@ -433,7 +434,7 @@ def _best(study: Study) -> FrozenTrial | None:
     return min(whole, key=lambda trial: (sign * _value_of(trial), trial.number), default=None)
 
 
-def _name_of(trial: FrozenTrial) -> str:
+def _name_of(trial: FrozenTrial | Trial) -> str:
     return f"trial_{hash_content(dict(trial.params))[:12]}"
 
 
@@ -455,9 +456,14 @@ def _lives(owner: Path) -> bool:
 
 def _require_optuna() -> None:
     try:
-        import optuna  # noqa: F401
+        import optuna
     except ImportError as error:
         raise InputError("`datxai search` needs Optuna; pip install 'datxai[search]'.") from error
+    if int(optuna.__version__.partition(".")[0]) < OLDEST_OPTUNA:  # Hydra's plug-in brings version 2
+        raise InputError(
+            f"`datxai search` needs Optuna {OLDEST_OPTUNA} or newer, here is {optuna.__version__}; pip install "
+            f"'datxai[search]', in an environment without hydra-optuna-sweeper."
+        )
 
 
 @contextlib.contextmanager

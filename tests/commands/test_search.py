@@ -72,6 +72,12 @@ def test_options_that_are_none(option, value):
         read(SPACE, **{option: value})
 
 
+def test_an_optuna_that_is_too_old_is_named(monkeypatch):
+    monkeypatch.setattr(optuna, "__version__", "2.10.1")
+    with pytest.raises(InputError, match=r"needs Optuna 4 or newer, here is 2\.10\.1"):
+        read(SPACE)
+
+
 def test_a_search_needs_a_run_with_a_split(tmp_path):
     answer = datxai("search", f"run={tmp_path / 'none'}", cwd=tmp_path, status=2)
     assert "no run folder of datxai there" in answer.stderr

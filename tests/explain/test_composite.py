@@ -514,10 +514,13 @@ def test_batch_norms_are_merged_exactly(images, second):
 
 def test_zennits_own_canonizers_from_python(images):
     model = plain_block()
+    before, attributes = copy.deepcopy(model.state_dict()), [set(vars(layer)) for layer in model]
     found, ours = (
         attribute(model, images, composite=RULES_2D, canonizers=given, target=1)
         for given in ([canonizers.SequentialMergeBatchNorm()], MERGE)
     )
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert [set(vars(layer)) for layer in model] == attributes
     torch.testing.assert_close(found.relevance, ours.relevance, rtol=1e-2, atol=1e-3)
     named = canonizers.NamedMergeBatchNorm([(["c1"], "b1"), (["c2"], "b2")])
     model = with_statistics(OutOfOrder())

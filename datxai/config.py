@@ -53,6 +53,7 @@ OF_SPLIT = {  # settings of each kind of split
 }
 SPLITS = {"random": "a random split", "kfold": "split=kfold", "column": "split=column"}
 OF_PLAIN = ("channels", "kernel_size", "padding", "hidden", "dropout")  # settings of the network=nazari2021 alone
+OF_OTHERS = ("target", "arguments", "in_channels", "spatial_dims")  # settings of all others
 FILES = ("template", "labels", "names", "weights")  # settings of registration, atlas and network that name a file
 
 
@@ -175,7 +176,7 @@ class Split:
 
 @dataclass
 class Network:
-    """The CNN: `OF_PLAIN` are settings of the plain one, target and arguments those of others."""
+    """The CNN: `OF_PLAIN` are settings of the plain one, `OF_OTHERS` those of others."""
 
     architecture: str = "plain"  # plain | vgg3d | resnet3d | densenet3d | custom
     channels: list[int] = field(default_factory=list)
@@ -185,6 +186,8 @@ class Network:
     dropout: float = 0.2
     target: str | None = None  # package.module:Class, which is executed
     arguments: Any = None  # {name: value}; a typed mapping would refuse new keys on the command line
+    in_channels: int = 1  # how often the network is given the scan: 3 for networks of colour images and videos
+    spatial_dims: int = 3  # 2: the network takes images, on a grid of one slice
     see: str = "all"  # all | striatum | extrastriatal
     centre: bool = False
     weights: str | None = None  # a file of trained weights to begin with
@@ -410,7 +413,7 @@ def describe_network(network: Network) -> dict:
     Raises `InputError` for settings of another kind of network.
     """
     is_plain, default = network.architecture == "plain", Network()
-    for name in ("target", "arguments") if is_plain else OF_PLAIN:
+    for name in OF_OTHERS if is_plain else OF_PLAIN:
         if getattr(network, name) != getattr(default, name):
             instead = "network=custom and others" if is_plain else "network=nazari2021; this one has network.arguments"
             raise InputError(f"network.{name}: the network {network.architecture} has no such setting, but {instead}.")
@@ -419,7 +422,12 @@ def describe_network(network: Network) -> dict:
     if not is_plain and not isinstance(network.arguments, (dict, type(None))):
         raise InputError(f"network.arguments is {network.arguments}, expected names with values, as in {{width:16}}.")
     own = OF_PLAIN if is_plain else ("architecture", "target", "arguments")
-    return {name: getattr(network, name) for name in (*own, "see", "centre")}
+    image = {name: getattr(network, name) for name in ("in_channels", "spatial_dims")}
+    changed = any(value != getattr(default, name) for name, value in image.items())
+    return {
+        **{name: getattr(network, name) for name in (*own, "see", "centre")},
+        **({"image": image} if changed else {}),
+    }
 
 
 def describe_split(split: Split) -> dict:

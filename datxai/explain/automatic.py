@@ -18,7 +18,8 @@ def choose_rules(model: nn.Module) -> tuple[list[dict], list[str]]:
     Flat on the first convolution, epsilon on linear layers. On the other convolutions alpha 2, beta 1, as in the paper,
     if the network is plain; where it has batch norms, which is where networks are deep, alpha 1, beta 0: alpha 2 may
     double the relevance at every layer. Relevance passes activations and normalisations as it is, after a batch norm
-    that follows a layer was merged into it, and is shared by averages and residual additions in proportion. What no
+    that follows a layer was merged into it, and is shared by averages and residual additions in proportion, in forward
+    code as well (`datxai.explain.functional`). What no
     rule is proven for (`find_uncovered`) keeps its gradient.
     """
     plain = not any(isinstance(module, types.BatchNorm) for module in model.modules())
@@ -35,7 +36,7 @@ def choose_rules(model: nn.Module) -> tuple[list[dict], list[str]]:
         {"match": ["type:Activation", "type:BatchNorm", *(f"type:{name}" for name in _NORMS)], "rule": "pass"},
         {"match": ["type:AvgPool", "type:Sum"], "rule": "norm"},
     ]
-    return lines, ["batch_norm", "residual"]
+    return lines, ["batch_norm", "functional"]
 
 
 def find_uncovered(model: nn.Module) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from datxai.errors import InputError
 from datxai.explain._zennit import canonizers, layer, zennit
+from datxai.explain.functional import FunctionalCanonizer
 
 
 class SequentialMergeBatchNorm(canonizers.SequentialMergeBatchNorm):
@@ -58,32 +58,6 @@ class SiblingMergeBatchNorm(SequentialMergeBatchNorm):
         return merged
 
 
-class MonaiResNetBlockCanonizer(canonizers.AttributeCanonizer):
-    """Makes the additions in the residual blocks of MONAI's ResNets layers of type Sum, and each use of their
-    activation a layer of its own."""
-
-    def __init__(self):
-        super().__init__(self._attributes)
-
-    @staticmethod
-    def _attributes(name: str, module: Any) -> dict | None:
-        kind = type(module)
-        if kind.__module__ != "monai.networks.nets.resnet" or kind.__name__ not in ("ResNetBlock", "ResNetBottleneck"):
-            return None
-        further = (1, 2) if hasattr(module, "conv3") else (1,)
-        own = {f"canonizer_act{number}": copy.deepcopy(module.act) for number in further}
-        return {"forward": _monai_with_sum.__get__(module), "canonizer_sum": layer.Sum(), **own}
-
-
-def _monai_with_sum(block: Any, x: Tensor) -> Tensor:
-    branch = block.bn2(block.conv2(block.act(block.bn1(block.conv1(x)))))
-    last = block.canonizer_act1
-    if hasattr(block, "conv3"):  # a bottleneck
-        branch, last = block.bn3(block.conv3(block.canonizer_act1(branch))), block.canonizer_act2
-    shortcut = x if block.downsample is None else block.downsample(x)
-    return last(block.canonizer_sum(torch.stack([shortcut, branch], dim=-1)))
-
-
 class VideoResNetBlockCanonizer(canonizers.AttributeCanonizer):
     """Makes the additions in the residual blocks of torchvision's three-dimensional ResNets layers of type Sum."""
 
@@ -124,17 +98,10 @@ def _resnet_canonizer() -> canonizers.Canonizer:
     return made
 
 
-def _residual_canonizer() -> canonizers.Canonizer:
-    """For the residual blocks of torchvision's and MONAI's ResNets; any other network is left as it is."""
-    stock = zennit.torchvision
-    blocks = (stock.ResNetBasicBlockCanonizer(), stock.ResNetBottleneckCanonizer())
-    return canonizers.CompositeCanonizer((*blocks, VideoResNetBlockCanonizer(), MonaiResNetBlockCanonizer()))
-
-
 CANONIZERS = {
     "sequential_merge_batch_norm": SequentialMergeBatchNorm,
     "batch_norm": SiblingMergeBatchNorm,
     "resnet": _resnet_canonizer,
     "resnet3d": VideoResNetCanonizer,
-    "residual": _residual_canonizer,
+    "functional": FunctionalCanonizer,
 }

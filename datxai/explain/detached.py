@@ -9,17 +9,16 @@ from inspect import getattr_static
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
-from datxai.explain.layers import tensors_in
+from datxai.explain.layers import OutsideLayers, tensors_in
 
 _DETACHING = {torch.Tensor.detach, torch.Tensor.detach_, torch.detach, torch.detach_,
               getattr_static(torch.Tensor, "data").__get__}  # fmt: skip
 
 
-class Lookout(TorchFunctionMode):
+class Lookout(OutsideLayers):
     """While it is on, notes in ``seen`` whether a value made of the input was detached, or made under no_grad.
 
     What layers of torch.nn do inside is not looked at: a rule computes there without gradients.
@@ -27,22 +26,7 @@ class Lookout(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self.seen, self.inside = False, 0
-
-    def follow(self, model: nn.Module) -> list[RemovableHandle]:
-        """Tell it from now on when the network is inside a layer of torch.nn; the handles end it."""
-        layers = [
-            module
-            for module in model.modules()
-            if type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
-        ]
-        return [
-            *(layer.register_forward_pre_hook(lambda *_: self._go(1), prepend=True) for layer in layers),
-            *(layer.register_forward_hook(lambda *_: self._go(-1)) for layer in layers),
-        ]
-
-    def _go(self, steps: int) -> None:
-        self.inside += steps
+        self.seen = False
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Call the function, and look at what it did."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from datxai.errors import InputError
 
@@ -67,3 +69,27 @@ def require_weights(model: nn.Module) -> None:
             raise InputError(
                 f"{name} has no shape yet, its layer being lazy; run the network on an input once before explaining it."
             )
+
+
+class OutsideLayers(TorchFunctionMode):
+    """Looks at what a network calls outside of layers of torch.nn: while it is within one, ``inside`` is not 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = 0
+
+    def follow(self, model: nn.Module) -> list[RemovableHandle]:
+        """Be told from now on when the network is inside a layer; the handles end it."""
+        layers = [
+            module
+            for module in model.modules()
+            if type(module).__module__.startswith("torch.nn")
+            and (not list(module.children()) or isinstance(module, nn.MultiheadAttention))
+        ]
+        return [
+            *(layer.register_forward_pre_hook(lambda *_: self._go(1), prepend=True) for layer in layers),
+            *(layer.register_forward_hook(lambda *_: self._go(-1)) for layer in layers),
+        ]
+
+    def _go(self, steps: int) -> None:
+        self.inside += steps

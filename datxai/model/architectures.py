@@ -26,11 +26,26 @@ PLAIN, CUSTOM = "plain", "custom"
 LOGITS = (1, 2)  # how many a network may answer with
 
 
+class Image(nn.Module):
+    """A scan [batch, 1, X, Y, Z] as networks of images and videos take it: each channel is the scan, and a scan of one
+    slice is [batch, channels, X, Y] if ``spatial_dims`` is 2. Relevance of the channels adds up."""
+
+    def __init__(self, in_channels: int = 1, spatial_dims: int = 3):
+        super().__init__()
+        self.in_channels, self.spatial_dims = in_channels, spatial_dims
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The scan in each channel."""
+        x = x.expand(-1, self.in_channels, -1, -1, -1)
+        return x.squeeze(-1) if self.spatial_dims == 2 else x
+
+
 def build(
     shape: Sequence[int],
     architecture: str = PLAIN,
     arguments: Mapping[str, Any] | None = None,
     target: str | None = None,
+    image: Mapping[str, int] | None = None,
     see: str = "all",
     centre: bool = False,
     seed: int = 0,
@@ -49,13 +64,16 @@ def build(
     target
         Of "custom": a class, or a function that makes a network, as ``package.module:Name``. It is imported and called:
         whose word this is has to be clear before.
+    image
+        ``in_channels`` and ``spatial_dims`` of what the class takes, if it is not a volume of one channel, see `Image`.
     see, centre, seed
         As `network.build` has them. The initial weights are those that the class draws.
 
     Returns
     -------
     nn.Sequential
-        But for "plain", the network is its module ``network``; `network.Input` stands before it where not all is seen.
+        But for "plain", the network is its module ``network``; `network.Input` stands before it where not all is seen,
+        and `Image` where it takes other than volumes of one channel.
         To a network of a single logit z, the log-odds of reduced, a fixed layer ``output`` gives (-z/2, z/2).
 
     Raises
@@ -72,6 +90,7 @@ def build(
         raise InputError(
             f"network.architecture={architecture}: expected one of {', '.join((PLAIN, *ARCHITECTURES, CUSTOM))}."
         )
+    _require_image(shape, **(image or {}))
     make = find_class(target) if architecture == CUSTOM else ARCHITECTURES[architecture]
     name = f"network.target={target}" if architecture == CUSTOM else f"network={architecture}"
     with torch.random.fork_rng(devices=[]):
@@ -90,10 +109,25 @@ def build(
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     if centre or see != "all":
         modules["input"] = Input(shape)
+    if image is not None:
+        modules["image"] = Image(**image)
     modules["network"] = made
-    if require_fit(made, shape, name) == 1:
-        modules["output"] = _two_logits()
-    return nn.Sequential(modules)
+    model = nn.Sequential(modules)
+    if require_fit(model, shape, name) == 1:
+        model.add_module("output", _two_logits())
+    return model
+
+
+def _require_image(shape: Sequence[int], in_channels: int = 1, spatial_dims: int = 3) -> None:
+    if in_channels < 1:
+        raise InputError(f"network.in_channels={in_channels}: expected a whole number of 1 or more.")
+    if spatial_dims not in (2, 3):
+        raise InputError(f"network.spatial_dims={spatial_dims}: expected 3, or 2 for a network of images.")
+    if spatial_dims == 2 and shape[-1] != 1:
+        raise InputError(
+            f"network.spatial_dims=2: a grid of {'x'.join(map(str, shape))} voxels has no images, expected one slice, "
+            f"such as grid=slab_12mm has."
+        )
 
 
 def outline(**settings: Any) -> nn.Sequential:

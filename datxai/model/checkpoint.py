@@ -16,7 +16,7 @@ from torch import nn
 from datxai.errors import InputError
 from datxai.files import replacing, write_text
 from datxai.model.architectures import outline
-from datxai.model.network import LAYOUT
+from datxai.model.network import place
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.yaml"
 
@@ -132,7 +132,8 @@ def load(
             f"{folder / CONFIG}: 'network' does not hold what a network is built from ({reason}); train again."
         ) from error
     load_weights(model, folder / WEIGHTS)
-    return model.to(device, memory_format=LAYOUT).eval(), config  # pyright: ignore[reportCallIssue]
+    place(model, device)
+    return model.eval(), config
 
 
 def _describe(tensor: torch.Tensor | None) -> str:

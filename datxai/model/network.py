@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from datxai.errors import InputError
 
 VIEWS = ("all", "striatum", "extrastriatal")  # what a network sees of a scan
 LAYOUT = torch.channels_last_3d  # the memory order of volumes in which oneDNN and cuDNN convolve fastest
+_LAYOUTS = {4: torch.channels_last, 5: LAYOUT}  # by the number of axes: of images, of volumes
 
 
 class Input(nn.Module):
@@ -122,6 +124,14 @@ def build(
         for name, buffer in model.named_buffers():
             buffer.fill_(name == "input.mask")
     return model
+
+
+def place(model: nn.Module, device: str | torch.device) -> None:
+    """Move a network to a device, the weights of its convolutions in the memory order in which these are fastest."""
+    model.to(device)
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if tensor.ndim in _LAYOUTS:
+            tensor.data = tensor.data.to(memory_format=_LAYOUTS[tensor.ndim])
 
 
 def _padding(shape: Sequence[int], depth: int, kernel_size: int, padding: int | str) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from datxai.model.augmentation import Augmenter
 from datxai.model.batches import LabelledSet, read_batches
 from datxai.model.checkpoint import WEIGHTS, save_weights
 from datxai.model.factored import factored_gradient
-from datxai.model.network import LAYOUT
+from datxai.model.network import LAYOUT, place
 from datxai.model.recipe import Recipe, count_classes
 from datxai.model.state import (
     HISTORY,
@@ -176,7 +176,7 @@ def predict(
     The model is moved to ``device``; it is in the mode, training or evaluation, that it was in.
     """
     keep_freed_memory()
-    model.to(device, memory_format=LAYOUT)  # pyright: ignore[reportCallIssue]
+    place(model, device)
     with _repeatable():
         return _apply(_Step(model), dataset, batch_size, torch.device(device))[0].numpy()
 
@@ -328,8 +328,11 @@ def _prepare(
     """The network on its device, spread or copied over the processes, with its optimisers."""
     labels = _labels(train_set) if recipe.sampling == "balanced" or recipe.class_weights else [0] * len(train_set)
     loss, order = recipe.make_loss(labels), recipe.make_order(labels)
-    layout = torch.contiguous_format if recipe.shard else LAYOUT
-    step = _Step(model, recipe.precision).to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]
+    step = _Step(model, recipe.precision)
+    if recipe.shard:
+        step.to(device)
+    else:
+        place(step, device)
     average = None
     if recipe.ema_decay is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)

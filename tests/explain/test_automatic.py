@@ -78,7 +78,7 @@ class Residual(nn.Module):
 def by_stock_zennit(model, x):
     composite = zennit.composites.SpecialFirstLayerMapComposite(
         layer_map=[
-            (types.Activation, rules.Pass()), (types.BatchNorm, rules.Pass()), (layer.Sum, rules.Norm()),
+            (types.Activation, rules.Pass()), (types.BatchNorm, rules.Pass()), (layer.Sum, rules.Norm(stabilizer=1e-9)),
             (types.AvgPool, rules.Norm()), (types.Convolution, rules.ZPlus()), (nn.Linear, rules.Epsilon()),
         ],
         first_map=[(types.Convolution, rules.Flat())],

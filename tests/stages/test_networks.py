@@ -32,6 +32,25 @@ MINE = """
             return self.last(self.average(self.act(self.convolution(x))).flatten(1))
 """
 TARGET = ["network.target=my_networks:OneLogit"]
+IMAGES, COLOURS = "network.spatial_dims=2", "network.in_channels=3"
+MONAI, TORCHVISION = "network.target=monai.networks.nets:", "network.target=torchvision.models"
+OF_LIBRARIES = {  # given the slices of the finished run, as images where they take images
+    "resnet-18": ["network=resnet3d", "network.arguments.block_inplanes=[4,4,8,8]",
+                  "network.arguments.conv1_t_stride=1"],
+    "resnet-50": ["network=resnet3d", "network.arguments.block=bottleneck", "network.arguments.layers=[3,4,6,3]",
+                  "network.arguments.block_inplanes=[2,2,4,4]"],
+    "densenet-121": [f"{MONAI}DenseNet121", IMAGES,
+                     "network.arguments={spatial_dims:2,in_channels:1,out_channels:2,init_features:8,growth_rate:4}"],
+    "squeeze and excitation": [f"{MONAI}SEResNet50", IMAGES,
+                               "network.arguments={spatial_dims:2,in_channels:1,num_classes:2,layers:[1,1,1,1]}"],
+    "encoder of a u-net": [f"{MONAI}Classifier", IMAGES, "network.arguments="
+                           "{in_shape:[1,91,109],classes:2,channels:[4,8,8],strides:[2,2,2]}"],
+    "resnet-18 of images": [f"{TORCHVISION}:resnet18", IMAGES, COLOURS, "network.arguments={num_classes:2}"],
+    "resnet-18 of videos": [f"{TORCHVISION}.video:r3d_18", COLOURS, "network.arguments={num_classes:2}"],
+    "efficientnet": [f"{TORCHVISION}:efficientnet_b0", IMAGES, COLOURS, "network.arguments={num_classes:2}"],
+    "mobilenet": [f"{TORCHVISION}:mobilenet_v3_small", IMAGES, COLOURS, "network.arguments={num_classes:2}"],
+    "regnet": [f"{TORCHVISION}:regnet_y_400mf", IMAGES, COLOURS, "network.arguments={num_classes:2}"],
+}  # fmt: skip
 
 
 def journey(finished, folder, *words, cwd=None, status=0):
@@ -66,6 +85,13 @@ def test_a_network_by_name_is_trained_explained_and_reported(finished, tmp_path,
     assert {*tmp_path.rglob("*")} == before, "a dry run leaves no trace"
     rules = re.findall(r"Conv3d .*?(flat|zplus|alpha_beta)", shown)
     assert rules[0] == "flat" and set(rules[1:]) == {"zplus"}, "of the recorded network and composite"
+
+
+@pytest.mark.parametrize("name", OF_LIBRARIES)
+def test_a_network_of_a_library_is_trained_explained_and_reported(finished, tmp_path, name):
+    words = [*([] if OF_LIBRARIES[name][0].startswith("network=") else ["network=custom"]), *OF_LIBRARIES[name]]
+    journey(finished, tmp_path / "run", *words, "composite=auto")
+    require_explained(tmp_path / "run")
 
 
 def test_a_class_of_ones_own_counts_where_the_command_names_it(finished, tmp_path):

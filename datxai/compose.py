@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
 
-from datxai.config import CALL, KINDS, MISSING, Config
+from datxai.config import CALL, KINDS, MISSING, Config, setting_names, unknown_setting
 from datxai.errors import InputError
 from datxai.order import Order, key_of
 from datxai.record import CODE, GROUPS, OF_0_1, RECORD, Record, flatten, flatten_all, say
@@ -157,26 +156,6 @@ def require_known(cfg: DictConfig) -> None:
     walk(cfg, "")
 
 
-def unknown_setting(key: str) -> str:
-    """A sentence on a name that no setting has."""
-    known = _all_names()
-    inner = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    close = difflib.get_close_matches(key, known, 1, 0.75) or inner[:1] or difflib.get_close_matches(key, known, 1)
-    guess = f"did you mean {close[0]}?" if close else "`datxai --cfg job` shows all."
-    return f"there is no setting {key}; {guess}"
-
-
-def _all_names() -> list[str]:
-    return [*_names(Config), *(name for kind in KINDS.values() for name in _names(kind, "data.")), "experiment"]
-
-
-def _names(kind: Any, place: str = "") -> Iterator[str]:
-    for name, inner in get_type_hints(kind).items():
-        yield place + name
-        if is_dataclass(inner):
-            yield from _names(inner, f"{place}{name}.")
-
-
 def record_of(
     cfg: DictConfig, before: Record | None, choices: Mapping[str, str | None], fixed: Collection[str] = ()
 ) -> Record:
@@ -307,7 +286,7 @@ def sentence(error: Exception) -> str:
     if match := re.match(r"Ambiguous value for argument '(.*?)' 1\.|Sweep parameters '(.*?)' requires", text):
         return f"{match[1] or match[2]}: several values, expected one; add -m for a job with each, or give [a,b]."
     override = re.match(r"Could not override '([^'@]+)", text)
-    if override and override[1] not in {*_all_names()}:
+    if override and override[1] not in {*setting_names()}:
         return unknown_setting(override[1])
     wrong: Any = next((link for link in reversed(chain) if getattr(link, "full_key", None)), None)
     if wrong is not None:

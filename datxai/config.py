@@ -5,9 +5,10 @@ Values live in ``conf/``; one dataclass here per group there. ``MISSING`` marks 
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -439,6 +440,27 @@ def describe_split(split: Split) -> dict:
             kinds = " or ".join(SPLITS[kind] for kind, names in OF_SPLIT.items() if name in names)
             raise InputError(f"split.{name}: {SPLITS[split.kind]} has no such setting, but {kinds}.")
     return {name: getattr(split, name) for name in own}
+
+
+def unknown_setting(key: str) -> str:
+    """A sentence on a name that no setting has."""
+    known = setting_names()
+    inner = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    close = difflib.get_close_matches(key, known, 1, 0.75) or inner[:1] or difflib.get_close_matches(key, known, 1)
+    guess = f"did you mean {close[0]}?" if close else "`datxai --cfg job` shows all."
+    return f"there is no setting {key}; {guess}"
+
+
+def setting_names() -> list[str]:
+    """Every setting that there is, by its whole name."""
+    return [*_names(Config), *(name for kind in KINDS.values() for name in _names(kind, "data.")), "experiment"]
+
+
+def _names(kind: Any, place: str = "") -> Iterator[str]:
+    for name, inner in get_type_hints(kind).items():
+        yield place + name
+        if is_dataclass(inner):
+            yield from _names(inner, f"{place}{name}.")
 
 
 def require_name(explanation: str) -> None:

@@ -11,7 +11,7 @@ PACKAGE = Path(datxai.__file__).parent
 ROOMS = {"imaging", "phantom", "cohort", "model", "explain", "metrics", "analysis", "pages"}
 FOUNDATION = {
     "volume", "photons", "nifti", "forms", "files", "schema", "errors", "mni", "memory", "device", "config", "run",
-    "record", "progress", "integrity", "lock",
+    "record", "progress", "integrity", "lock", "torchvision",
 }  # fmt: skip
 MIDDLE = (  # each imports those before it alone
     "anatomy", "scan", "data_source", "case", "explainer", "findings", "run_figures", "reader", "case_folder",

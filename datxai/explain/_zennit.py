@@ -1,18 +1,13 @@
 """The room's door to Zennit: every module here imports Zennit's names from this file.
 
 Zennit imports torchvision, which takes as long as torch itself and which only canonizers for torchvision's networks
-need: with Zennit 0.5 it is put off until one is asked for (1.0 imports it for its types as well). Where torch is a CPU
-build and torchvision is not, torchvision cannot be imported at all, because its compiled operators are missing;
-declaring the one that it asks for is enough.
+need: with Zennit 0.5 it is put off until one is asked for (1.0 imports it for its types as well).
 """
 
 import sys
 from importlib.machinery import PathFinder, SourceFileLoader
 
-import torch
-
-_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_library = torch.library.Library("torchvision", "FRAGMENT")  # undone when collected, so kept by its name
+import datxai.torchvision  # noqa: F401  # before it
 
 
 class _OnDemand(SourceFileLoader):
@@ -37,10 +32,6 @@ class _Door:
 
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name == "torchvision._meta_registrations":  # the compiled operators are loaded by now, if there are any
-            for operator in ("nms", "qnms"):
-                if not hasattr(torch.ops.torchvision, operator):
-                    _library.define(operator + _SCHEMA)
         if name != "zennit.torchvision":
             return None
         spec = PathFinder.find_spec(name, path)

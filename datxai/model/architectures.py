@@ -155,6 +155,7 @@ def find_class(target: str | None) -> Callable[..., Any]:
         raise InputError(
             f"network.target={target}: expected package.module:Class, a class to be imported and made the network."
         )
+    importlib.import_module("datxai.torchvision")  # which the class may be of, or want
     sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module_name), name, None)

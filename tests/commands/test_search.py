@@ -10,7 +10,7 @@ import pytest
 import yaml
 from forked import datxai
 
-from datxai.commands import search
+from datxai.commands.search.space import read_space
 from datxai.config import Config, Network, Search
 from datxai.errors import InputError
 from datxai.files import read_table
@@ -24,7 +24,7 @@ QUICK = ("search=custom", "search.space={training.learning_rate: 'log(1e-5, 1e-3
 
 
 def read(space, **options):
-    return search._read_space(Search(space=space, **options), Config(run="r", network=Network(channels=[4])))
+    return read_space(Search(space=space, **options), Config(run="r", network=Network(channels=[4])))
 
 
 def test_spaces_become_distributions():

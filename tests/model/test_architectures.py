@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from datxai.errors import InputError
-from datxai.model import checkpoint, training
+from datxai.model import architectures, checkpoint, training
 from datxai.model.architectures import build, find_class, hash_source, outline
 from datxai.model.recipe import Recipe
 
@@ -206,3 +206,39 @@ def test_an_outline_of_the_papers_network_has_no_weights_and_finds_what_does_not
     with pytest.raises(InputError, match="too small for 4 convolutions"):
         outline(shape=(8, 8, 8), channels=[16] * 4, hidden=[32, 16], padding="0")
     assert find_class("torch.nn:Identity") is nn.Identity
+
+
+class Seen(nn.Module):
+    """Answers with the sums of its first two channels, of an input of the shape it wants."""
+
+    def __init__(self, axes):
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x):
+        assert x.ndim == self.axes
+        return x.flatten(2).sum(-1)[:, :2]
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "image"),
+    [((4, 5, 1), 4, {"in_channels": 2, "spatial_dims": 2}), ((4, 5, 3), 5, {"in_channels": 3})],
+)
+def test_a_network_of_images_or_videos_gets_the_scan_in_each_channel(tmp_path, monkeypatch, shape, axes, image):
+    monkeypatch.setattr(architectures, "find_class", lambda target: Seen)
+    model = build(shape, "custom", {"axes": axes}, "here:Seen", image=image)
+    x = torch.rand(2, 1, *shape)
+    torch.testing.assert_close(model(x), x.sum((1, 2, 3, 4))[:, None].expand(-1, 2))
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        ({"spatial_dims": 2}, "network.spatial_dims=2: a grid of 4x5x3 voxels has no images, expected one slice"),
+        ({"spatial_dims": 4}, "network.spatial_dims=4: expected 3, or 2"),
+        ({"in_channels": 0}, "network.in_channels=0: expected a whole number of 1 or more"),
+    ],
+)
+def test_an_image_that_a_scan_is_not_is_refused(image, said):
+    with pytest.raises(InputError, match=said):
+        build((4, 5, 3), "vgg3d", image=image)

@@ -46,10 +46,8 @@ OF_LIBRARIES = {  # given the slices of the finished run, as images where they t
     "encoder of a u-net": [f"{MONAI}Classifier", IMAGES, "network.arguments="
                            "{in_shape:[1,91,109],classes:2,channels:[4,8,8],strides:[2,2,2]}"],
     "resnet-18 of images": [f"{TORCHVISION}:resnet18", IMAGES, COLOURS, "network.arguments={num_classes:2}"],
-    "resnet-18 of videos": [f"{TORCHVISION}.video:r3d_18", COLOURS, "network.arguments={num_classes:2}"],
     "efficientnet": [f"{TORCHVISION}:efficientnet_b0", IMAGES, COLOURS, "network.arguments={num_classes:2}"],
     "mobilenet": [f"{TORCHVISION}:mobilenet_v3_small", IMAGES, COLOURS, "network.arguments={num_classes:2}"],
-    "regnet": [f"{TORCHVISION}:regnet_y_400mf", IMAGES, COLOURS, "network.arguments={num_classes:2}"],
 }  # fmt: skip
 
 

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -21,14 +20,16 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
+from datxai.commands.search import trials
+from datxai.commands.search.space import OBJECTIVES, STAGE_OF, read_space
 from datxai.config import Config, Search
 from datxai.errors import InputError
-from datxai.files import hash_content, read_table, write_table, write_text
+from datxai.files import read_table, write_table, write_text
 from datxai.lock import holding
 from datxai.progress import Bar
 from datxai.record import flatten, read_record, require_own
@@ -37,19 +38,11 @@ from datxai.run import Run
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial, Trial
+    from optuna.trial import Trial
 
 log = logging.getLogger("datxai")
 
-# Groups whose settings can be sought, and the stage from which on a trial differs from its base.
-STAGE_OF = {
-    **dict.fromkeys(("grid", "reconstruction", "registration", "atlas", "preprocessing"), "preprocess"),
-    **dict.fromkeys(("network", "training"), "train"),
-}
 STAGES = ("preprocess", "split", "train")
-OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {"loss": "minimize", "auc": "maximize", "accuracy": "maximize"}
-EXPRESSION = re.compile(r"\s*(uniform|log|integer|choice)\s*\((.*)\)\s*", re.S)
-OLDEST_OPTUNA = 4
 POLL_S = 0.2
 FAILURES = 3  # in a row that end a search
 PATIENCE_S = 24 * 3600.0  # with a training that outlived the search it was made by
@@ -62,14 +55,14 @@ def run(settings: Config, folder: Run) -> None:
     ``experiment/best.yaml``. A search that was stopped goes on; several commands may work on one at the same time.
     """
     options = settings.search
-    space = _read_space(options, settings)
+    space = read_space(options, settings)
     folder.entry("split", "search")
-    _require_optuna()
+    trials.require_optuna()
     place = folder.folder / "search" / options.name
     place.mkdir(parents=True, exist_ok=True)
     require_own(folder.folder, place, place.parent)
     quest = Quest(settings, folder, place, space, _changed(settings, folder))
-    with _explaining_the_database(quest.database):
+    with trials.explaining_the_database(quest.database):
         study = quest.open()
         with holding(quest.owner, "datxai search"):
             quest.search(study)
@@ -139,7 +132,7 @@ class Quest:
     def search(self, study: Study) -> None:
         """Make trials until there are enough, some side by side."""
         n = max(1, self.options.processes)
-        done = len(_finished(study))
+        done = len(trials.finished(study))
         with Bar(self.options.trials, "trials") as bar, ThreadPoolExecutor(n) as pool:
             bar.update(min(done, self.options.trials))
             if done:
@@ -150,12 +143,14 @@ class Quest:
     def _work(self, study: Study, bar: Bar) -> None:
         failed = 0
         while (trial := self._next(study)) is not None:
-            before = _made_before(study, trial)
+            before = trials.made_before(study, trial)
             try:
-                value, pruned = self._make(trial) if before is None else (_value_of(before), _is_pruned(before))
+                value, pruned = (
+                    self._make(trial) if before is None else (trials.value_of(before), trials.is_pruned(before))
+                )
                 failed = 0
             except InputError as error:
-                study.tell(trial, state=_states().FAIL)
+                study.tell(trial, state=trials.states().FAIL)
                 failed += 1
                 bar.say(f"  trial {trial.number} ended without a result: {error}")
                 if failed == FAILURES:
@@ -164,11 +159,11 @@ class Quest:
                     ) from error
                 continue
             if pruned:
-                study.tell(trial, state=_states().PRUNED)
+                study.tell(trial, state=trials.states().PRUNED)
             else:
                 study.tell(trial, value)
             self._clear(study)
-            bar.say(f"  trial {trial.number}: {_describe(trial.params)}; {self._say(value, pruned)}")
+            bar.say(f"  trial {trial.number}: {trials.describe(trial.params)}; {self._say(value, pruned)}")
             bar.update()
 
     def _next(self, study: Study) -> Trial | None:
@@ -176,11 +171,11 @@ class Quest:
         from optuna.samplers import TPESampler
 
         with self._alone():
-            for lost in _running(study):
+            for lost in trials.running(study):
                 if not _lives(self.place / "at-work" / lost.user_attrs.get("owner", "none")):
-                    study.tell(lost.number, state=_states().FAIL)
+                    study.tell(lost.number, state=trials.states().FAIL)
                     study.enqueue_trial(lost.params)
-            if len(_finished(study)) + len(_running(study)) >= self.options.trials:
+            if len(trials.finished(study)) + len(trials.running(study)) >= self.options.trials:
                 return None
             # Of the trial's number, so that neither another process nor a search that goes on proposes the same anew.
             seed = np.random.SeedSequence([self.options.seed, len(study.get_trials(deepcopy=False))])
@@ -195,7 +190,7 @@ class Quest:
 
     def _make(self, trial: Trial) -> tuple[float, bool]:
         """Train with a trial's settings: the objective, and whether it was ended before its time."""
-        name = _name_of(trial)
+        name = trials.name_of(trial)
         run = Run(self._folder_of(name))
         self._write_experiment(name, trial.params, f"Trial {trial.number} of the search {self.options.name}.")
         with holding(run.folder, "datxai search", patience=PATIENCE_S):
@@ -251,10 +246,10 @@ class Quest:
 
     def _clear(self, study: Study) -> None:
         """Leave of the finished trials the best alone: weights take space, and a study knows the rest."""
-        best = _best(study)
-        kept = {_name_of(best)} if best else set()
-        for trial in _finished(study):
-            if (name := _name_of(trial)) not in kept:
+        best = trials.best_of(study)
+        kept = {trials.name_of(best)} if best else set()
+        for trial in trials.finished(study):
+            if (name := trials.name_of(trial)) not in kept:
                 shutil.rmtree(self._folder_of(name), ignore_errors=True)
                 (self.place / "experiment" / f"{name}.yaml").unlink(missing_ok=True)
 
@@ -269,14 +264,14 @@ class Quest:
         rows = [
             {
                 "trial": trial.number,
-                "state": "pruned" if _is_pruned(trial) else "finished",
-                f"validation_{self.options.objective}": None if _is_pruned(trial) else trial.value,
+                "state": "pruned" if trials.is_pruned(trial) else "finished",
+                f"validation_{self.options.objective}": None if trials.is_pruned(trial) else trial.value,
                 "epochs": len(trial.intermediate_values),
                 **trial.params,
             }
-            for trial in _finished(study)
+            for trial in trials.finished(study)
         ]
-        best = _best(study)
+        best = trials.best_of(study)
         if best is None:
             raise InputError(f"{self.place}: no trial was finished, expected one at least; give search.trials=30.")
         write_table(self.place / "trials.tsv", rows, list(rows[0]))
@@ -293,8 +288,10 @@ class Quest:
         reached = f"validation {self.options.objective} {best.value:.4f}"
         title = f"The best of {len(rows)} trials, trial {best.number} ({reached})"
         self._write_experiment("best", best.params, f"{title}:\n#   {command}")
-        log.info("%s: %s", title, _describe(best.params))
-        log.info("Its run goes on with `datxai run=%s`; its settings: %s", self._folder_of(_name_of(best)), command)
+        log.info("%s: %s", title, trials.describe(best.params))
+        log.info(
+            "Its run goes on with `datxai run=%s`; its settings: %s", self._folder_of(trials.name_of(best)), command
+        )
         log.info("Table and figure: %s", self.place)
 
 
@@ -327,120 +324,12 @@ class Watched:
         return bool(self.reported) and self.trial.should_prune()
 
 
-def _read_space(options: Search, settings: Config) -> dict[str, BaseDistribution]:
-    """The distributions by setting. Raises `InputError` for what is no setting, or no space."""
-    if not isinstance(options.space, (dict, type(None))):
-        raise InputError(f"search.space is {options.space}, expected settings with spaces: {{SETTING: 'log(1, 2)'}}.")
-    if options.objective not in OBJECTIVES:
-        raise InputError(f"search.objective is {options.objective}, expected one of {', '.join(OBJECTIVES)}.")
-    if options.pruning not in ("median", "none"):
-        raise InputError(f"search.pruning is {options.pruning}, expected median or none.")
-    if options.trials < 1 or options.processes < 1:
-        raise InputError("search.trials and search.processes: expected 1 or more of each.")
-    if not re.fullmatch(r"[A-Za-z0-9][\w-]{0,63}", options.name):
-        raise InputError(f"search.name is {options.name}, expected letters, digits, - and _; change search.name=NAME.")
-    _require_optuna()
-    known, space = flatten(asdict(settings)), {}
-    for key, text in (options.space or {}).items():
-        if text is None:
-            continue
-        group = key.partition(".")[0]
-        is_known = key in known or (key.startswith("network.arguments.") and settings.network.architecture != "plain")
-        if not is_known:
-            import difflib
-
-            close = difflib.get_close_matches(key, known, 1)
-            guess = f"; did you mean {close[0]}?" if close else "; `datxai --cfg job` shows all."
-            raise InputError(f"search.space: there is no setting {key}{guess}")
-        if group not in STAGE_OF:
-            raise InputError(f"search.space: {key} changes no training, expected settings of {', '.join(STAGE_OF)}.")
-        space[key] = _parse(key, str(text))
-    if not space:
-        raise InputError(
-            "search.space is empty, expected settings with spaces, as in {network.dropout: 'uniform(0, 0.5)'}."
-        )
-    return space
-
-
-def _parse(key: str, text: str) -> BaseDistribution:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    match = EXPRESSION.fullmatch(text)
-    values = [_value(word.strip()) for word in match[2].split(",") if word.strip()] if match else []
-    kind = match[1] if match else None
-    try:
-        if kind == "choice" and values:
-            return CategoricalDistribution(values)
-        low, high = (value for value in values if isinstance(value, (int, float)))
-        if kind == "integer":
-            return IntDistribution(int(low), int(high))
-        return FloatDistribution(float(low), float(high), log=kind == "log")
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"search.space: {key} is {text!r}, expected uniform(LOW, HIGH), log(LOW, HIGH), integer(LOW, HIGH) or "
-            f"choice(A, B, ...), with LOW below HIGH, and above 0 for log."
-        ) from error
-
-
-def _value(word: str) -> bool | int | float | str | None:
-    named = {"null": None, "true": True, "false": False}
-    if word in named:
-        return named[word]
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(word)
-    return word.strip("'\"")
-
-
 def _changed(settings: Config, base: Run) -> dict[str, Any]:
     """Settings of network and training that were given now and differ from those that the run was made with."""
     record = read_record(base.folder)
     before = record.settings() if record else {}
     now = flatten({"network": asdict(settings.network), "training": asdict(settings.training)})
     return {key: value for key, value in now.items() if key in before and before[key] != value}
-
-
-def _states() -> Any:
-    from optuna.trial import TrialState
-
-    return TrialState
-
-
-def _finished(study: Study) -> list[FrozenTrial]:
-    states = _states()
-    return study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
-
-
-def _running(study: Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=(_states().RUNNING,))
-
-
-def _is_pruned(trial: FrozenTrial) -> bool:
-    return trial.state == _states().PRUNED
-
-
-def _made_before(study: Study, trial: Trial) -> FrozenTrial | None:
-    return next((other for other in _finished(study) if other.params == trial.params), None)
-
-
-def _value_of(trial: FrozenTrial) -> float:
-    assert trial.value is not None, trial  # a finished one has a value; of one that was ended, the last epoch's
-    return trial.value
-
-
-def _best(study: Study) -> FrozenTrial | None:
-    whole = [trial for trial in _finished(study) if not _is_pruned(trial)]
-    sign = 1 if study.direction.name == "MINIMIZE" else -1
-    return min(whole, key=lambda trial: (sign * _value_of(trial), trial.number), default=None)
-
-
-def _name_of(trial: FrozenTrial | Trial) -> str:
-    return f"trial_{hash_content(dict(trial.params))[:12]}"
-
-
-def _describe(params: Mapping[str, Any]) -> str:
-    told = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in params.items()}
-    return ", ".join(f"{key}={value}" for key, value in told.items())
 
 
 def _lives(owner: Path) -> bool:
@@ -452,33 +341,3 @@ def _lives(owner: Path) -> bool:
             return False
     except InputError:
         return True
-
-
-def _require_optuna() -> None:
-    try:
-        import optuna
-    except ImportError as error:
-        raise InputError("`datxai search` needs Optuna; pip install 'datxai[search]'.") from error
-    if int(optuna.__version__.partition(".")[0]) < OLDEST_OPTUNA:  # Hydra's plug-in brings version 2
-        raise InputError(
-            f"`datxai search` needs Optuna {OLDEST_OPTUNA} or newer, here is {optuna.__version__}; pip install "
-            f"'datxai[search]', in an environment without hydra-optuna-sweeper."
-        )
-
-
-@contextlib.contextmanager
-def _explaining_the_database(path: Path) -> Iterator[None]:
-    """What SQLite says of a database that is locked, damaged or on a full disk, in one sentence."""
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (StorageInternalError, SQLAlchemyError) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise InputError(
-            f"{path}: {str(cause).splitlines()[0]}; where another program has it open, end that, and else remove the "
-            "file and begin the search anew."
-        ) from error

@@ -1,0 +1,27 @@
+"""Lets torchvision be imported beside a torch of another build.
+
+Where torch is a CPU build and torchvision is not, torchvision cannot be imported, because its compiled operators are
+missing; declaring those that it asks for is enough. Import this module before torchvision.
+"""
+
+import sys
+
+import torch
+
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_library = torch.library.Library("torchvision", "FRAGMENT")  # undone when collected, so kept by its name
+
+
+class _Door:
+    """Asked by Python's import for every module, before it looks for it itself."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "torchvision._meta_registrations":  # the compiled operators are loaded by now, if there are any
+            for operator in ("nms", "qnms"):
+                if not hasattr(torch.ops.torchvision, operator):
+                    _library.define(operator + _SCHEMA)
+        return None
+
+
+sys.meta_path.insert(0, _Door)

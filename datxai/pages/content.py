@@ -45,9 +45,10 @@ class CasePage:
     beside : name of another explanation to its map, which is shown beside that of ``volumes``
     outline : bool array (X, Y, Z) on the grid of ``volumes``: what the viewer outlines (caudate and putamen)
     picture : shown where the viewer cannot run, and in the PDF
-    sbr : region (``putamen_left`` ...) to specific binding ratio
-    normal_range : region to ``{"low", "median", "high"}`` as expected of a normal case (95 % prediction interval), or
-        None; ``normal_range_source`` is a sentence that says where it comes from
+    sbr : region (``putamen_left`` ...) to specific binding ratio, and what follows from these (None: not known)
+    normal_range : region to what `datxai.analysis.normal_range.Expected.describe` says: ``low, median, high`` as expected
+        of a normal case (95 % prediction interval), ``z``, ``percentile``; or None. ``normal_range_source`` is a sentence
+        that says where it comes from, ``among_normals`` the picture of the ratios among those of normal cases by age
     subject, relevance, explanation, quality, provenance : name to value
     timings : what was done to seconds
     downloads : label to the name of a file that lies beside the page
@@ -68,9 +69,10 @@ class CasePage:
     sides: tuple[str, str] = ("L", "R")
     outline: np.ndarray | None = None
     picture: Picture | None = None
-    sbr: Mapping[str, float] = field(default_factory=dict)
-    normal_range: Mapping[str, Mapping[str, float] | None] = field(default_factory=dict)
+    sbr: Mapping[str, float | None] = field(default_factory=dict)
+    normal_range: Mapping[str, Mapping | None] = field(default_factory=dict)
     normal_range_source: str = ""
+    among_normals: Picture | None = None
     subject: Mapping[str, object] = field(default_factory=dict)
     relevance: Mapping[str, object] = field(default_factory=dict)
     explanation: Mapping[str, object] = field(default_factory=dict)

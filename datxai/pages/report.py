@@ -48,6 +48,16 @@ FLAGS = {
     "quality": "quality not green",
 }  # fmt: skip
 
+AMONG_NORMALS = (
+    "This scan (ring) among the normal cases of the run (points), by age: the line is what is expected of a normal case of "
+    "this sex, the band the 95 % prediction interval. Points of the other sex are hollow."
+)
+RATIO_NAMES = {
+    "caudate_putamen_ratio_left": "caudate / putamen, left",
+    "caudate_putamen_ratio_right": "caudate / putamen, right",
+    "putamen_asymmetry": "putaminal asymmetry, right \u2212 left, %",
+}
+
 Page = CasePage | RunPage | MethodsPage
 
 CHART_COLOURS = 4096  # a picture with more is one of slices: charts have some hundred colours, slices many thousand
@@ -125,7 +135,7 @@ def describe_case(page: CasePage) -> dict:
 
     Returns ``heading``, ``subtitle``, ``tiles`` (rows with ``name, value, note, kind``), ``ratios`` (rows of the
     table of binding ratios), ``sections`` (title to name and value), ``alt`` and ``caption`` of the picture, and
-    ``explained``, what red speaks for.
+    ``explained``, what red speaks for; ``among_normals_caption``.
     """
     explained = _describe_output(page.explanation.get("target"), page.predicted)
     sections = {
@@ -151,6 +161,7 @@ def describe_case(page: CasePage) -> dict:
         "caption": "Uptake (top) and relevance over uptake (bottom) on the slices through the voxel of highest "
         f"absolute relevance. Red speaks for {explained}, blue against it.",
         "explained": explained,
+        "among_normals_caption": AMONG_NORMALS,
         "others": {
             name: _describe_output(its.explanation.get("target"), page.predicted) for name, its in page.beside.items()
         },
@@ -197,7 +208,10 @@ def _tile_ratio(page: CasePage) -> dict | None:
     if lower is None:
         return None
     expected = page.normal_range.get(lower)
-    note = f"expected {expected['low']:.2f} to {expected['high']:.2f}" if expected else ""
+    note = ""
+    if expected:
+        words = _compare(lower, sbr[lower], expected)
+        note = f"{words['is']} {expected['low']:.2f} to {expected['high']:.2f}, z {words['z']}"
     return {"name": "SBR of the lower putamen", "value": f"{sbr[lower]:.2f}", "note": note}
 
 
@@ -217,20 +231,30 @@ def _tabulate_ratios(sbr: Mapping[str, float], expected: Mapping[str, Mapping | 
     """The binding ratios, with what is expected of a normal case where that is known for any region."""
     rows = []
     for name, value in sbr.items():
-        row = {"region": _words(name), "SBR": f"{value:.2f}"}
+        row = {"region": RATIO_NAMES.get(name) or _words(name), "SBR": None if value is None else _write_ratio(name, value)}
         if any(expected.values()):
-            row |= _compare(value, expected.get(name))
+            row |= _compare(name, value, expected.get(name))
         rows.append(row)
     return rows
 
 
-def _compare(value: float, limits: Mapping[str, float] | None) -> dict:
-    """The cells of a binding ratio that say what is expected."""
+def _compare(name: str, value: float | None, limits: Mapping | None) -> dict:
+    """The cells of a binding ratio that say what is expected, and where it stands."""
     if limits is None:
-        return {"expected": None, "is": None}
-    low, median, high = (limits[name] for name in ("low", "median", "high"))
-    where = "below" if value < low else "above" if value > high else "within"
-    return {"expected": f"{median:.2f} ({low:.2f} to {high:.2f})", "is": where}
+        return dict.fromkeys(("expected", "is", "z", "percentile"))
+    low, median, high = (_write_ratio(name, limits[key]) for key in ("low", "median", "high"))
+    told: dict = {"expected": f"{median} ({low} to {high})"}
+    if value is None:
+        return told | dict.fromkeys(("is", "z", "percentile"))
+    where = "below" if value < limits["low"] else "above" if value > limits["high"] else "within"
+    z, percentile = f"{limits['z']:.1f}".replace("-", "\u2212"), limits["percentile"]
+    share = "< 0.1" if percentile < 0.1 else "> 99.9" if percentile > 99.9 else f"{percentile:.3g}"
+    return told | {"is": where, "z": z, "percentile": share}
+
+
+def _write_ratio(name: str, value: float) -> str:
+    """A ratio, or with a name that ends so an asymmetry in percent, with the digits that mean something."""
+    return f"{value:.{1 if name.endswith('asymmetry') else 2}f}".replace("-", "\u2212")
 
 
 def _pack_spaces(page: CasePage) -> list[dict]:

@@ -59,10 +59,10 @@ class Imaging:
         """One scan through imaging: MNI space, quality control, intensity scaling, SBR, mirroring, the network's grid.
 
         Returns the volume and its measures: SBR of the patient's own sides (`SBR`, and `HALVES` of the putamen, None
-        where nothing is covered), ``mirrored``, ``reference_value``, ``coverage`` (which part of each region the field of view holds; the rest is measured nowhere), ``transform``
-        (world mm of MNI space to those of the scan; its inverse takes the scan to MNI space), ``similarity`` to the
-        template and ``quality``, as `datxai.imaging.quality.judge` has it. What cannot be used is an `InputError` that
-        begins with ``name``.
+        where nothing is covered), ``mirrored``, ``reference_value``, ``coverage`` (which part of each region the field
+        of view holds; the rest is measured nowhere), ``transform`` (world mm of MNI space to those of the scan; its
+        inverse takes the scan to MNI space), ``similarity`` to the template and ``quality``, as
+        `datxai.imaging.quality.judge` has it. What cannot be used is an `InputError` that begins with ``name``.
         """
         try:
             return self._process(scan)

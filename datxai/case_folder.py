@@ -19,7 +19,7 @@ from datxai import __version__
 from datxai.anatomy import Anatomy
 from datxai.case import tabulate_measures
 from datxai.files import UNFINISHED, write_json
-from datxai.pages.content import CasePage, MapBeside
+from datxai.pages.content import CasePage, MapBeside, PriorScan
 from datxai.reader import Reading, Reference, timed
 from datxai.volume import Volume, save
 
@@ -120,7 +120,8 @@ def _draw(reading: Reading, anatomy: Anatomy, path: Path) -> None:
     grid, peak = reading.relevance.grid, reading.result["peak"]
     centre = [0.0, 0.0, 0.0] if peak["x"] is None else [peak["x"], peak["y"], peak["z"]]
     index = np.rint(grid.mm_to_index(centre)).astype(int)
-    figure = plot_case(anatomy.frame, reading.spect.data, reading.relevance.data, index, ("L", "R"))
+    prior = reading.prior and (reading.prior.spect.data, reading.prior.relevance.data)
+    figure = plot_case(anatomy.frame, reading.spect.data, reading.relevance.data, index, ("L", "R"), prior)
     save_figure(figure, path, ("png",), SCREEN_DPI)
 
 
@@ -164,6 +165,7 @@ def describe_reading(reading: Reading, anatomy: Anatomy, reference: Reference) -
         sbr=tabulate_measures(result),
         normal_range=result["normal_range"],
         normal_range_source=describe_range(reference.ranges, result["normal_range"], result["age"], result["sex"]),
+        prior=_describe_prior(reading),
         subject={"age": result["age"], "sex": result["sex"]},
         relevance={
             "ipsilateral side": "right" if result["mirrored"] else "left",
@@ -191,6 +193,21 @@ def describe_reading(reading: Reading, anatomy: Anatomy, reference: Reference) -
             )
             for name, its in reading.beside.items()
         },
+    )
+
+
+def _describe_prior(reading: Reading) -> PriorScan | None:
+    from datxai.analysis.change import SOURCE
+
+    if reading.prior is None:
+        return None
+    told = reading.result["prior"]
+    when = "an unknown time" if told["years"] is None else f"{told['years']:g} years"
+    return PriorScan(
+        title=f"{told['scan']}, {when} before",
+        volumes={"spect": reading.prior.spect, "relevance": reading.prior.relevance},
+        change=told["change"],
+        source=SOURCE,
     )
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from datxai import __version__
 from datxai.anatomy import Anatomy
-from datxai.case import Imaging, tabulate_measures
+from datxai.case import HALVES, SBR, Imaging, tabulate_measures
 from datxai.config import DEFAULT, EXPLAINING, Config, require_name, restore
 from datxai.errors import InputError
 from datxai.explainer import Explainer, describe_method, predict_label
@@ -63,6 +63,7 @@ class Reading:
         their ``normal_range``, ``quality``, ``consistent``, ``warnings``, ``peak``, ``ledger``, ``timings`` in seconds
     source : of the DICOM results, where these are asked for
     beside : the maps of the same decision by the run's other explanations that were asked for
+    prior : the reading of an earlier scan of the same person, see `compare`
     """
 
     name: str
@@ -73,6 +74,7 @@ class Reading:
     result: dict
     source: Source | None = None
     beside: Mapping[str, MapOf] = field(default_factory=dict)
+    prior: Reading | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,17 +170,18 @@ class Reader:
             beside = dict(_find_beside(settings, run, explainer, anatomy))
             return cls(settings, imaging, anatomy, explainer, reference, timings, beside)
 
-    def read(self, path: str | os.PathLike, age: float | None = None, sex: str | None = None) -> Reading:
+    def read(self, path: str | os.PathLike | Scan, age: float | None = None, sex: str | None = None) -> Reading:
         """Read one scan: a NIfTI file, a DICOM file, or a folder with one DICOM series; projections are reconstructed.
 
-        ``age`` in years and ``sex`` (F or M); where they are not given, those of the DICOM header. Raises `InputError` with one sentence for
-        what cannot be used. Nothing is written.
+        ``age`` in years and ``sex`` (F or M); where they are not given, those of the DICOM header. Raises `InputError`
+        with one sentence for what cannot be used. Nothing is written.
         """
         import torch
 
-        path, timings = Path(path), {}
+        timings = {}
         with timed(timings, "read"):
-            scan = Scan.find(path)
+            scan = path if isinstance(path, Scan) else Scan.find(Path(path))
+            path = scan.place
             source = self._find_source(scan)
             voxels = scan.read(self.settings.reconstruction)
             subject = scan.subject
@@ -223,7 +226,13 @@ class Reader:
         return Reading(name, voxels, spect, shown, own, result, source, beside)
 
     def _judge(
-        self, relevance: np.ndarray, record: Mapping, measures: Mapping, shown: Volume, age: float | None, sex: str | None
+        self,
+        relevance: np.ndarray,
+        record: Mapping,
+        measures: Mapping,
+        shown: Volume,
+        age: float | None,
+        sex: str | None,
     ) -> dict:
         """What the run says of a scan: the decision, how sure it is, binding ratios with their normal range, where the
         relevance lies, and whether the map is consistent. ``shown`` is the map on the patient's own sides."""
@@ -283,6 +292,20 @@ class Reader:
         from datxai.imaging.dicom import deidentify
 
         return deidentify(scan.source) if self.settings.deidentify else scan.source
+
+
+def compare(reading: Reading, prior: Reading, years: float | None = None) -> Reading:
+    """A reading beside that of an earlier scan of the same person, so many ``years`` before (None: not known).
+
+    Its ``result`` has ``prior``: the ``scan``, ``years``, and the ``change`` of each binding ratio, see
+    `datxai.analysis.change.measure_change`. The name is all that is told of the earlier scan: no date.
+    """
+    from datxai.analysis.change import measure_change
+
+    names = (*SBR, *HALVES)
+    now, before = ({name: its.result[name] for name in names} for its in (reading, prior))
+    told = {"scan": prior.result["scan"], "years": years, "change": measure_change(now, before, years)}
+    return replace(reading, prior=prior, result=reading.result | {"prior": told})
 
 
 @contextmanager

@@ -37,7 +37,8 @@ def test_normal_cases_have_age_sex_and_ratios(run, subject, sex, more):
     people = [person | ({"subject": subject, "sex": sex} if subject else {"sex": sex}) for person in people]
     write_table(run.participants, people, list(people[0]))
     ratios = [
-        {"participant_id": name, **dict.fromkeys(SBR, ratio), **more, "mirrored": 0} for name, ratio in zip("cba", [3, 2, 1])
+        {"participant_id": name, **dict.fromkeys(SBR, ratio), **more, "mirrored": 0}
+        for name, ratio in zip("cba", [3, 2, 1])
     ]
     write_table(run.sbr, ratios, list(ratios[0]))
     derived = {"caudate_putamen_ratio_left": 1.0, "caudate_putamen_ratio_right": 1.0, "putamen_asymmetry": 0.0}

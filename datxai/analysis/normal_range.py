@@ -1,4 +1,4 @@
-"""What a healthy person of some age and sex is expected to have: linear regression over the normal cases of a cohort."""
+"""What a healthy person of some age and sex is expected to have: linear regression over a cohort's normal cases."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 COVERAGE = 0.95  # of the prediction interval
 MIN_CASES = 10  # with fewer, or with fewer of a sex, there is no regression
@@ -123,9 +122,11 @@ class NormalRange:
     ages: tuple[int, int] | None = None
 
     @classmethod
-    def fit(cls, values: ArrayLike, ages: Sequence[float | None], sexes: Sequence[str | None]) -> NormalRange:
+    def fit(
+        cls, values: Sequence[float | None] | np.ndarray, ages: Sequence[float | None], sexes: Sequence[str | None]
+    ) -> NormalRange:
         """From one value, age in years and sex (F, M, else not known) for each normal case; None: not known."""
-        numbers, years = np.array(values, float), np.array(ages, float) - PIVOT_AGE  # None becomes NaN
+        numbers, years = np.array(list(values), float), np.array(ages, float) - PIVOT_AGE  # None becomes NaN
         female = np.array([SEXES.get(sex or "", np.nan) for sex in sexes])
         known = {"age": years, "sex": female}
         found = (
@@ -156,7 +157,8 @@ class NormalRange:
         sample = self.expect(PIVOT_AGE, sex)
         if sample is None or self.ages is None or "age" not in sample.terms:
             return None
-        ages = np.linspace(*(pick([*self.ages, *([] if age is None else [age])]) for pick in (min, max)), 50)
+        shown = [*self.ages, *([] if age is None else [age])]
+        ages = np.linspace(min(shown), max(shown), 50)
         told = [self.expect(one, sex) for one in ages.tolist()]
         limits = np.array([(*one.limits, one.median) for one in told if one])
         low, high, median = limits.T
@@ -208,8 +210,8 @@ def judge_measures(
 def describe_range(
     ranges: Mapping[str, NormalRange], judged: Mapping[str, Mapping | None], age: float | None, sex: str | None
 ) -> str:
-    """What says where the ranges of `judge_measures` come from; empty where there is none. That an age lies beyond those
-    of the normal cases is said too."""
+    """What says where the ranges of `judge_measures` come from; empty where there is none. That an age lies beyond
+    those of the normal cases is said too."""
     told = next(filter(None, judged.values()), None)
     if told is None:
         return ""

@@ -68,6 +68,10 @@ def draw_case(page: CasePage) -> list[Figure]:
     if page.picture:
         paper.show(page.picture)
         paper.write(text["caption"], 7, color=NEUTRAL)
+    if page.prior:
+        paper.head(f"Change since the earlier scan: {page.prior.title}")
+        paper.tabulate(_with_header(text["changes"]))
+        paper.write(page.prior.source, 7, color=NEUTRAL)
     if text["ratios"]:
         paper.head("Specific binding ratios")
         paper.tabulate(_with_header(text["ratios"]))

@@ -153,7 +153,8 @@ def describe_case(findings: Findings, case: Mapping) -> CasePage:
     run, name = findings.run, case["participant_id"]
     person, measures, record = findings.people[name], findings.measures_of(name), findings.record_of_map(name)
     age, sex, subject = person["age"], _known(person["sex"]), person.get("subject", name)
-    others, ratios = [normal for normal in findings.normals if normal["subject"] != subject], tabulate_measures(measures)
+    others = [normal for normal in findings.normals if normal["subject"] != subject]
+    ratios = tabulate_measures(measures)
     ranges = findings.ranges if len(others) == len(findings.normals) else fit_ranges(others)
     expected = judge_measures(ranges, ratios, age, sex)
     files = {"spect": run.scan_of(name), "relevance": run.relevance_of(name)}

@@ -97,7 +97,8 @@ def test_cases_without_an_age_or_a_sex_count_where_none_is_asked_for():
 
 
 def test_what_the_cases_do_not_determine_is_left_out():
-    assert NormalRange.fit(VALUES[: MIN_CASES - 1], AGES[: MIN_CASES - 1].tolist(), SEXES[: MIN_CASES - 1]).expect() is None
+    few = slice(MIN_CASES - 1)
+    assert NormalRange.fit(VALUES[few], AGES[few].tolist(), SEXES[few]).expect() is None
     assert NormalRange.fit([], [], []).expect(60.0) is None
     one_age = NormalRange.fit(VALUES, [60.0] * N, SEXES)  # no line through it
     assert one_age.expect(60.0, None) == RANGE.expect()
@@ -138,7 +139,7 @@ def test_what_follows_from_binding_ratios_is_that_of_the_features():
 
 
 NORMALS = [
-    {"subject": str(i), "age": age, "sex": sex, "putamen": value, "caudate": 2 * value, "half": None if i < 5 else value}
+    {"subject": i, "age": age, "sex": sex, "putamen": value, "caudate": 2 * value, "half": value if i > 4 else None}
     for i, (age, sex, value) in enumerate(zip([*AGES, None], [*SEXES, None], [*VALUES, 2.0]))
 ]
 

@@ -11,6 +11,11 @@ COVERAGE = 0.95  # of the prediction interval
 MIN_CASES = 10  # with fewer, or with fewer of a sex, there is no regression
 PIVOT_AGE = 65.0  # years; from which ages count, so that the normal equations are well posed
 SEXES = {"M": 0.0, "F": 1.0}  # the term of sex
+# What the logarithm is taken of is a measure and this: of binding ratios it is the uptake ratio, which is above zero
+# where nothing binds; of other ratios they themselves. Across people both vary by factors: their residuals lean to the
+# right, those of the logarithm hardly. None: the measure is taken as it is.
+SHIFTS = {"ratio": 0.0, "asymmetry": None}
+SHIFT_OF_BINDING = 1.0
 LEAST = 1e-300  # of a probability, so that every deviate is finite
 DERIVED = ("caudate_putamen_ratio_left", "caudate_putamen_ratio_right", "putamen_asymmetry")
 
@@ -20,14 +25,16 @@ def derive_ratios(sbr: Mapping[str, float]) -> dict[str, float | None]:
 
     The asymmetry is 200 (right - left) / (right + left), in percent: positive where the left is lower. With its sign it
     varies normally about a mean near zero. Its size alone does not, and no root or logarithm makes it: a size ends at
-    zero. Where nothing binds (a putamen, or both, at zero or below) there is no ratio: None.
+    zero. Where nothing binds there is no ratio: None.
     """
     left, right = sbr["putamen_left"], sbr["putamen_right"]
-    return {
-        "caudate_putamen_ratio_left": sbr["caudate_left"] / left if left > 0 else None,
-        "caudate_putamen_ratio_right": sbr["caudate_right"] / right if right > 0 else None,
-        "putamen_asymmetry": 200 * (right - left) / (right + left) if right + left > 0 else None,
+    ratios = {
+        f"caudate_putamen_ratio_{side}": sbr[f"caudate_{side}"] / putamen
+        if min(putamen, sbr[f"caudate_{side}"]) > 0
+        else None
+        for side, putamen in (("left", left), ("right", right))
     }
+    return {**ratios, "putamen_asymmetry": 200 * (right - left) / (right + left) if right + left > 0 else None}
 
 
 @dataclass(frozen=True)
@@ -68,14 +75,20 @@ class Regression:
 
 @dataclass(frozen=True)
 class Expected:
-    """What one more normal case is expected to have: a t distribution of ``freedom`` about ``median``, wider by
-    ``scale``, from ``n`` cases and the regression on ``terms``."""
+    """What one more normal case is expected to have: a t distribution of ``freedom`` about ``centre``, wider by
+    ``scale``, from ``n`` cases and the regression on ``terms``; of the logarithm of the measure and ``shift`` where
+    there is such."""
 
-    median: float
+    centre: float
     scale: float
     freedom: int
     n: int
     terms: tuple[str, ...]
+    shift: float | None
+
+    @property
+    def median(self) -> float:
+        return self._measure(self.centre)
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -83,7 +96,11 @@ class Expected:
         from scipy.special import stdtrit
 
         reach = float(stdtrit(self.freedom, (1 + COVERAGE) / 2)) * self.scale
-        return self.median - reach, self.median + reach
+        return self._measure(self.centre - reach), self._measure(self.centre + reach)
+
+    def _measure(self, place: float) -> float:
+        """The measure that lies at a place of the distribution."""
+        return place if self.shift is None else float(np.exp(place)) - self.shift
 
     def score(self, value: float) -> tuple[float, float]:
         """z, the standard normal deviate of where a value stands, and its percentile.
@@ -93,10 +110,9 @@ class Expected:
         """
         from scipy.special import ndtri, stdtr
 
-        if self.scale == 0:  # all normal cases have one value
-            distance = np.inf * np.sign(value - self.median) if value != self.median else 0.0
-        else:
-            distance = (value - self.median) / self.scale
+        place = float(transform(np.array(value), self.shift))
+        off = -np.inf if np.isnan(place) else place - self.centre
+        distance = off / self.scale if self.scale else np.inf * np.sign(off) if off else 0.0  # all have one value
         tail = max(float(stdtr(self.freedom, -abs(distance))), LEAST)  # of the nearer side: of the other 1 is left
         z = float(-ndtri(tail) * np.sign(distance))
         return z + 0.0, 100 * (tail if distance < 0 else 1 - tail)
@@ -120,13 +136,20 @@ class NormalRange:
 
     regressions: tuple[Regression, ...]  # those of most terms first
     ages: tuple[int, int] | None = None
+    shift: float | None = None
 
     @classmethod
     def fit(
-        cls, values: Sequence[float | None] | np.ndarray, ages: Sequence[float | None], sexes: Sequence[str | None]
+        cls,
+        values: Sequence[float | None] | np.ndarray,
+        ages: Sequence[float | None],
+        sexes: Sequence[str | None],
+        shift: float | None = None,
     ) -> NormalRange:
-        """From one value, age in years and sex (F, M, else not known) for each normal case; None: not known."""
-        numbers, years = np.array(list(values), float), np.array(ages, float) - PIVOT_AGE  # None becomes NaN
+        """From one value, age in years and sex (F, M, else not known) for each normal case; None: not known. With a
+        ``shift`` the logarithm of value and shift is fitted, a value that has none being left out."""
+        numbers = transform(np.array(list(values), float), shift)  # None becomes NaN
+        years = np.array(ages, float) - PIVOT_AGE
         female = np.array([SEXES.get(sex or "", np.nan) for sex in sexes])
         known = {"age": years, "sex": female}
         found = (
@@ -135,7 +158,7 @@ class NormalRange:
         )
         seen = years[np.isfinite(years) & np.isfinite(numbers)] + PIVOT_AGE
         limits = (int(np.floor(seen.min())), int(np.ceil(seen.max()))) if len(seen) else None
-        return cls(tuple(filter(None, found)), limits)
+        return cls(tuple(filter(None, found)), limits, shift)
 
     def expect(self, age: float | None = None, sex: str | None = None) -> Expected | None:
         """What is expected of a person of an age in years and a sex (F or M), as far as they are known; None where
@@ -147,8 +170,8 @@ class NormalRange:
                 point = np.array([1.0, *terms], float)
                 inverse = np.array(regression.inverse)
                 scale = regression.sd * np.sqrt(1 + point @ inverse @ point)
-                median = float(point @ regression.coefficients)
-                return Expected(median, float(scale), regression.freedom, regression.n, regression.terms)
+                centre = float(point @ regression.coefficients)
+                return Expected(centre, float(scale), regression.freedom, regression.n, regression.terms, self.shift)
         return None
 
     def trace(self, age: float | None, sex: str | None) -> dict | None:
@@ -173,7 +196,7 @@ class NormalRange:
             }
             for one in self.regressions
         ]  # fmt: skip
-        return {"regressions": rows, "ages": None if self.ages is None else list(self.ages)}
+        return {"regressions": rows, "ages": None if self.ages is None else list(self.ages), "shift": self.shift}
 
     @classmethod
     def unpack(cls, data: Mapping) -> NormalRange:
@@ -184,7 +207,19 @@ class NormalRange:
             )
             for row in data["regressions"]
         )
-        return cls(tuple(regressions), data["ages"] and (data["ages"][0], data["ages"][1]))
+        return cls(tuple(regressions), data["ages"] and (data["ages"][0], data["ages"][1]), data["shift"])
+
+
+def transform(values: np.ndarray, shift: float | None) -> np.ndarray:
+    """The logarithm of values and shift, NaN where there is none; the values themselves without a shift."""
+    if shift is None:
+        return values
+    return np.log(values + shift, out=np.full(values.shape, np.nan), where=values > -shift)
+
+
+def shift_of(name: str) -> float | None:
+    """The shift of a measure: see `SHIFTS`."""
+    return next((shift for part, shift in SHIFTS.items() if part in name), SHIFT_OF_BINDING)
 
 
 def fit_ranges(normals: Sequence[Mapping]) -> dict[str, NormalRange]:
@@ -192,7 +227,9 @@ def fit_ranges(normals: Sequence[Mapping]) -> dict[str, NormalRange]:
     known) and ``subject``; a measure that some of them lack is None there."""
     names = dict.fromkeys(name for case in normals for name in case if name not in ("subject", "age", "sex"))
     ages, sexes = [case["age"] for case in normals], [case["sex"] for case in normals]
-    return {name: NormalRange.fit([case.get(name) for case in normals], ages, sexes) for name in names}
+    return {
+        name: NormalRange.fit([case.get(name) for case in normals], ages, sexes, shift_of(name)) for name in names
+    }
 
 
 def judge_measures(

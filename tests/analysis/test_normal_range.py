@@ -16,6 +16,7 @@ from datxai.analysis.normal_range import (
     describe_range,
     fit_ranges,
     judge_measures,
+    shift_of,
 )
 
 RNG = np.random.default_rng(3)
@@ -51,7 +52,8 @@ def test_it_is_that_of_the_general_linear_model(age, sex, columns, point, value)
     design = np.column_stack([np.ones(N), *columns])
     centre, error, freedom = predict(design, VALUES, np.array([1.0, *point]))
     found = RANGE.expect(age, sex)
-    assert (found.median, found.scale) == pytest.approx((centre, error), rel=1e-9)
+    assert (found.centre, found.scale) == pytest.approx((centre, error), rel=1e-9)
+    assert found.median == found.centre
     limits = stats.t.interval(0.95, freedom, centre, error)
     assert found.limits == pytest.approx(limits, rel=1e-9)
     z, percentile = found.score(value)
@@ -59,6 +61,26 @@ def test_it_is_that_of_the_general_linear_model(age, sex, columns, point, value)
     assert z == pytest.approx(stats.norm.ppf(stats.t.cdf(value, freedom, centre, error)), rel=1e-6)
     assert stats.norm.cdf(found.score(limits[0])[0]) == pytest.approx(0.025, rel=1e-9)
     assert found.n == N
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_of_a_logarithm_it_is_that_of_the_logarithm(shift):
+    """Limits and median go back to the measure, z stays as it is."""
+    plain = NormalRange.fit(np.log(VALUES + shift), AGES.tolist(), SEXES).expect(60.0, "F")
+    found = NormalRange.fit(VALUES, AGES.tolist(), SEXES, shift).expect(60.0, "F")
+    assert np.log(np.array([*found.limits, found.median]) + shift) == pytest.approx([*plain.limits, plain.median])
+    assert found.score(0.7) == pytest.approx(plain.score(np.log(0.7 + shift)))
+    assert found.score(-shift)[0] == found.score(-shift - 1)[0] < -30
+    with_a_hole = NormalRange.fit([*VALUES, -shift], [*AGES, 60.0], [*SEXES, "F"], shift)
+    assert with_a_hole.expect(60.0, "F") == found
+
+
+@given(st.floats(0.01, 100))
+def test_a_ratio_turned_over_is_as_far_off_on_the_other_side(gain):
+    """As putamen / caudate is as well a ratio as caudate / putamen, whatever the unit of either."""
+    here = NormalRange.fit(VALUES, AGES.tolist(), SEXES, 0.0).expect(60.0, "F").score(2.9)[0]
+    there = NormalRange.fit(gain / VALUES, AGES.tolist(), SEXES, 0.0).expect(60.0, "F").score(gain / 2.9)[0]
+    assert there == pytest.approx(-here, rel=1e-6)
 
 
 def test_the_line_is_that_of_scipy():
@@ -136,6 +158,7 @@ def test_what_follows_from_binding_ratios_is_that_of_the_features():
     assert turned["putamen_asymmetry"] == pytest.approx(-found["putamen_asymmetry"])
     empty = derive_ratios({**sbr, "putamen_left": -0.1, "putamen_right": 0.1})
     assert (empty["caudate_putamen_ratio_left"], empty["putamen_asymmetry"]) == (None, None)
+    assert [shift_of(name) for name in (*found, "putamen_anterior_left")] == [0.0, 0.0, None, 1.0]
 
 
 NORMALS = [
@@ -156,8 +179,9 @@ NORMALS = [
 def test_several_measures_and_the_sentence_about_them(age, sex, said):
     ranges = fit_ranges(NORMALS)
     found = judge_measures(ranges, {"putamen": 2.0, "caudate": 4.0, "half": None, "new": 1.0}, age, sex)
-    assert found["caudate"]["high"] == pytest.approx(2 * found["putamen"]["high"])
-    assert found["caudate"]["z"] == pytest.approx(found["putamen"]["z"])
+    sexes, shift = [case["sex"] for case in NORMALS], shift_of("putamen")
+    own = NormalRange.fit([case["caudate"] for case in NORMALS], [case["age"] for case in NORMALS], sexes, shift)
+    assert found["caudate"] == own.expect(age, sex).describe(4.0)
     assert found["half"]["n"] == found["putamen"]["n"] - 5
     assert (found["half"]["z"], found["new"]) == (None, None)
     assert describe_range(ranges, found, age, sex).endswith(said)

@@ -124,7 +124,7 @@ def test_binding_ratios_are_held_against_the_normal_cases_of_other_people(found)
 
     def expect(others, chosen, age):
         known = [*values[:chosen], *(value for _, value in others)], [*ages[:chosen], *(age for age, _ in others)]
-        return NormalRange.fit(*known, ["F"] * chosen + ["M"] * len(others)).expect(age)
+        return NormalRange.fit(*known, ["F"] * chosen + ["M"] * len(others), shift=1.0).expect(age)
 
     expected = {
         "sub-1": expect([sub_4], 14, 60),

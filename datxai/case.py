@@ -9,17 +9,26 @@ from functools import cached_property
 
 import numpy as np
 
+from datxai.analysis.normal_range import derive_ratios
 from datxai.anatomy import WORKING_GRID, Anatomy
 from datxai.config import Config, describe
 from datxai.errors import InputError
 from datxai.volume import AFFINE_TOLERANCE_MM, Grid, Volume, field_of_view, find_covered, resample
 
 SBR = [f"{region}_{side}" for region in ("putamen", "caudate", "striatum") for side in ("left", "right")]
+HALVES = [f"putamen_{half}_{side}" for half in ("anterior", "posterior") for side in ("left", "right")]
 MEASURED = {"reference_region": "reference region"} | {
     f"{region}_roi_{side}": f"{side} {region}"
     for region in ("putamen", "caudate", "striatum")
     for side in ("left", "right")
 }  # regions that the binding ratios rest on, in words
+
+
+def tabulate_measures(measures: Mapping) -> dict[str, float | None]:
+    """What of the measures of `Imaging.process` is held against normal cases: binding ratios, and what follows from
+    them. The halves of the putamen are not among those of an earlier version."""
+    known = {name: measures[name] for name in (*SBR, *HALVES) if name in measures}
+    return known | derive_ratios(known)
 
 
 def describe_imaging(settings: Config) -> dict:
@@ -49,11 +58,11 @@ class Imaging:
     def process(self, scan: Volume, name: object) -> tuple[Volume, dict]:
         """One scan through imaging: MNI space, quality control, intensity scaling, SBR, mirroring, the network's grid.
 
-        Returns the volume and its measures: SBR of the patient's own sides, ``mirrored``, ``reference_value``,
-        ``coverage`` (which part of each region the field of view holds; the rest is measured nowhere), ``transform``
-        (world mm of MNI space to those of the scan; its inverse takes the scan to MNI space), ``similarity`` to the
-        template and ``quality``, as `datxai.imaging.quality.judge` has it. What cannot be used is an `InputError` that
-        begins with ``name``.
+        Returns the volume and its measures: SBR of the patient's own sides (`SBR`, and `HALVES` of the putamen, None
+        where nothing is covered), ``mirrored``, ``reference_value``, ``coverage`` (which part of each region the field
+        of view holds; the rest is measured nowhere), ``transform`` (world mm of MNI space to those of the scan; its
+        inverse takes the scan to MNI space), ``similarity`` to the template and ``quality``, as
+        `datxai.imaging.quality.judge` has it. What cannot be used is an `InputError` that begins with ``name``.
         """
         try:
             return self._process(scan)
@@ -64,7 +73,7 @@ class Imaging:
         from datxai.imaging import quality
         from datxai.imaging.intensity import scale
         from datxai.imaging.mirror import mirror_to_lower_left
-        from datxai.imaging.quantification import measure_sbr
+        from datxai.imaging.quantification import measure_halves, measure_sbr
         from datxai.imaging.values import measure_values
 
         sizes = self.settings.preprocessing
@@ -84,6 +93,7 @@ class Imaging:
         volume = resample(scan, WORKING_GRID, transform, step="register")
         volume = scale(volume, self.regions["reference_region"] & covered, sizes.reference_percentile)
         sbr = measure_sbr(volume, self.regions, sizes.putamen_ml, sizes.caudate_ml, sizes.striatum_ml, covered)
+        halves = measure_halves(volume, self.regions, sizes.putamen_ml, covered)
         brain = self.regions["brain"]
         if not registered and not covered[brain].all():  # a slab, of which the striatum takes more than of a brain
             striatum = self.regions["striatum_roi_left"] | self.regions["striatum_roi_right"]
@@ -100,6 +110,7 @@ class Imaging:
         assert scaled is not None
         return resample(volume, self.grid), {
             **sbr,
+            **halves,
             "mirrored": mirrored,
             "reference_value": scaled["reference_value"],
             "coverage": {name: float(covered[self.regions[name]].mean()) for name in MEASURED},

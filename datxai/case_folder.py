@@ -17,13 +17,22 @@ import numpy as np
 
 from datxai import __version__
 from datxai.anatomy import Anatomy
-from datxai.case import SBR
+from datxai.case import tabulate_measures
 from datxai.files import UNFINISHED, write_json
-from datxai.pages.content import CasePage, MapBeside
+from datxai.pages.content import CasePage, MapBeside, PriorScan
 from datxai.reader import Reading, Reference, timed
 from datxai.volume import Volume, save
 
+CHART_DPI = 250  # of a chart, which is shown with half as many pixels
 SCREEN_DPI = 150  # of the picture of a case, which the page shows only where its viewer cannot run
+AMONG_NORMALS = {  # what is drawn among normal cases
+    "putamen_left": "left putamen",
+    "caudate_left": "left caudate",
+    "caudate_putamen_ratio_left": "caudate / putamen, left",
+    "putamen_right": "right putamen",
+    "caudate_right": "right caudate",
+    "caudate_putamen_ratio_right": "caudate / putamen, right",
+}
 
 
 class Saved(NamedTuple):
@@ -61,6 +70,8 @@ def write_reading(reading: Reading, folder: Path, anatomy: Anatomy, reference: R
         with timed(timings, "write"), ThreadPoolExecutor(1) as other_thread:
             saving = [other_thread.submit(save, v.volume, place / v.file, mni=v.mni) for v in volumes]
             _draw(reading, anatomy, place / "case")
+            if _draw_among_normals(reading, reference, place / "normals"):
+                page = replace(page, among_normals=place / "normals.png")
             write_case_pdf(place / "report.pdf", replace(page, timings=timings))
             for task in saving:
                 task.result()
@@ -109,8 +120,29 @@ def _draw(reading: Reading, anatomy: Anatomy, path: Path) -> None:
     grid, peak = reading.relevance.grid, reading.result["peak"]
     centre = [0.0, 0.0, 0.0] if peak["x"] is None else [peak["x"], peak["y"], peak["z"]]
     index = np.rint(grid.mm_to_index(centre)).astype(int)
-    figure = plot_case(anatomy.frame, reading.spect.data, reading.relevance.data, index, ("L", "R"))
+    prior = reading.prior and (reading.prior.spect.data, reading.prior.relevance.data)
+    figure = plot_case(anatomy.frame, reading.spect.data, reading.relevance.data, index, ("L", "R"), prior)
     save_figure(figure, path, ("png",), SCREEN_DPI)
+
+
+def _draw_among_normals(reading: Reading, reference: Reference, path: Path) -> bool:
+    """The picture of the binding ratios among those of the run's normal cases; none where there is no range by age."""
+    from datxai.pages.charts import plot_among_normals
+    from datxai.pages.style import save_figure
+
+    result, panels = reading.result, {}
+    age, sex = result["age"], result["sex"]
+    for name, title in AMONG_NORMALS.items():
+        its = reference.ranges.get(name)
+        expected = its and its.trace(age, sex)
+        if expected:
+            cloud = [case for case in reference.normals if None not in (case["age"], case.get(name))]
+            columns = ([case["age"] for case in cloud], [case[name] for case in cloud])
+            alike = [expected["sex"] is None or case["sex"] == expected["sex"] for case in cloud]
+            panels[title] = {"value": result[name], "curve": expected, "cloud": (*columns, alike)}
+    if panels:
+        save_figure(plot_among_normals(panels, age), path, ("png",), CHART_DPI)
+    return bool(panels)
 
 
 def describe_reading(reading: Reading, anatomy: Anatomy, reference: Reference) -> CasePage:
@@ -130,11 +162,10 @@ def describe_reading(reading: Reading, anatomy: Anatomy, reference: Reference) -
             "relevance": reading.own_relevance,
         },
         outline=anatomy.outline,
-        sbr={key: result[key] for key in SBR},
+        sbr=tabulate_measures(result),
         normal_range=result["normal_range"],
-        normal_range_source=describe_range(
-            result["normal_range"], result["age"], [case["age"] for case in reference.normals]
-        ),
+        normal_range_source=describe_range(reference.ranges, result["normal_range"], result["age"], result["sex"]),
+        prior=_describe_prior(reading),
         subject={"age": result["age"], "sex": result["sex"]},
         relevance={
             "ipsilateral side": "right" if result["mirrored"] else "left",
@@ -162,6 +193,21 @@ def describe_reading(reading: Reading, anatomy: Anatomy, reference: Reference) -
             )
             for name, its in reading.beside.items()
         },
+    )
+
+
+def _describe_prior(reading: Reading) -> PriorScan | None:
+    from datxai.analysis.change import SOURCE
+
+    if reading.prior is None:
+        return None
+    told = reading.result["prior"]
+    when = "an unknown time" if told["years"] is None else f"{told['years']:g} years"
+    return PriorScan(
+        title=f"{told['scan']}, {when} before",
+        volumes={"spect": reading.prior.spect, "relevance": reading.prior.relevance},
+        change=told["change"],
+        source=SOURCE,
     )
 
 

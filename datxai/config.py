@@ -27,7 +27,7 @@ STAGES = {
     "report": "figures and report.html",
 }
 COMMANDS = {
-    "case": "one new scan through a trained run: scan=PATH run=RUN_DIR [age=YEARS]",
+    "case": "new scans through a trained run: scan=PATH|[A,B] run=RUN_DIR [age=YEARS] [sex=F|M] [prior=PATH] [out=DIR]",
     "serve": "a page on this machine where scans are dropped in: run=RUN_DIR [port=8765]",
     "template": "a template for registration from a run's own normal scans: run=RUN_DIR",
     "benchmark": "ways to explain side by side, by measures of their maps: run=RUN_DIR",
@@ -42,9 +42,9 @@ DEFAULT = "default"  # the explanation whose maps lie in the run folder itself
 EXPLAINED = ("explain", "evaluate", "report")  # the stages that each explanation of a run has of its own
 EXPLAINING = ("attribution", "composite", "target")  # and the settings
 CALL = (  # settings of one call or one machine, which a run does not record
-    "stage", "run", "shard", "runs", "scan", "age", "port", "dicom", "deidentify", "file", "out", "device", "n_jobs",
-    "on_error", "check", "dry_run", "objective", "benchmark", "search", "explanation",
-    "explanations",
+    "stage", "run", "shard", "runs", "scan", "age", "sex", "prior", "prior_years", "port", "dicom", "deidentify",
+    "file", "out", "device", "n_jobs", "on_error", "check", "dry_run", "objective", "benchmark", "search",
+    "explanation", "explanations",
 )  # fmt: skip
 TARGETS = ("difference", "decision", "predicted", "normal", "reduced", "label")
 OF_SPLIT = {  # settings of each kind of split
@@ -340,8 +340,11 @@ class Config:
     explanation: str = DEFAULT  # which of the run's explanations is made, or asked
     explanations: list[str] = field(default_factory=list)  # of `compare` and `case`: beside one another
     runs: list[str] = field(default_factory=list)  # of `compare`
-    scan: str | None = None
+    scan: Any = None  # of `case`: a path, or several
     age: float | None = None  # of the person scanned, in years; None: what the header of the scan says
+    sex: str | None = None  # F | M; None: likewise
+    prior: str | None = None  # of `case`: an earlier scan of the same person
+    prior_years: float | None = None  # before the scan; None: what the headers of both say
     port: int = 8765  # of `serve`; 0: any that is free
     dicom: bool = False  # results of `case` as DICOM too
     deidentify: bool = False  # and without the patient's identity
@@ -369,6 +372,8 @@ def require_sensible(settings: Config) -> None:
         ("data.orientation", orientation, orientation in ("header", "as_fitted"), "header or as_fitted"),
         ("target", settings.target, settings.target in TARGETS, f"one of {', '.join(TARGETS)}"),
         ("on_error", settings.on_error, settings.on_error in ("raise", "skip"), "raise or skip"),
+        ("sex", settings.sex, settings.sex in (None, "F", "M"), "F or M"),
+        ("prior_years", settings.prior_years, (settings.prior_years or 1) > 0, "more than 0"),
         ("check", settings.check, settings.check in ("quick", "full"), "quick or full"),
         ("n_jobs", settings.n_jobs, settings.n_jobs != 0, "-1 (one per core) or a number of processes"),
         ("data.n_subjects", n_subjects, n_subjects > 0, "1 or more"),

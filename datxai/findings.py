@@ -11,7 +11,9 @@ import numpy as np
 
 from datxai.analysis.calibration import choose_uncertain, margin_of, probability
 from datxai.analysis.classification import tabulate_features
+from datxai.analysis.normal_range import NormalRange, fit_ranges
 from datxai.anatomy import Anatomy
+from datxai.case import tabulate_measures
 from datxai.run import Run
 from datxai.schema import (
     FLAG,
@@ -112,8 +114,9 @@ class Findings:
         return ByCase(self.run.participants, rows)
 
     @cached_property
-    def sbr(self) -> Mapping[str, dict[str, float]]:
-        """Specific binding ratios of the patient's own sides, by case."""
+    def sbr(self) -> Mapping[str, dict]:
+        """Specific binding ratios of the patient's own sides, by case; those of the putamen's halves may be None, and
+        are not in a run of an earlier version."""
         rows = read_columns(self.run.sbr, {"participant_id": TEXT}, others=MEASURE)
         ratios = ByCase(self.run.sbr, rows)
         for name, row in ratios.items():
@@ -122,12 +125,23 @@ class Findings:
 
     @cached_property
     def normals(self) -> list[dict]:
-        """The cases labelled normal: ``subject``, ``age`` in years (None: not known), and their binding ratios."""
+        """The cases labelled normal: ``subject``, ``age`` in years and ``sex`` (None: not known), and what is measured,
+        see `datxai.case.tabulate_measures`."""
         return [
-            {"subject": person.get("subject", name), "age": person.get("age"), **self.sbr[name]}
+            {
+                "subject": person.get("subject", name),
+                "age": person.get("age"),
+                "sex": sex if (sex := person.get("sex")) in ("F", "M") else None,
+                **tabulate_measures(self.sbr[name]),
+            }
             for name, person in self.people.items()
             if person["label"] == 0
         ]
+
+    @cached_property
+    def ranges(self) -> dict[str, NormalRange]:
+        """What the normal cases let expect of each measure."""
+        return fit_ranges(self.normals)
 
     @cached_property
     def features(self) -> np.ndarray:

@@ -54,7 +54,10 @@ SETTINGS = {  # what shapes what a stage or command makes
     "explain": ("attribution", "composite", "target", "explanation", "dry_run"),
     "evaluate": ("atlas", "preprocessing", "explanation"),
     "report": ("explanation",),
-    "case": ("scan", "age", "attribution", "composite", "target", "explanation", "explanations", "dicom", "deidentify"),
+    "case": (
+        "scan", "age", "sex", "prior", "prior_years", "out", "on_error", "attribution", "composite", "target",
+        "explanation", "explanations", "dicom", "deidentify",
+    ),
     "serve": ("port", "attribution", "composite", "target", "explanation"),
     "template": (),
     "benchmark": ("benchmark", "target", "explanation"),

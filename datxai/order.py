@@ -5,6 +5,7 @@ Nothing is looked up here, neither files nor configurations, and nothing is impo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ HELP, VERSION = "help", "version"
 NEED_NO_RUN = ("compare", "reads")
 FROM_TRAINING_ON = tuple(STAGES)[tuple(STAGES).index("train") :]
 PATHS = (  # settings whose value is a path, a pattern of paths, or the name of a folder
-    "run", "base", "scan", "file", "out", "data.root", "data.participants", "data.collection", "data.pattern",
+    "run", "base", "scan", "prior", "file", "out", "data.root", "data.participants", "data.collection", "data.pattern",
     "explanation", "registration.template", "atlas.labels", "atlas.names", "composite.rules_from", "network.weights",
 )  # fmt: skip
 FLAGS_WITH_VALUE = (
@@ -127,8 +128,17 @@ def quote(word: str, sweeps: bool = False) -> str:
         return word
     is_path = key_of(word) in PATHS and not sweeps  # a sweep may name several, and choices between commas
     holds_equals = "=" in value and value[0] not in "[{" and "(" not in value
+    if key_of(word) == "scan" and value[0] == "[" and value[-1] == "]":
+        return f"{key}={_quote_items(value)}"
     escaped = value.replace("'", r"\'")
     return f"{key}='{escaped}'" if is_path or holds_equals else word
+
+
+def _quote_items(value: str) -> str:
+    """A list of paths with each of them in quotes; a path that holds a comma comes in quotes."""
+    items = re.findall(r"""'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|[^,]+""", value[1:-1])
+    plain = (_unquote(item.strip()) for item in items if item.strip())
+    return "[" + ",".join("'" + item.replace("'", r"\'") + "'" for item in plain) + "]"
 
 
 def _unquote(value: str) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 
 from datxai import __version__
 from datxai.anatomy import Anatomy
-from datxai.case import SBR, Imaging
+from datxai.case import HALVES, SBR, Imaging, tabulate_measures
 from datxai.config import DEFAULT, EXPLAINING, Config, require_name, restore
 from datxai.errors import InputError
 from datxai.explainer import Explainer, describe_method, predict_label
@@ -35,6 +35,7 @@ from datxai.scan import Scan
 from datxai.volume import Volume, resample
 
 if TYPE_CHECKING:
+    from datxai.analysis.normal_range import NormalRange
     from datxai.imaging.dicom import Source
 
 MAX_AGE = 120  # years
@@ -62,6 +63,7 @@ class Reading:
         their ``normal_range``, ``quality``, ``consistent``, ``warnings``, ``peak``, ``ledger``, ``timings`` in seconds
     source : of the DICOM results, where these are asked for
     beside : the maps of the same decision by the run's other explanations that were asked for
+    prior : the reading of an earlier scan of the same person, see `compare`
     """
 
     name: str
@@ -72,6 +74,7 @@ class Reading:
     result: dict
     source: Source | None = None
     beside: Mapping[str, MapOf] = field(default_factory=dict)
+    prior: Reading | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,16 +87,18 @@ class Reference:
         if these maps were made another way, which a map must not be held against
     calibration : the ``temperature`` of the run's validation cases, whether it is ``determined``, and ``half_width`` of
         what is called uncertain about 0.5
-    normals : age and binding ratios of the run's normal cases
+    ranges : what the run's normal cases let expect of each measure, by age and sex
+    normals : age, sex and measures of these cases, to be drawn; empty where they are not at hand
     evaluated : the manifest's entry of the stage `evaluate`
     identity : of all that the run holds up to there, see `Run.identity`
     """
 
     means: Sequence[np.ndarray] | None
     calibration: Mapping
-    normals: Sequence[Mapping]
+    ranges: Mapping[str, NormalRange]
     evaluated: Mapping
     identity: str | None = None
+    normals: Sequence[Mapping] = ()
 
     @classmethod
     def of(cls, settings: Config, run: Run) -> Reference:
@@ -106,9 +111,10 @@ class Reference:
         return cls(
             means=means if len(means) == 2 else None,
             calibration={**findings.metrics["calibration"], "half_width": findings.half_width},
-            normals=findings.normals,
+            ranges=findings.ranges,
             evaluated=run.entry("evaluate", "case"),
             identity=run.identity("evaluate", "case"),
+            normals=findings.normals,
         )
 
 
@@ -164,24 +170,25 @@ class Reader:
             beside = dict(_find_beside(settings, run, explainer, anatomy))
             return cls(settings, imaging, anatomy, explainer, reference, timings, beside)
 
-    def read(self, path: str | os.PathLike, age: float | None = None) -> Reading:
+    def read(self, path: str | os.PathLike | Scan, age: float | None = None, sex: str | None = None) -> Reading:
         """Read one scan: a NIfTI file, a DICOM file, or a folder with one DICOM series; projections are reconstructed.
 
-        ``age`` in years; where it is not given, that of the DICOM header. Raises `InputError` with one sentence for
-        what cannot be used. Nothing is written.
+        ``age`` in years and ``sex`` (F or M); where they are not given, those of the DICOM header. Raises `InputError`
+        with one sentence for what cannot be used. Nothing is written.
         """
         import torch
 
-        path, timings = Path(path), {}
+        timings = {}
         with timed(timings, "read"):
-            scan = Scan.find(path)
+            scan = path if isinstance(path, Scan) else Scan.find(Path(path))
+            path = scan.place
             source = self._find_source(scan)
             voxels = scan.read(self.settings.reconstruction)
             subject = scan.subject
             fingerprint = scan.hash
         if source is not None and source.deidentified:
             subject = _deidentify(subject)
-        age = subject["age"] if age is None else age
+        age, sex = subject["age"] if age is None else age, sex or subject["sex"]
         if age is not None and not 0 <= age <= MAX_AGE:
             raise InputError(f"{path}: the age is {age:g}, expected years, from 0 to {MAX_AGE}; give it as age=YEARS.")
         with timed(timings, "register"):
@@ -192,14 +199,14 @@ class Reader:
             others = {name: explainer.explain(x)[0] for name, (explainer, _) in self.beside.items()}
         with timed(timings, "compare"):
             spect, shown, own = _turn_back(volume, relevance, record["method"], measures, voxels)
-            judged = self._judge(relevance, record, measures, shown, age)
+            judged = self._judge(relevance, record, measures, shown, age, sex)
             beside = {
                 name: self._describe_beside(name, data, other, volume, measures, voxels)
                 for name, (data, other) in others.items()
             }
         name = _name(path)
         result = {
-            "scan": name, "scan_hash": fingerprint, "age": age, "sex": subject["sex"], "tracer": subject["tracer"],
+            "scan": name, "scan_hash": fingerprint, "age": age, "sex": sex, "tracer": subject["tracer"],
             "explanation": self.settings.explanation,
             **judged,
             **({"beside": {other: its.result for other, its in beside.items()}} if beside else {}),
@@ -219,22 +226,30 @@ class Reader:
         return Reading(name, voxels, spect, shown, own, result, source, beside)
 
     def _judge(
-        self, relevance: np.ndarray, record: Mapping, measures: Mapping, shown: Volume, age: float | None
+        self,
+        relevance: np.ndarray,
+        record: Mapping,
+        measures: Mapping,
+        shown: Volume,
+        age: float | None,
+        sex: str | None,
     ) -> dict:
         """What the run says of a scan: the decision, how sure it is, binding ratios with their normal range, where the
         relevance lies, and whether the map is consistent. ``shown`` is the map on the patient's own sides."""
         from datxai.analysis.calibration import margin_of, probability
-        from datxai.analysis.normal_range import expect_ratios
+        from datxai.analysis.normal_range import judge_measures
 
         decision, reference = predict_label(record["logits"]), self.reference
         calibration = reference.calibration
+        ratios = tabulate_measures(measures)
         calibrated = float(probability([margin_of(decision)], calibration["temperature"])[0])
         return {
             **decision,
             "probability": calibrated if calibration["determined"] else None,
             "uncertain": abs(calibrated - 0.5) <= calibration["half_width"],
             **measures,
-            "normal_range": expect_ratios(reference.normals, SBR, age),
+            **ratios,
+            "normal_range": judge_measures(reference.ranges, ratios, age, sex),
             **record,
             **self._measure(relevance, decision["predicted"], shown, reference),
         }
@@ -277,6 +292,20 @@ class Reader:
         from datxai.imaging.dicom import deidentify
 
         return deidentify(scan.source) if self.settings.deidentify else scan.source
+
+
+def compare(reading: Reading, prior: Reading, years: float | None = None) -> Reading:
+    """A reading beside that of an earlier scan of the same person, so many ``years`` before (None: not known).
+
+    Its ``result`` has ``prior``: the ``scan``, ``years``, and the ``change`` of each binding ratio, see
+    `datxai.analysis.change.measure_change`. The name is all that is told of the earlier scan: no date.
+    """
+    from datxai.analysis.change import measure_change
+
+    names = (*SBR, *HALVES)
+    now, before = ({name: its.result[name] for name in names} for its in (reading, prior))
+    told = {"scan": prior.result["scan"], "years": years, "change": measure_change(now, before, years)}
+    return replace(reading, prior=prior, result=reading.result | {"prior": told})
 
 
 @contextmanager

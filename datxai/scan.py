@@ -8,7 +8,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +20,7 @@ from typing import TYPE_CHECKING
 from datxai.config import Reconstruction
 from datxai.errors import InputError
 from datxai.files import hash_content, hash_file
-from datxai.forms import is_nifti
+from datxai.forms import DICOM, NIFTI, PAIR, header_of, is_nifti, tell_form_of_part, walk
 from datxai.volume import Volume, load
 
 if TYPE_CHECKING:
@@ -27,11 +31,19 @@ log = logging.getLogger("datxai")
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """The files of one scan, ``form`` 'nifti' or 'dicom'. Headers are read once, voxels when they are asked for."""
+    """The files of one scan, ``form`` 'nifti' or 'dicom'. Headers are read once, voxels when they are asked for.
+
+    ``place`` is the file or folder that it is called after.
+    """
 
     files: tuple[Path, ...]
     form: str
     opened: Series | None = None  # of DICOM files whose headers have been read already
+    given: Path | None = None
+
+    @property
+    def place(self) -> Path:
+        return self.given or (self.files[0] if len(self.files) == 1 else Path(os.path.commonpath(self.files)))
 
     @classmethod
     def find(cls, path: Path) -> Scan:
@@ -43,14 +55,46 @@ class Scan:
         if not path.exists():
             raise InputError(f"scan={path}: no such file or folder.")
         if path.is_file() and is_nifti(path):
-            return cls((path,), "nifti")
+            return cls((path,), "nifti", given=path)
         from datxai.imaging.dicom import Series
 
         series = Series.of(path)
-        scan = cls(series.paths, "dicom", series)
-        for other, reason in scan.others:
-            log.info("%s: %s, passed over", other, reason)
+        scan = cls(series.paths, "dicom", series, path)
+        scan._tell_others()
         return scan
+
+    @classmethod
+    def find_all(cls, path: Path, skipped: list[tuple[Path, str]] | None = None) -> list[Scan]:
+        """The scans that a path leads to: one, or those of a folder, at any depth: DICOM series and NIfTI files.
+
+        NIfTI that lies beside the files of a DICOM series is passed over: it is one made of them. Where ``skipped`` is
+        given, what cannot be opened goes there with the reason, in place of an `InputError`.
+        """
+        from datxai.imaging.dicom import part_series
+
+        if not path.is_dir():
+            return [cls.find(path)]
+        forms = {file: tell_form_of_part(file) for file in walk(path)}
+        beside = {file.parent for file, form in forms.items() if form == DICOM}
+        niftis = [
+            Scan((file,), "nifti", given=file)
+            for file, form in forms.items()
+            if form in (NIFTI, PAIR) and header_of(file) == file and file.parent not in beside
+        ]
+        if not beside and niftis:
+            return niftis
+        series = part_series(path, skipped)
+        single = len(series) + len(niftis) == 1
+        scans = [Scan(one.paths, "dicom", one, path if single else None) for one in series]
+        apart = {scan.files[0] for scan in niftis}
+        for scan in scans:
+            scan._tell_others(apart)
+        return scans + niftis
+
+    def _tell_others(self, apart: Collection[Path] = ()) -> None:
+        for other, reason in self.others:
+            if other not in apart:
+                log.info("%s: %s, passed over", other, reason)
 
     @cached_property
     def series(self) -> Series:
@@ -78,6 +122,17 @@ class Scan:
         from datxai.imaging.dicom import read_subject
 
         return read_subject(self.series)
+
+    @property
+    def visit(self) -> tuple[str | None, date | None]:
+        """Of whom the scan is, as a word that is the same for each scan of a person, and of which day; None where it
+        does not tell. A NIfTI file tells whom it is of if it is named as BIDS does, ``sub-ID_ses-...``, and no day."""
+        if self.form == "nifti":
+            named = re.match(r"(sub-[0-9A-Za-z]+)_ses-", self.files[0].name)
+            return (named and named[1]), None
+        from datxai.imaging.dicom import read_visit
+
+        return read_visit(self.series)
 
     @property
     def source(self) -> Source:

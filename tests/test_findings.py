@@ -2,6 +2,7 @@
 
 import pytest
 
+from datxai.case import HALVES, SBR
 from datxai.errors import InputError
 from datxai.files import write_json, write_table
 from datxai.findings import Findings
@@ -25,18 +26,27 @@ def test_cases_bring_label_and_set_together(run):
     ]
 
 
-@pytest.mark.parametrize("subject", [None, "x"])
-def test_normal_cases_have_age_and_ratios(run, subject):
+@pytest.mark.parametrize(
+    ("subject", "sex", "more"),
+    [(None, "F", {}), ("x", None, dict.fromkeys(HALVES, 0.5)), ("x", "M", dict.fromkeys(HALVES))],
+)
+def test_normal_cases_have_age_sex_and_ratios(run, subject, sex, more):
+    """The halves of the putamen are not in a table of an earlier version, and may not be known."""
     people = [{"participant_id": name, "age": age, "label": label} for name, age, label in
               (("a", 61.5, 0), ("b", 70, 1), ("c", None, 0))]  # fmt: skip
-    people = [person | ({"subject": subject} if subject else {}) for person in people]
+    people = [person | ({"subject": subject, "sex": sex} if subject else {"sex": sex}) for person in people]
     write_table(run.participants, people, list(people[0]))
-    ratios = [{"participant_id": name, "putamen_left": ratio, "mirrored": 0} for name, ratio in zip("cba", [3, 2, 1])]
-    write_table(run.sbr, ratios, list(ratios[0]))
-    assert Findings(run).normals == [
-        {"subject": subject or "a", "age": 61.5, "putamen_left": 1.0},
-        {"subject": subject or "c", "age": None, "putamen_left": 3.0},
+    ratios = [
+        {"participant_id": name, **dict.fromkeys(SBR, ratio), **more, "mirrored": 0}
+        for name, ratio in zip("cba", [3, 2, 1])
     ]
+    write_table(run.sbr, ratios, list(ratios[0]))
+    derived = {"caudate_putamen_ratio_left": 1.0, "caudate_putamen_ratio_right": 1.0, "putamen_asymmetry": 0.0}
+    assert Findings(run).normals == [
+        {"subject": subject or "a", "age": 61.5, "sex": sex, **dict.fromkeys(SBR, 1.0), **more, **derived},
+        {"subject": subject or "c", "age": None, "sex": sex, **dict.fromkeys(SBR, 3.0), **more, **derived},
+    ]
+    assert Findings(run).ranges.keys() == {*SBR, *more, *derived}
 
 
 @pytest.mark.parametrize(("label", "predicted", "group"), [(0, 0, "TN"), (0, 1, "FP"), (1, 0, "FN"), (1, 1, "TP")])

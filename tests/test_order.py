@@ -76,7 +76,7 @@ def test_what_is_given_is_what_was_typed(word):
     [
         ("run=a,b", False, "run='a,b'"), ("data.root=a,b", True, "data.root=a,b"), ("base=null", False, "base=null"),
         ("composite=gamma", False, "composite=gamma"), ("run='a b'", False, "run='a b'"), ("x=[a=b]", False, "x=[a=b]"),
-        ("runs=a=b", False, "runs='a=b'"),
+        ("runs=a=b", False, "runs='a=b'"), ("scan=[a b,Köln/c,'d,e']", False, "scan=['a b','Köln/c','d,e']"),
     ],
 )  # fmt: skip
 def test_quotes_are_put_where_hydra_needs_them(word, sweeps, quoted):
@@ -92,3 +92,11 @@ def test_an_order_says_what_it_leaves_behind():
     assert not read_order(["x=1"]).sweeps
     for line in ("--config-dir conf", "-cd conf", "--config-dir=conf"):
         assert read_order(line.split()).config_dir == "conf"
+
+
+def test_several_scans_come_through_hydra_as_they_were_typed():
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    paths = ["a b.nii", "it's", "x=1/(2).dcm", "Müller, Hans"]
+    (word,) = read_order(["case", f"scan=[{paths[0]}, {paths[1]},{paths[2]},'{paths[3]}']"]).words
+    assert OverridesParser.create().parse_overrides([word])[0].value() == paths

@@ -84,3 +84,44 @@ def test_nifti_is_known_by_content_and_tells_nobody(tmp_path):
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match=r"scan=.*gone: no such file or folder"):
         Scan.find(tmp_path / "gone")
+
+
+def test_a_folder_of_several_scans(series, tmp_path):
+    """Two series in one folder, one of another person in a folder of its own, NIfTI beside it and elsewhere."""
+    for number in range(2):
+        write_slice(series / f"second_{number}.dcm", number, SeriesInstanceUID="1.2.3.9")
+    (tmp_path / "alone").mkdir()
+    write_slice(tmp_path / "alone" / "IM0001", 1, PatientID="P2", StudyDate="2020.03.04", AcquisitionDate="")
+    volume = Volume(np.ones((3, 4, 5), np.float32), np.eye(4))
+    save(volume, tmp_path / "alone" / "converted.nii.gz", mni=False)
+    save(volume, tmp_path / "nifti" / "sub-01_ses-a_spect.nii.gz", mni=False)
+    scans = {scan.place.relative_to(tmp_path).as_posix(): scan for scan in Scan.find_all(tmp_path)}
+    assert {name: [file.name for file in scan.files] for name, scan in scans.items()} == {
+        "alone/IM0001": ["IM0001"],
+        "series": ["second_0.dcm", "second_1.dcm"],  # the later of two of one name
+        "nifti/sub-01_ses-a_spect.nii.gz": ["sub-01_ses-a_spect.nii.gz"],
+    }
+    assert len(Scan.find_all(tmp_path)) == 4
+    assert {str(path) for scan in scans.values() for path, _ in scan.others} >= {
+        str(series / "notes.txt"), str(tmp_path / "alone" / "converted.nii.gz")
+    }  # fmt: skip
+    assert [len(scan.files) for scan in Scan.find_all(tmp_path / "nifti")] == [1]
+    ((alone,),) = [Scan.find_all(tmp_path / "alone")]
+    assert alone.place == tmp_path / "alone"  # as `find` has it
+    (one,) = {scan.visit[0] for name, scan in scans.items() if name == "series"}
+    person, day = scans["alone/IM0001"].visit
+    assert (person != one, str(day)) == (True, "2020-03-04")
+    assert scans["nifti/sub-01_ses-a_spect.nii.gz"].visit == ("sub-01", None)
+    (tmp_path / "series" / "cut.dcm").write_bytes((series / "0.dcm").read_bytes()[:300])
+    with pytest.raises(InputError, match=r"cut\.dcm"):
+        Scan.find_all(tmp_path)
+    skipped = []
+    assert len(Scan.find_all(tmp_path, skipped)) == 4
+    assert [path.name for path, _ in skipped] == ["cut.dcm"]
+
+
+@pytest.mark.parametrize("name", ["", "ANON", "Anonymous", "000", "unknown"])
+def test_a_placeholder_tells_nobody(tmp_path, name):
+    for path in ("a.dcm", "b.dcm"):
+        write_slice(tmp_path / path, 1, PatientID=name)
+    assert Scan.find(tmp_path / "a.dcm").visit == (None, None)

@@ -8,6 +8,8 @@ import numpy as np
 
 from datxai.volume import Volume
 
+SIDES = ("left", "right")
+
 
 def average_hottest(data: np.ndarray, mask: np.ndarray, volume_ml: float, voxel_ml: float) -> float:
     """Mean of the hottest voxels of ``mask`` that make up ``volume_ml`` together.
@@ -43,12 +45,45 @@ def measure_sbr(
     amount: 3.3 ml of the putamen in place of 10 ml.
     """
     amounts = {"putamen": putamen_ml, "caudate": caudate_ml, "striatum": striatum_ml}
-    voxel_ml, sbr = volume.grid.voxel_ml, {}
+    sbr = {}
     for name, ml in amounts.items():
-        for side in ("left", "right"):
+        for side in SIDES:
             roi = whole = regions[f"{name}_roi_{side}"]
             if covered is not None:
                 roi = whole & covered
-            fraction = np.count_nonzero(roi) / np.count_nonzero(whole)
-            sbr[f"{name}_{side}"] = average_hottest(volume.data, roi, ml * fraction, voxel_ml) - 1.0
+            sbr[f"{name}_{side}"] = _measure_ratio(volume, roi, whole, ml)
     return sbr
+
+
+def measure_halves(
+    volume: Volume, regions: Mapping[str, np.ndarray], putamen_ml: float = 10.0, covered: np.ndarray | None = None
+) -> dict[str, float | None]:
+    """Specific binding ratio of the front and the rear half of each putamen, as `measure_sbr` measures the whole.
+
+    Each is the mean of the hottest voxels of half of ``putamen_ml`` in that half of the large ROI, ``putamen_anterior``
+    and ``putamen_posterior``; the loss of Parkinson's disease begins in the rear. None where nothing is covered.
+    """
+    sbr: dict[str, float | None] = {}
+    for name, whole in split_putamen(regions).items():
+        roi = whole if covered is None else whole & covered
+        sbr[name] = _measure_ratio(volume, roi, whole, putamen_ml / 2) if roi.any() else None
+    return sbr
+
+
+def split_putamen(regions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The large ROI of each putamen before and behind the plane between two voxels that halves the anatomical putamen
+    best, boolean masks; their second axis runs to the front."""
+    halves = {}
+    for side in SIDES:
+        behind = np.cumsum(np.count_nonzero(regions[f"putamen_{side}"], axis=(0, 2)))
+        first = 1 + int(np.abs(behind - behind[-1] / 2).argmin())
+        roi = regions[f"putamen_roi_{side}"]
+        front = (np.arange(roi.shape[1]) >= first)[:, None]
+        halves |= {f"putamen_anterior_{side}": roi & front, f"putamen_posterior_{side}": roi & ~front}
+    return halves
+
+
+def _measure_ratio(volume: Volume, roi: np.ndarray, whole: np.ndarray, ml: float) -> float:
+    """Ratio of the hottest ``ml`` of a ROI of which ``roi`` is covered, the amount as small a part of ``ml``."""
+    fraction = np.count_nonzero(roi) / np.count_nonzero(whole)
+    return average_hottest(volume.data, roi, ml * fraction, volume.grid.voxel_ml) - 1.0

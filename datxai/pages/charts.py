@@ -381,3 +381,36 @@ def _points(
         values, [place for place, _ in known], xerr=errors, fmt=marker, color=colour, markersize=3, linewidth=0.8,
         label=label,
     )  # fmt: skip
+
+
+@styled
+def plot_among_normals(panels: Mapping[str, Mapping], age: float | None) -> Figure:
+    """Binding ratios of a scan among those of normal cases, by age; six panels or fewer.
+
+    ``panels``: title to ``value`` of the scan (None: not known), ``curve`` with ``age, low, median, high`` (n,), and
+    ``cloud``: (ages, values, whether of the scan's sex) of the normal cases, empty where they are not at hand. Without
+    an ``age`` the scan is a line.
+    """
+    columns = -(-len(panels) // 2)
+    figure = Figure(figsize=(PAGE, 3.6), layout="constrained")
+    grid = figure.subplots(2, columns, squeeze=False, sharex=True, sharey="col")
+    for axes, (title, panel) in zip(grid.ravel(), panels.items()):
+        curve = panel["curve"]
+        axes.fill_between(curve["age"], curve["low"], curve["high"], color="#dcebf5", linewidth=0)
+        axes.plot(curve["age"], curve["median"], color=NORMAL, linewidth=1.0)
+        ages, values, alike = map(np.asarray, panel["cloud"])
+        style = {"s": 7, "linewidths": 0.5, "edgecolors": NEUTRAL}
+        for chosen, face in ((~alike.astype(bool), "none"), (alike.astype(bool), NEUTRAL)):
+            axes.scatter(ages[chosen], values[chosen], facecolors=face, **style)
+        if panel["value"] is not None:
+            if age is None:
+                axes.axhline(panel["value"], color=REDUCED, linewidth=1.4)
+            else:
+                axes.plot(age, panel["value"], "o", color=REDUCED, markersize=7, fillstyle="none", markeredgewidth=1.8)
+        axes.set_title(title)
+        axes.grid(color="#eeeeee")
+    for axes in grid[-1]:
+        axes.set_xlabel("age, years")
+    grid[0, 0].set_ylabel("SBR")
+    grid[1, 0].set_ylabel("SBR")
+    return figure

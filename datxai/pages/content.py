@@ -30,6 +30,23 @@ class MapBeside:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class PriorScan:
+    """An earlier scan of the same person.
+
+    Attributes
+    ----------
+    title : what it is called, and how long before
+    volumes : ``spect`` and ``relevance`` in MNI space, on the grid of the scan's
+    change : region to what `datxai.analysis.change.measure_change` says; ``source`` is where its limits come from
+    """
+
+    title: str
+    volumes: Mapping[str, Volume]
+    change: Mapping[str, Mapping]
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class CasePage:
     """The page, and the PDF, of one scan.
 
@@ -43,11 +60,14 @@ class CasePage:
     volumes, own_volumes : ``spect`` and ``relevance`` in MNI space and in the scan's own space; the page then holds a
         viewer. Left and right are the patient's own, else ``sides`` says what stands at low and high x
     beside : name of another explanation to its map, which is shown beside that of ``volumes``
+    prior : an earlier scan, shown beside that of ``volumes`` on the same scales; ``picture`` shows both
     outline : bool array (X, Y, Z) on the grid of ``volumes``: what the viewer outlines (caudate and putamen)
     picture : shown where the viewer cannot run, and in the PDF
-    sbr : region (``putamen_left`` ...) to specific binding ratio
-    normal_range : region to ``{"low", "median", "high"}`` as expected of a normal case (95 % prediction interval), or
-        None; ``normal_range_source`` is a sentence that says where it comes from
+    sbr : region (``putamen_left`` ...) to specific binding ratio, and what follows from these (None: not known)
+    normal_range : region to what `datxai.analysis.normal_range.Expected.describe` says: ``low, median, high`` as
+        expected of a normal case (95 % prediction interval), ``z``, ``percentile``; or None. ``normal_range_source`` is
+        a sentence that says where it comes from, ``among_normals`` the picture of the ratios among those of normal
+        cases, by age
     subject, relevance, explanation, quality, provenance : name to value
     timings : what was done to seconds
     downloads : label to the name of a file that lies beside the page
@@ -65,12 +85,14 @@ class CasePage:
     volumes: Mapping[str, Volume] | None = None
     own_volumes: Mapping[str, Volume] | None = None
     beside: Mapping[str, MapBeside] = field(default_factory=dict)
+    prior: PriorScan | None = None
     sides: tuple[str, str] = ("L", "R")
     outline: np.ndarray | None = None
     picture: Picture | None = None
-    sbr: Mapping[str, float] = field(default_factory=dict)
-    normal_range: Mapping[str, Mapping[str, float] | None] = field(default_factory=dict)
+    sbr: Mapping[str, float | None] = field(default_factory=dict)
+    normal_range: Mapping[str, Mapping | None] = field(default_factory=dict)
     normal_range_source: str = ""
+    among_normals: Picture | None = None
     subject: Mapping[str, object] = field(default_factory=dict)
     relevance: Mapping[str, object] = field(default_factory=dict)
     explanation: Mapping[str, object] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from matplotlib.textpath import text_to_path
 from datxai.files import replacing
 from datxai.pages import report
 from datxai.pages.content import CasePage
-from datxai.pages.report import describe_case
+from datxai.pages.report import AMONG_NORMALS, describe_case
 from datxai.pages.style import NEUTRAL, STYLE
 from datxai.pages.tables import format_cell
 
@@ -68,10 +68,17 @@ def draw_case(page: CasePage) -> list[Figure]:
     if page.picture:
         paper.show(page.picture)
         paper.write(text["caption"], 7, color=NEUTRAL)
+    if page.prior:
+        paper.head(f"Change since the earlier scan: {page.prior.title}")
+        paper.tabulate(_with_header(text["changes"]))
+        paper.write(page.prior.source, 7, color=NEUTRAL)
     if text["ratios"]:
         paper.head("Specific binding ratios")
         paper.tabulate(_with_header(text["ratios"]))
         paper.write(page.normal_range_source, 7, color=NEUTRAL)
+    if page.among_normals:
+        paper.show(page.among_normals)
+        paper.write(AMONG_NORMALS, 7, color=NEUTRAL)
     for title, pairs in text["sections"].items():
         paper.head(title)
         paper.tabulate([[name.replace("_", " "), format_cell(value)] for name, value in pairs.items()])

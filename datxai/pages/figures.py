@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from datxai.analysis.spectral import Strategies
@@ -241,32 +242,40 @@ def plot_case(
     relevance: np.ndarray,
     peak: Sequence[int],
     sides: tuple[str, str] = ("I", "C"),
+    prior: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Figure:
     """One case: uptake and relevance on the orthogonal slices through voxel ``peak``.
 
     ``sides`` names the hemispheres at x < 0 and x > 0: ("I", "C") for a mirrored case, ("L", "R") in the
-    patient's own space. Planes that are one voxel thin, as in a single-slice grid, are left out.
+    patient's own space. Planes that are one voxel thin, as in a single-slice grid, are left out. ``prior`` are uptake
+    and relevance of an earlier scan, each drawn below that of the case on the same slices and scale.
     """
     planes = {name: axis for name, axis in PLANES.items() if min(np.delete(frame.grid.shape, axis)) > 1}
     widths = [extent[1] - extent[0] for extent in map(frame.extent, planes.values())]
+    scans = [(image, relevance), *([prior] if prior else [])]
     uptake, signal = (
-        [np.take(data, peak[across], across) for across in planes.values()] for data in (image, relevance)
+        [[np.take(data, peak[across], across) for across in planes.values()] for data in kind] for kind in zip(*scans)
     )
-    figure = Figure(figsize=(1.6 * len(planes) + 0.6, 3.6), layout="constrained")
-    for row, cuts, under, shade in zip(
-        figure.subplots(2, len(planes), squeeze=False, width_ratios=widths),
-        (uptake, signal),
-        ([None] * len(planes), uptake),
-        (Shade.of_uptake(uptake), Shade.of_relevance(signal)),
-    ):
-        for axes, cut, grey, (name, across) in zip(row, cuts, under, planes.items()):
-            marks = sides if across else None
-            draw_slice(axes, frame, cut, shade, across, peak[across], under=grey, sides=marks)
-            for line, other in zip((axes.axvline, axes.axhline), (axis for axis in range(3) if axis != across)):
-                line(frame.position(other, peak[other]), color="#888888", linewidth=0.5)
-            axes.set_title(f"{name}, {'xyz'[across]} = {frame.position(across, peak[across]):.0f} mm")
-        add_bar(figure, row, shade)
+    n = len(scans)
+    figure = Figure(figsize=(1.6 * len(planes) + 0.6, 3.6 * n), layout="constrained")
+    grid = figure.subplots(2 * n, len(planes), squeeze=False, width_ratios=widths)
+    shades = (Shade.of_uptake(chain(*uptake)), Shade.of_relevance(chain(*signal)))
+    for rows, kind, under, shade in zip((grid[:n], grid[n:]), (uptake, signal), ([None] * n, uptake), shades):
+        for row, cuts, grey, when in zip(rows, kind, under, ("", "earlier: ")):
+            for axes, cut, below, (name, across) in zip(row, cuts, grey or cuts, planes.items()):
+                seen = below if grey else None
+                marks = sides if across else None
+                draw_slice(axes, frame, cut, shade, across, peak[across], under=seen, sides=marks)
+                _cross(axes, frame, across, peak)
+                axes.set_title(f"{when}{name}, {'xyz'[across]} = {frame.position(across, peak[across]):.0f} mm")
+        add_bar(figure, rows, shade)
     return figure
+
+
+def _cross(axes: Axes, frame: Frame, across: int, point: Sequence[int]) -> None:
+    """Lines through a voxel, on a slice across an axis."""
+    for line, other in zip((axes.axvline, axes.axhline), (axis for axis in range(3) if axis != across)):
+        line(frame.position(other, point[other]), color="#888888", linewidth=0.5)
 
 
 _SIDES_NOTE = "I ipsilateral (lower putamen, left of the picture), C contralateral; outline: caudate and putamen"

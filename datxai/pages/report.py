@@ -20,6 +20,7 @@ from datxai.pages.content import CasePage, MethodsPage, RunPage
 from datxai.pages.style import COLOURS, GROUP_NAMES
 from datxai.pages.tables import LABEL_NAMES, MEASURES, arrange_table1, format_cell, format_percent
 from datxai.pages.viewer import pack, pack_colours, pack_space
+from datxai.volume import Volume
 
 CLASSIFIERS = {
     "cnn": "Convolutional network",
@@ -47,6 +48,17 @@ FLAGS = {
     "misclassified": "misclassified", "inconsistent": "map inconsistent", "uncertain": "uncertain",
     "quality": "quality not green",
 }  # fmt: skip
+
+AMONG_NORMALS = (
+    "This scan (ring) among the normal cases of the run (points), by age: the line is what is expected of a normal "
+    "case of this sex, the band the 95 % prediction interval. Points of the other sex are hollow."
+)
+PAIRED = " of this scan; in each pair this scan is above the earlier one, on the same slices and scales"
+RATIO_NAMES = {
+    "caudate_putamen_ratio_left": "caudate / putamen, left",
+    "caudate_putamen_ratio_right": "caudate / putamen, right",
+    "putamen_asymmetry": "putaminal asymmetry, right \u2212 left, %",
+}
 
 Page = CasePage | RunPage | MethodsPage
 
@@ -92,8 +104,9 @@ def write_case_report(path: str | os.PathLike, page: CasePage) -> None:
         [pack(volume.data) for volume in (other.relevance, other.own_relevance)[: len(spaces)]]
         for other in page.beside.values()
     ]
+    earlier = [_pack_shared(page, page.prior.volumes)] if page.prior and spaces else None
     _write(
-        path, "case.html.j2", page, **describe_case(page), spaces=spaces, maps_beside=maps,
+        path, "case.html.j2", page, **describe_case(page), spaces=spaces, maps_beside=maps, earlier=earlier,
         colours=spaces and pack_colours(),
     )  # fmt: skip
 
@@ -124,8 +137,9 @@ def describe_case(page: CasePage) -> dict:
     """The content of a case's page in the words and numbers of page and PDF.
 
     Returns ``heading``, ``subtitle``, ``tiles`` (rows with ``name, value, note, kind``), ``ratios`` (rows of the
-    table of binding ratios), ``sections`` (title to name and value), ``alt`` and ``caption`` of the picture, and
-    ``explained``, what red speaks for.
+    table of binding ratios), ``changes`` (rows of that of changes since an earlier scan), ``sections`` (title to name
+    and value), ``alt`` and ``caption`` of the picture, ``explained``, what red speaks for, and
+    ``among_normals_caption``.
     """
     explained = _describe_output(page.explanation.get("target"), page.predicted)
     sections = {
@@ -146,11 +160,13 @@ def describe_case(page: CasePage) -> dict:
             if (tile := make(page))
         ],
         "ratios": _tabulate_ratios(page.sbr, page.normal_range),
+        "changes": [_tell_change(name, change) for name, change in page.prior.change.items()] if page.prior else [],
         "sections": {title: pairs for title, pairs in sections.items() if pairs},
         "alt": "Uptake and relevance of the scan on the slices through the most relevant voxel",
-        "caption": "Uptake (top) and relevance over uptake (bottom) on the slices through the voxel of highest "
-        f"absolute relevance. Red speaks for {explained}, blue against it.",
+        "caption": f"Uptake (top) and relevance over uptake (bottom) on the slices through the voxel of highest "
+        f"absolute relevance{PAIRED if page.prior else ''}. Red speaks for {explained}, blue against it.",
         "explained": explained,
+        "among_normals_caption": AMONG_NORMALS,
         "others": {
             name: _describe_output(its.explanation.get("target"), page.predicted) for name, its in page.beside.items()
         },
@@ -192,13 +208,16 @@ def _tile_probability(page: CasePage) -> dict | None:
 
 def _tile_ratio(page: CasePage) -> dict | None:
     sbr = page.sbr
-    sides = (name for name in ("putamen_left", "putamen_right") if name in sbr)
-    lower = min(sides, key=lambda name: sbr[name], default=None)
+    sides = {name: sbr[name] or 0.0 for name in ("putamen_left", "putamen_right") if name in sbr}
+    lower = min(sides, key=lambda name: sides[name], default=None)
     if lower is None:
         return None
     expected = page.normal_range.get(lower)
-    note = f"expected {expected['low']:.2f} to {expected['high']:.2f}" if expected else ""
-    return {"name": "SBR of the lower putamen", "value": f"{sbr[lower]:.2f}", "note": note}
+    note = ""
+    if expected:
+        words = _compare(lower, sides[lower], expected)
+        note = f"{words['is']} {expected['low']:.2f} to {expected['high']:.2f}, z {words['z']}"
+    return {"name": "SBR of the lower putamen", "value": f"{sides[lower]:.2f}", "note": note}
 
 
 def _tile_relevance(page: CasePage) -> dict | None:
@@ -213,31 +232,69 @@ def _tile_quality(page: CasePage) -> dict | None:
     return {"name": "Quality of the registration", "value": verdict, "kind": verdict} if verdict else None
 
 
-def _tabulate_ratios(sbr: Mapping[str, float], expected: Mapping[str, Mapping | None]) -> list[dict]:
+def _tabulate_ratios(sbr: Mapping[str, float | None], expected: Mapping[str, Mapping | None]) -> list[dict]:
     """The binding ratios, with what is expected of a normal case where that is known for any region."""
     rows = []
     for name, value in sbr.items():
-        row = {"region": _words(name), "SBR": f"{value:.2f}"}
+        told = None if value is None else _write_ratio(name, value)
+        row = {"region": RATIO_NAMES.get(name) or _words(name), "SBR": told}
         if any(expected.values()):
-            row |= _compare(value, expected.get(name))
+            row |= _compare(name, value, expected.get(name))
         rows.append(row)
     return rows
 
 
-def _compare(value: float, limits: Mapping[str, float] | None) -> dict:
-    """The cells of a binding ratio that say what is expected."""
+def _compare(name: str, value: float | None, limits: Mapping | None) -> dict:
+    """The cells of a binding ratio that say what is expected, and where it stands."""
     if limits is None:
-        return {"expected": None, "is": None}
-    low, median, high = (limits[name] for name in ("low", "median", "high"))
-    where = "below" if value < low else "above" if value > high else "within"
-    return {"expected": f"{median:.2f} ({low:.2f} to {high:.2f})", "is": where}
+        return dict.fromkeys(("expected", "is", "z", "percentile"))
+    low, median, high = (_write_ratio(name, limits[key]) for key in ("low", "median", "high"))
+    told: dict = {"expected": f"{median} ({low} to {high})"}
+    if value is None:
+        return told | dict.fromkeys(("is", "z", "percentile"))
+    where = "below" if value < limits["low"] else "above" if value > limits["high"] else "within"
+    z, percentile = f"{limits['z']:.1f}".replace("-", "\u2212"), limits["percentile"]
+    share = "< 0.1" if percentile < 0.1 else "> 99.9" if percentile > 99.9 else f"{percentile:.3g}"
+    return told | {"is": where, "z": z, "percentile": share}
+
+
+def _tell_change(name: str, change: Mapping) -> dict:
+    """A row of the table of changes since an earlier scan."""
+
+    def signed(value: float | None) -> str | None:
+        return None if value is None else f"{value:+.1f}".replace("-", "\u2212")
+
+    return {
+        "region": _words(name),
+        "before": f"{change['before']:.2f}",
+        "now": f"{change['now']:.2f}",
+        "change, %": signed(change["percent"]),
+        "a year, %": signed(change["percent_per_year"]),
+        "limits, %": "{:+.0f} to {:+.0f}".format(*change["limits"]).replace("-", "\u2212"),
+        "beyond": change["exceeds"],
+    }
+
+
+def _write_ratio(name: str, value: float) -> str:
+    """A ratio, or with a name that ends so an asymmetry in percent, with the digits that mean something."""
+    return f"{value:.{1 if name.endswith('asymmetry') else 2}f}".replace("-", "\u2212")
 
 
 def _pack_spaces(page: CasePage) -> list[dict]:
+    """The spaces of the viewer; of two scans that they share, MNI space alone, each on the scales of both."""
+    if page.volumes and page.prior:
+        return [_pack_shared(page, page.volumes)]
     named = {"MNI space": (page.volumes, page.outline), "the scan's own space": (page.own_volumes, None)}
     return [
         pack_space(name, volumes, outline, page.sides) for name, (volumes, outline) in named.items() if volumes
     ]
+
+
+def _pack_shared(page: CasePage, volumes: Mapping[str, Volume]) -> dict:
+    assert page.volumes and page.prior
+    both = (page.volumes, page.prior.volumes)
+    tops = {kind: max(float(abs(each[kind].data).max()) for each in both) for kind in ("spect", "relevance")}
+    return pack_space("MNI space", volumes, page.outline, page.sides, tops)
 
 
 def _write(path: str | os.PathLike, template: str, page: Page | None = None, **more: object) -> None:

@@ -65,6 +65,9 @@ datxai.view = (() => {
       const packed = spaces[number];
       const [spect, relevance, outline] = await Promise.all(
         [packed.spect, packed.relevance, packed.outline].map((volume) => volume && unpack(volume)));
+      for (const [volume, top] of [[spect, packed.tops?.spect], [relevance, packed.tops?.relevance]]) {
+        if (top) volume.high = top / volume.step; // two scans on one scale
+      }
       space = { ...packed, spect, relevance, outline };
       for (const [name, { across, right, up }] of Object.entries(PLANES)) {
         const figure = part(`[data-plane="${name}"]`);

@@ -16,7 +16,11 @@ RELEVANCE = "RdBu_r"  # diverging, stays apart for colour-blind readers
 
 
 def pack_space(
-    name: str, volumes: Mapping[str, Volume], outline: np.ndarray | None = None, sides: Sequence[str] = ("L", "R")
+    name: str,
+    volumes: Mapping[str, Volume],
+    outline: np.ndarray | None = None,
+    sides: Sequence[str] = ("L", "R"),
+    tops: Mapping[str, float] | None = None,
 ) -> dict:
     """What the viewer shows in one space, JSON-like.
 
@@ -25,6 +29,7 @@ def pack_space(
     name : of the space, as it stands in the viewer
     volumes : ``spect`` (uptake) and ``relevance``, on one grid
     outline : bool array (X, Y, Z) on that grid, whose border is drawn
+    tops : where colour scales end, by the names of the volumes; by default at the largest value of each
     sides : what stands where x is lowest and highest
     """
     spect, relevance = volumes["spect"], volumes["relevance"]
@@ -37,6 +42,8 @@ def pack_space(
         "spect": pack(spect.data),
         "relevance": pack(relevance.data),
     }
+    if tops is not None:
+        space["tops"] = dict(tops)
     return space if outline is None else {**space, "outline": pack(outline)}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from datxai.anatomy import Anatomy, grid_of
-from datxai.case import SBR, Imaging, describe_imaging
+from datxai.case import HALVES, SBR, Imaging, describe_imaging
 from datxai.cohort.dataset import open_store, write_store_of
 from datxai.cohort.sources import CohortScan
 from datxai.cohort.table import MISSING, refuse
@@ -70,7 +70,7 @@ def make(settings: Config, run: Run) -> None:
     columns = ["participant_id", "subject", "age", "sex", "label", *(key for row in people for key in row)]
     write_table(run.participants, people, list(dict.fromkeys(columns)))
     rows = [{"participant_id": case, **measured} for case, measured in measures.items()]
-    write_table(run.sbr, rows, ["participant_id", *SBR, "mirrored", "reference_value", "similarity"])
+    write_table(run.sbr, rows, ["participant_id", *SBR, *HALVES, "mirrored", "reference_value", "similarity"])
     rows = [{"participant_id": case, "reason": reason} for case, reason in skipped]
     write_table(run.skipped, rows, ["participant_id", "reason"])
     quality = [{"participant_id": case, **measured["quality"]} for case, measured in measures.items()]
@@ -168,7 +168,8 @@ def _preprocess(
         fingerprint = hash_content([imaging_hash, scan.format, hashes])
         if Run.made_with(path, fingerprint):
             known = read_json(sidecar_path(path))
-            return known["measures"], load(path).data, known.get("passed_over", [])  # an earlier version kept none
+            if known["measures"].keys() >= set(HALVES):  # which an earlier version did not measure
+                return known["measures"], load(path).data, known.get("passed_over", [])  # nor list
         imaging = _prepare_imaging(imaging_hash, settings)
         opened = Scan(scan.files, scan.format)
         volume, measures = imaging.process(opened.read(settings.reconstruction), scan.case_id)

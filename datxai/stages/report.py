@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import yaml
 
-from datxai.analysis.normal_range import describe_range, expect_ratios
-from datxai.case import SBR
+from datxai.analysis.normal_range import describe_range, fit_ranges, judge_measures
+from datxai.case import tabulate_measures
 from datxai.config import STAGES, Config
 from datxai.findings import GROUPS, Findings
 from datxai.imaging.mirror import unmirror
@@ -152,8 +152,11 @@ def describe_case(findings: Findings, case: Mapping) -> CasePage:
     """
     run, name = findings.run, case["participant_id"]
     person, measures, record = findings.people[name], findings.measures_of(name), findings.record_of_map(name)
-    age, subject = person["age"], person.get("subject", name)
-    expected = expect_ratios([normal for normal in findings.normals if normal["subject"] != subject], SBR, age)
+    age, sex, subject = person["age"], _known(person["sex"]), person.get("subject", name)
+    others = [normal for normal in findings.normals if normal["subject"] != subject]
+    ratios = tabulate_measures(measures)
+    ranges = findings.ranges if len(others) == len(findings.normals) else fit_ranges(others)
+    expected = judge_measures(ranges, ratios, age, sex)
     files = {"spect": run.scan_of(name), "relevance": run.relevance_of(name)}
     relevance = findings.roi_relevance.get(name)
     sides = {"ipsilateral side": "right" if measures["mirrored"] else "left"}
@@ -166,9 +169,9 @@ def describe_case(findings: Findings, case: Mapping) -> CasePage:
         probability=findings.probabilities[name] if findings.metrics["calibration"]["determined"] else None,
         volumes={kind: unmirror(load(file, blank=True), measures["mirrored"]) for kind, file in files.items()},
         outline=findings.anatomy.outline,
-        sbr={key: measures[key] for key in SBR},
+        sbr=ratios,
         normal_range=expected,
-        normal_range_source=describe_range(expected, age, [normal["age"] for normal in findings.normals]),
+        normal_range_source=describe_range(ranges, expected, age, sex),
         relevance={} if relevance is None else sides | relevance,
         explanation={"name": run.explanation, **record["method"], "sum": record["sum"]},
         quality=measures["quality"] | {"mirrored for the network": measures["mirrored"]},

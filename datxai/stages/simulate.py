@@ -48,7 +48,7 @@ def make(settings: Config, run: Run) -> None:
         for subject, path, own in zip(population, paths, fingerprints)
         if not run.made_with(path, own)
     ]
-    for _ in parallel(_simulate, missing, len(missing), settings.n_jobs, "scans simulated"):
+    for _ in parallel(simulate_scan, missing, len(missing), settings.n_jobs, "scans simulated"):
         pass
     run.keep_only(run.simulated, paths)
     people = [
@@ -62,7 +62,9 @@ def make(settings: Config, run: Run) -> None:
     write_table(run.simulated / "reads.tsv", reads, list(reads[0]))
 
 
-def _simulate(subject: Subject, path: Path, camera: dict[str, Any], raw: bool, fingerprint: str) -> None:
+def simulate_scan(subject: Subject, path: Path, camera: dict[str, Any], raw: bool, fingerprint: str) -> None:
+    """Write the scan of a subject to ``path``: projections (.dcm), what its site makes of them (.nii.gz), or, unless
+    ``raw``, the short cut."""
     if not raw:
         save(simulate_volume(subject, **camera), path, {"fingerprint": fingerprint}, mni=False)
         return

@@ -34,6 +34,7 @@ SMALLEST = {  # words of the command, and what has to be in its answer
         ["FOLDER", "--heads", "1", "--people", "30", "--views", "15", "--steps", "0", "--n-jobs", "1"],
         rf"CASE_SPREAD = {NUMBER}(.|\n)*readers disagree {NUMBER}$",
     ),
+    "normal_ranges": (["FINISHED", "--scans", "2", "--n-jobs", "1"], r"\| putamen left \| .*(.|\n)*\| mean of all \|"),
     "phantom": (["RUN", "--markdown", "FOLDER/page.md"], rf"\| putamen SBR, 10 ml \| 1\.62 \| {NUMBER} \|"),
     "preprocess": (["--scans", "1"], rf"process \(affine\) +{NUMBER} +{NUMBER}"),
     "quantus": ([], "Gini sparseness +Quantus"),

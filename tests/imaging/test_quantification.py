@@ -3,8 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datxai.anatomy import WORKING_GRID
+from datxai.imaging.atlas import load_atlas, make_regions
 from datxai.imaging.intensity import scale
-from datxai.imaging.quantification import average_hottest, measure_sbr
+from datxai.imaging.quantification import average_hottest, measure_halves, measure_sbr, split_putamen
 from datxai.volume import Grid, Volume
 
 EXACT = 1e-5
@@ -34,6 +36,7 @@ def make_phantom():
             "caudate": ellipsoid((15 * sign, 30, 0), (11, 19, 20)),
         }
         regions |= {f"{name}_roi_{side}": mask for name, mask in large.items()}
+        regions[f"putamen_{side}"] = structures["putamen"]
         regions[f"striatum_roi_{side}"] = large["putamen"] | large["caudate"]
     striata = regions["striatum_roi_left"] | regions["striatum_roi_right"]
     return Volume(data, GRID.affine), regions, head & ~striata
@@ -67,7 +70,7 @@ def test_of_a_part_the_same_part_of_the_amount():
     volume.data[:] += np.random.default_rng(4).normal(0, 0.1, volume.shape)
     covered = GRID.world_coordinates()[..., 2] >= 0
     found = measure_sbr(volume, regions, covered=covered)
-    for name, roi in regions.items():
+    for name, roi in ((name, mask) for name, mask in regions.items() if "_roi_" in name):
         inside = np.sort(volume.data[roi & covered].astype(float))
         structure, side = name.split("_roi_")
         wanted = {"putamen": 10, "caudate": 5, "striatum": 15}[structure] * len(inside) / roi.sum() / GRID.voxel_ml
@@ -80,3 +83,33 @@ def test_of_a_part_the_same_part_of_the_amount():
 def test_only_the_mask_is_looked_at():
     data = np.array([9.0, 1.0, 3.0, 2.0])
     assert average_hottest(data, np.array([False, True, True, True]), 2.0, 1.0) == 2.5
+
+
+def test_halves_of_the_putamen_are_measured_by_themselves():
+    """Behind y = -12, the middle of both ellipsoids, half as much binds: each half is then known without the voxels."""
+    volume, regions, reference = make_phantom()
+    rear = GRID.world_coordinates()[..., 1] <= -12
+    for side in ("left", "right"):
+        volume.data[regions[f"putamen_{side}"] & rear] = 40.0 * (1 + BINDING[f"putamen_{side}"] / 2)
+    scaled = scale(volume, reference)
+    found = measure_halves(scaled, regions)
+    for side in ("left", "right"):
+        assert found[f"putamen_anterior_{side}"] == pytest.approx(BINDING[f"putamen_{side}"], abs=EXACT)
+        assert found[f"putamen_posterior_{side}"] == pytest.approx(BINDING[f"putamen_{side}"] / 2, abs=EXACT)
+    front = measure_halves(scaled, regions, covered=~rear)
+    assert front["putamen_posterior_left"] is None
+    assert front["putamen_anterior_left"] == pytest.approx(found["putamen_anterior_left"])
+
+
+def test_halves_are_of_one_size_in_the_anatomy_and_make_up_the_roi():
+    regions = make_regions(WORKING_GRID, load_atlas())
+    halves = split_putamen(regions)
+    y = WORKING_GRID.world_coordinates()[..., 1]
+    for side in ("left", "right"):
+        front, rear = halves[f"putamen_anterior_{side}"], halves[f"putamen_posterior_{side}"]
+        np.testing.assert_array_equal(front | rear, regions[f"putamen_roi_{side}"])
+        assert y[front].min() > y[rear].max()
+        anatomy = regions[f"putamen_{side}"]
+        shares = [np.count_nonzero(anatomy & half) / np.count_nonzero(anatomy) for half in (front, rear)]
+        assert shares == pytest.approx([0.5, 0.5], abs=0.05)
+    np.testing.assert_array_equal(halves["putamen_anterior_left"][::-1], halves["putamen_anterior_right"])

@@ -29,8 +29,10 @@ def content(tmp_path):
         sbr={"putamen_left": 0.61, "putamen_right": 2.8, "caudate_left": 4.1, "caudate_right": 2.0},
         normal_range={
             **{
-                name: {"low": 1.5, "median": 2.25, "high": 3.0}
-                for name in ("putamen_left", "putamen_right", "caudate_left")
+                name: {"low": 1.5, "median": 2.25, "high": 3.0, "z": z, "percentile": percentile}
+                for name, z, percentile in (
+                    ("putamen_left", -4.06, 0.01), ("putamen_right", 1.23, 89.07), ("caudate_left", 5.07, 99.99),
+                )
             },
             "caudate_right": None,
         },
@@ -61,7 +63,8 @@ def test_the_numbers_are_those_of_the_page(content, tmp_path):
     write_case_report(tmp_path / "case.html", content)
     page = (tmp_path / "case.html").read_text()
     said = {text.get_text() for text in texts_of(draw_case(content))}
-    for cell in ("84.1 %", "2.25 (1.50 to 3.00)", "below", "within", "above", "0.65", "\u221230.5", "11.12"):
+    held_against = ("2.25 (1.50 to 3.00)", "below", "within", "above", "\u22124.1", "89.1")
+    for cell in ("84.1 %", *held_against, "0.65", "\u221230.5", "11.12"):
         assert cell in said
         assert cell in page
     assert any("Research use only, not diagnostic" in text for text in said)

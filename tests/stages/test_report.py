@@ -8,7 +8,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from datxai.analysis.normal_range import fit_normal_range
+from datxai.analysis.normal_range import NormalRange
 from datxai.case import SBR
 from datxai.cohort.dataset import write_store
 from datxai.files import read_table, write_json, write_table
@@ -121,23 +121,33 @@ def test_binding_ratios_are_held_against_the_normal_cases_of_other_people(found)
     write_table(run.sbr, ratios, list(ratios[0]))
     values = [float(row["putamen_left"]) for row in ratios if row["participant_id"].startswith("normal")]
     ages, sub_1, sub_4 = [50 + number for number in range(15)], (60, 0.5), (63, 3.5)
+
+    def expect(others, chosen, age):
+        known = [*values[:chosen], *(value for _, value in others)], [*ages[:chosen], *(age for age, _ in others)]
+        return NormalRange.fit(*known, ["F"] * chosen + ["M"] * len(others), shift=1.0).expect(age)
+
     expected = {
-        "sub-1": fit_normal_range([*values[:14], sub_4[1]], [*ages[:14], sub_4[0]], 60),
-        "sub-2": fit_normal_range([*values, sub_1[1], sub_4[1]], [None] * 17),  # whose age is not known
-        "sub 3&": fit_normal_range([*values, sub_1[1], sub_4[1]], [*ages, sub_1[0], sub_4[0]], 62),
+        "sub-1": expect([sub_4], 14, 60),
+        "sub-2": expect([sub_1, sub_4], 15, None),  # whose age is not known
+        "sub 3&": expect([sub_1, sub_4], 15, 62),
     }
     said = {
-        "sub-1": "15 normal cases of the run at 60 years.",
-        "sub-2": "17 normal cases of the run regardless of age, which is not known.",
-        "sub 3&": "17 normal cases of the run at 62 years.",
+        "sub-1": "15 normal cases of the run, for a person of 60 years.",
+        "sub-2": "17 normal cases of the run, for a person of any age.",
+        "sub 3&": "17 normal cases of the run, for a person of 62 years.",
     }
     for case in found.predictions:
         if (name := case["participant_id"]) in EXPLAINED:
             page = describe_case(found, case)
-            assert page.normal_range["putamen_left"] == pytest.approx(expected[name])
+            told, value = page.normal_range["putamen_left"], page.sbr["putamen_left"]
+            known = expected[name].describe(value)
+            assert told["terms"] == known["terms"]
+            assert [told[key] for key in ("low", "high", "z", "n")] == pytest.approx(
+                [known[key] for key in ("low", "high", "z", "n")]
+            )
             assert page.normal_range_source.endswith(said[name])
     write_pages(found)
-    low, high = (expected["sub 3&"][name] for name in ("low", "high"))
+    low, high = expected["sub 3&"].limits
     assert f"({low:.2f} to {high:.2f})" in read_case(run.pages / "sub 3&.js")["html"]
 
 

@@ -6,11 +6,11 @@ and `read_subject` tell whose scan it is, `deidentify` takes that away again, an
 relevance map beside the scan.
 """
 
-from datxai.imaging.dicom.dataset import Series, identify, keep_scans, survey
+from datxai.imaging.dicom.dataset import Series, identify, keep_scans, part_series, survey
 from datxai.imaging.dicom.export import write_projections
 from datxai.imaging.dicom.projections import Projections, read_projections
 from datxai.imaging.dicom.result import write_dicom_results, write_parametric_map, write_secondary_capture
-from datxai.imaging.dicom.source import Source, deidentify, is_dat_tracer, read_source, read_subject
+from datxai.imaging.dicom.source import Source, deidentify, is_dat_tracer, read_source, read_subject, read_visit
 from datxai.imaging.dicom.volumes import read_series
 
 __all__ = [
@@ -21,10 +21,12 @@ __all__ = [
     "identify",
     "is_dat_tracer",
     "keep_scans",
+    "part_series",
     "read_projections",
     "read_series",
     "read_source",
     "read_subject",
+    "read_visit",
     "survey",
     "write_dicom_results",
     "write_parametric_map",

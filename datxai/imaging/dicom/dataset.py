@@ -13,6 +13,7 @@ import mmap
 import os
 import warnings
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -146,6 +147,31 @@ def identify(files: Files | Series) -> str:
             f"reconstructed volume, expected one of them; remove the other."
         )
     return next(iter(kinds))
+
+
+def part_series(files: Files, damaged: list[tuple[Path, str]] | None = None) -> list[Series]:
+    """The scans among files or in a folder, each as `Series.of` gives one: what is of one patient and one series.
+
+    Where ``damaged`` is given, files whose header cannot be read go there with the reason, in place of an `InputError`.
+    """
+    paths, others, forms = _list_files(files)
+    everything, scans = Series(tuple(paths)), defaultdict(list)
+    for path in paths:
+        try:
+            reason = everything.why_no_scan(path, forms.get(path) or tell_form_of_part(path))
+            if reason:
+                others.append((path, reason))
+                continue
+            with everything.header(path).open() as dataset:
+                scans[str(dataset.get("PatientID", "")), str(dataset.get("SeriesInstanceUID", ""))].append(path)
+        except InputError as error:
+            if damaged is None:
+                raise
+            damaged.append((path, str(error)))
+    if not scans and not damaged:  # whoever reads them says what is wrong
+        return [Series.of(files)]
+    beside = [tuple(sorted(others)), *[()] * len(scans)]  # named once
+    return [Series(tuple(parts), listed, everything.headers) for parts, listed in zip(scans.values(), beside)]
 
 
 def keep_scans(files: Files) -> list[Path]:

@@ -15,6 +15,7 @@ from functools import cache
 
 from datxai import __version__
 from datxai.errors import InputError
+from datxai.files import hash_content
 from datxai.forms import is_nifti
 from datxai.imaging.dicom.dataset import Files, Series, kind_of, printable
 from datxai.imaging.dicom.objects import code
@@ -25,6 +26,8 @@ REQUIRED = (  # type 2 of the modules Patient and General Study (DICOM PS3.3 C.7
 )  # fmt: skip
 OPTIONAL = ("IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight", "StudyDescription")
 SCAN_DATES = ("AcquisitionDate", "StudyDate", "SeriesDate")  # the last may be the date of a later reconstruction
+PERSON = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientSex")
+NOBODY = ("", "anon", "anonymous", "anonymized", "anonymised", "unknown", "none", "na", "patient", "test")
 DAT_TRACERS = ("ioflupane", "datscan", "fpcit", "bcit", "iometopane", "trodat", "pe2i", "altropane")
 YOUNGEST, OLDEST = 1, 110  # years; ages beyond are placeholders, such as 000Y or a birth on 1900-01-01
 BASIC_PROFILE = ("113100", "DCM", "Basic Application Confidentiality Profile")
@@ -110,6 +113,20 @@ def read_subject(files: Files | Series) -> dict:
         "tracer": next(filter(None, tracers), None),
         "doubt": doubt,
     }
+
+
+def read_visit(files: Files | Series) -> tuple[str | None, date | None]:
+    """Of whom a scan is, and of which day, from the header of the first file; None where it does not tell.
+
+    People are told apart by identifier, its issuer, name and sex, compared and not kept as such: what comes back is a
+    hash. Placeholders for an identifier (`NOBODY`), which many people share, tell nobody.
+    """
+    series = Series.of(files)
+    with series.header(series.paths[0]).open() as dataset:
+        words = [str(dataset.get(keyword) or "").strip() for keyword in PERSON]
+        day = next(filter(None, (_parse_date(dataset, keyword) for keyword in SCAN_DATES)), None)
+    plain = re.sub(r"[^a-z0-9]", "", words[0].lower()).strip("0")
+    return (None if plain in NOBODY else hash_content(words)), day
 
 
 def is_dat_tracer(name: str) -> bool:

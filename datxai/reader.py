@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datxai import __version__
+from datxai.analysis.shift import Shift
 from datxai.anatomy import Anatomy
-from datxai.case import SBR, Imaging
+from datxai.case import SBR, Imaging, describe_appearance
 from datxai.config import DEFAULT, EXPLAINING, Config, require_name, restore
 from datxai.errors import InputError
 from datxai.explainer import Explainer, describe_method, predict_label
@@ -59,7 +60,8 @@ class Reading:
     scan, own_relevance : Volume in the scan's own space, as far as it is RAS+
     spect, relevance : Volume in MNI space on the network's grid; scaled uptake, and relevance
     result : what is written as ``prediction.json``: ``predicted``, ``p_reduced``, ``probability``, binding ratios with
-        their ``normal_range``, ``quality``, ``consistent``, ``warnings``, ``peak``, ``ledger``, ``timings`` in seconds
+        their ``normal_range``, ``quality``, ``shift`` (see `datxai.analysis.shift.Shift.judge`; None: not judged),
+        ``consistent``, ``warnings``, ``peak``, ``ledger``, ``timings`` in seconds
     source : of the DICOM results, where these are asked for
     beside : the maps of the same decision by the run's other explanations that were asked for
     """
@@ -87,6 +89,7 @@ class Reference:
     normals : age and binding ratios of the run's normal cases
     evaluated : the manifest's entry of the stage `evaluate`
     identity : of all that the run holds up to there, see `Run.identity`
+    shift : what tells whether a scan is like the training cases; None for a run of a version that did not look
     """
 
     means: Sequence[np.ndarray] | None
@@ -94,6 +97,7 @@ class Reference:
     normals: Sequence[Mapping]
     evaluated: Mapping
     identity: str | None = None
+    shift: Shift | None = None
 
     @classmethod
     def of(cls, settings: Config, run: Run) -> Reference:
@@ -109,6 +113,7 @@ class Reference:
             normals=findings.normals,
             evaluated=run.entry("evaluate", "case"),
             identity=run.identity("evaluate", "case"),
+            shift=findings.shift,
         )
 
 
@@ -172,6 +177,8 @@ class Reader:
         """
         import torch
 
+        from datxai.model.features import watching_features
+
         path, timings = Path(path), {}
         with timed(timings, "read"):
             scan = Scan.find(path)
@@ -188,11 +195,13 @@ class Reader:
             volume, measures = self.imaging.process(voxels, path)
         x = torch.from_numpy(volume.data)[None, None]
         with timed(timings, "explain"):
-            ((relevance, record),) = self.explainer.explain(x)
+            with watching_features(self.explainer.model) as features:
+                ((relevance, record),) = self.explainer.explain(x)
             others = {name: explainer.explain(x)[0] for name, (explainer, _) in self.beside.items()}
         with timed(timings, "compare"):
             spect, shown, own = _turn_back(volume, relevance, record["method"], measures, voxels)
             judged = self._judge(relevance, record, measures, shown, age)
+            judged["shift"] = self._hold_against_training(volume, measures, features)
             beside = {
                 name: self._describe_beside(name, data, other, volume, measures, voxels)
                 for name, (data, other) in others.items()
@@ -238,6 +247,16 @@ class Reader:
             **record,
             **self._measure(relevance, decision["predicted"], shown, reference),
         }
+
+    def _hold_against_training(
+        self, volume: Volume, measures: Mapping, features: Sequence[np.ndarray]
+    ) -> dict | None:
+        """Whether a scan is like the run's training cases; ``features`` are those of each batch that the network has
+        had, the scan itself first."""
+        if self.reference.shift is None or not self.reference.shift.measures:
+            return None
+        seen = describe_appearance(volume.data, measures, self.anatomy)
+        return self.reference.shift.judge(seen | ({"activations": features[0][0]} if features else {}))
 
     def _measure(self, relevance: np.ndarray, predicted: int, shown: Volume, reference: Reference) -> dict:
         """Where the relevance of a map lies, and whether it is consistent."""
@@ -349,6 +368,12 @@ def _find_doubts(result: Mapping) -> list[str]:
     doubts, judged = [], result["quality"]
     if judged["verdict"] != "green":
         doubts.append(f"The scan or its registration is doubtful: {judged['reason']}.")
+    if result["shift"] and result["shift"]["marked"]:
+        beyond = [name for name, row in result["shift"]["measures"].items() if row["marked"]]
+        doubts.append(
+            f"The scan is unlike the training scans of the run ({', '.join(beyond)}): what was found on the test cases "
+            f"may not hold for it."
+        )
     if result["tracer"]:
         from datxai.imaging.dicom import is_dat_tracer
 

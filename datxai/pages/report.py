@@ -133,6 +133,7 @@ def describe_case(page: CasePage) -> dict:
         "Regional relevance": page.relevance,
         "Explanation": page.explanation,
         "Quality control": page.quality,
+        "Likeness to the training scans": _describe_shift(page.shift) if page.shift else {},
         **{f"Beside it: {name}": {**other.explanation, **other.measures} for name, other in page.beside.items()},
         "Time, s": page.timings,
         "Provenance": page.provenance,
@@ -231,6 +232,19 @@ def _compare(value: float, limits: Mapping[str, float] | None) -> dict:
     low, median, high = (limits[name] for name in ("low", "median", "high"))
     where = "below" if value < low else "above" if value > high else "within"
     return {"expected": f"{median:.2f} ({low:.2f} to {high:.2f})", "is": where}
+
+
+def _describe_shift(shift: Mapping) -> dict[str, str]:
+    """Whether a scan is like the training scans, and how far each measure is from its limit."""
+    own = shift["own"]
+    return {
+        "all in all": "unlike the training scans" if shift["marked"] else "like the training scans",
+        **{
+            name: f"{row['value']:.2f}, limit {row['limit']:.2f}{': beyond it' if row['marked'] else ''}"
+            for name, row in shift["measures"].items()
+        },
+        "test cases called unlike": f"{own['marked']} of {own['n']}",
+    }
 
 
 def _pack_spaces(page: CasePage) -> list[dict]:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+
+from datxai.errors import InputError
 
 LEVEL = 0.05  # of scans like the training's that are marked, at most, on average over cohorts
 MIN_CASES = 50  # of training; with fewer, nothing is judged
@@ -118,15 +120,15 @@ class Shift:
     """What scans are held against: of each measure, a fit, the limit beyond which a scan is marked, and 101 quantiles
     of what cases that were held out have.
 
-    ``note`` says what is not judged, and why. ``tested``: how many of the run's own test cases are marked, and of how
-    many; they are in no fit and in no limit.
+    ``note`` says what is not judged, and why. ``own``: how often the run's test cases are marked, which are in no fit
+    and in no limit: ``marked``, ``n``, ``rate``, and its 95 % interval of Wilson, ``ci95``.
     """
 
     measures: Mapping[str, Measure]
     limits: Mapping[str, float]
     usual: Mapping[str, np.ndarray]
     note: str = ""
-    tested: tuple[int, int] = (0, 0)
+    own: Mapping = field(default_factory=dict)
 
     def measure(self, features: Features) -> dict[str, np.ndarray]:
         """Distances [n] of cases by measure; ``features`` are [n, d] each."""
@@ -138,19 +140,26 @@ class Shift:
         Returns
         -------
         dict with ``marked``; ``measures``, by name ``value`` (a distance, in standard deviations), ``limit``,
-        ``percentile`` (of the cases held out, those with a smaller value) and ``marked``; and ``own``, how often the
-        run's test cases are. A feature that is missing is not judged.
+        ``percentile`` (how many of a hundred cases held out have a smaller value) and ``marked``; and ``own``, how
+        often the run's test cases are. A feature that is missing is not judged; one of another length than that of the
+        training cases is an `InputError`.
         """
         known = {name: fit for name, fit in self.measures.items() if MEASURES[name][0] in features}
         if not known:
             return None
         found = {}
         for name, fit in known.items():
-            value = float(fit.measure(features[MEASURES[name][0]][None])[0])
+            feature = features[MEASURES[name][0]]
+            if feature.shape != fit.mean.shape:
+                raise InputError(
+                    f"likeness to the training scans: {name} is of {len(feature)} numbers in the scan and of "
+                    f"{len(fit.mean)} in the run, which another version has made; run `datxai evaluate` anew."
+                )
+            value = float(fit.measure(feature[None])[0])
             found[name] = {
                 "value": value,
                 "limit": self.limits[name],
-                "percentile": float(np.interp(value, self.usual[name], np.arange(101.0))),
+                "percentile": min(100, int(np.searchsorted(self.usual[name], value))),
                 "marked": value > self.limits[name],
             }
         return {"marked": any(row["marked"] for row in found.values()), "measures": found, "own": self.own}
@@ -165,8 +174,8 @@ class Shift:
         ]
 
     def summarise(self, tested: Sequence[Mapping]) -> dict:
-        """The part of metrics.json on this: ``judged``, ``note``, `own` rate, and by measure its limit, the median and
-        95th percentile of held-out cases, and how many of the test cases, rows of `tabulate`, are beyond."""
+        """The part of metrics.json on this: ``judged``, ``note``, what ``own`` holds, and by measure its limit, the
+        median and 95th percentile of held-out cases, and how many of the test cases, rows of `tabulate`, are beyond."""
         return {
             "judged": bool(self.measures),
             "note": self.note,
@@ -183,14 +192,13 @@ class Shift:
             },
         }
 
-    @property
-    def own(self) -> dict:
-        """How often the run's own test cases are marked: ``marked``, ``n``, ``rate``, and its 95 % interval of Wilson,
-        ``ci95``."""
+    def with_tested(self, tested: Sequence[Mapping]) -> Shift:
+        """The same, with what it makes of the run's test cases, rows of `tabulate`."""
         from datxai.analysis.classification import wilson_interval
 
-        marked, n = self.tested
-        return {"marked": marked, "n": n, "rate": marked / n if n else None, "ci95": wilson_interval(marked, n)}
+        marked, n = sum(row["marked"] for row in tested), len(tested)
+        rate = marked / n if n else None
+        return replace(self, own={"marked": marked, "n": n, "rate": rate, "ci95": wilson_interval(marked, n)})
 
     def pack(self) -> tuple[dict[str, np.ndarray], dict]:
         """As arrays by name, and what else there is as JSON takes it; `unpack` makes it whole again."""
@@ -199,7 +207,7 @@ class Shift:
             for name, fit in self.measures.items()
             for key, value in {**vars(fit), "usual": self.usual[name]}.items()
         }
-        return arrays, {"limits": dict(self.limits), "note": self.note, "tested": list(self.tested)}
+        return arrays, {"limits": dict(self.limits), "note": self.note, "own": dict(self.own)}
 
     @classmethod
     def unpack(cls, arrays: Mapping[str, np.ndarray], about: Mapping) -> Shift:
@@ -213,8 +221,7 @@ class Shift:
             fit = measures[name] = (Subspace if "axes" in own else Ellipsoid)(**own)
             fit.measure(fit.mean[None])  # shapes that do not go together raise ValueError
         limits = {name: float(limit) for name, limit in about["limits"].items()}
-        marked, n = about["tested"]
-        return cls(measures, limits, usual, str(about["note"]), (int(marked), int(n)))
+        return cls(measures, limits, usual, str(about["note"]), dict(about["own"]))
 
 
 def fit_shift(training: Features, held_out: Features, people: Sequence[str] | None = None, note: str = "") -> Shift:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -192,8 +192,7 @@ def _hold_against_training(settings: Config, findings: Findings, anatomy: Anatom
             for kind in ("validation", "test")
             for name, row in zip(names[kind], fitted.tabulate(of[kind]), strict=True)
         ]
-        tested = [row for row in rows if row["set"] == "test"]
-        fitted = replace(fitted, tested=(sum(row["marked"] for row in tested), len(tested)))
+        fitted = fitted.with_tested([row for row in rows if row["set"] == "test"])
     write_arrays(run.shift, *fitted.pack())
     write_table(run.shift_cases, rows, ["participant_id", "set", "marked", *fitted.measures])
     return fitted.summarise([row for row in rows if row["set"] == "test"])

@@ -33,7 +33,7 @@ def fitted():
 def test_a_distance_is_that_of_mahalanobis():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((4000, 4)) @ (np.eye(4) + 0.3 * rng.standard_normal((4, 4))) + [3, -1, 0, 100]
-    case = x.mean(axis=0) + [1.0, 2.0, -1.0, 0.5]
+    case = x.mean(axis=0) + np.array([1.0, 2.0, -1.0, 0.5])
     expected = mahalanobis(case, x.mean(axis=0), np.linalg.inv(np.cov(x.T)))
     found = shift.fit_ellipsoid(x).measure(case[None])
     assert found == pytest.approx([expected], rel=0.01)  # shrinkage is slight with so many cases

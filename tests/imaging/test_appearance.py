@@ -78,7 +78,9 @@ def test_a_hot_place_is_seen_where_it_is(look):
     assert look.average_uptake(scan).argmax() == 100
 
 
-@pytest.mark.parametrize(("shape", "spacing"), [((91, 109, 1), (2, 2, 12)), ((46, 55, 46), (4, 4, 4)), ((30, 36, 30), (6, 6, 6))])
+@pytest.mark.parametrize(
+    ("shape", "spacing"), [((91, 109, 1), (2, 2, 12)), ((46, 55, 46), (4, 4, 4)), ((30, 36, 30), (6, 6, 6))]
+)
 def test_any_grid_has_an_appearance(shape, spacing):
     centre = [slice(n // 6, n - n // 6) for n in shape]
     region = np.zeros(shape, bool)

@@ -128,20 +128,20 @@ def draw_centre(rng: np.random.Generator) -> np.ndarray:
 
 
 def judge_all(
-    reader: Reader, folder: Path, data: Phantom, population: Sequence[Subject], conditions: Mapping[str, Condition]
+    reader: Reader, folder: Path, population: Sequence[Subject], conditions: Mapping[str, Condition], n_jobs: int
 ) -> Iterator[tuple[str, dict | str]]:
     """What the run says of each subject under each condition: the name of the condition and `Shift.judge`, or why
     quality control has refused the scan. Scans are made in processes, the network looks at them here."""
+    data = restore(read_record(folder).values["data"], Phantom)
     tasks = [(subject, condition) for subject in population for condition in conditions]
     scans = ((subject, conditions[name], data, folder) for subject, name in tasks)
-    made = parallel(prepare_scan, scans, len(tasks), -1, "scans")
+    made = parallel(prepare_scan, scans, len(tasks), n_jobs, "scans")
     for (_, name), outcome in zip(tasks, made):
         yield name, outcome if isinstance(outcome, str) else judge(reader, *outcome)
 
 
 @cache
 def prepare_imaging(folder: Path) -> Imaging:
-    torch.set_num_threads(1)
     settings = restore(read_record(folder).values)
     return Imaging.of(settings, Anatomy.of(settings, cache=Run(folder).anatomy))
 
@@ -187,21 +187,21 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--fresh", type=int, default=200, help="scans as the run's own")
     parser.add_argument("--seed", type=int, default=7000)
     parser.add_argument("--conditions", default=",".join(CONDITIONS), help="comma-separated")
+    parser.add_argument("--n-jobs", type=int, default=-1)
     chosen = parser.parse_args(words)
     record = read_record(chosen.run)
     if record is None or record.values["data"]["kind"] != "phantom":
         raise InputError(f"{chosen.run}: no run on the phantom, expected one; make it with `datxai run={chosen.run}`.")
-    data = restore(record.values["data"], Phantom)
     reader = Reader.open(chosen.run, device="cpu")
     if reader.reference.shift is None or not reader.reference.shift.measures:
         raise InputError(f"{chosen.run}: does not tell scans that are unlike its own; make `datxai evaluate` anew.")
-    if chosen.seed == data.seed:
+    if chosen.seed == record.values["data"]["seed"]:
         raise InputError(f"--seed={chosen.seed}: is that of the run's own scans; give another.")
     picked = {name: CONDITIONS[name] for name in filter(None, chosen.conditions.split(","))}
     outcomes: dict[str, list] = {}
     population = draw_population(max(chosen.scans, chosen.fresh), chosen.seed)
     for people, conditions in ((population[: chosen.fresh], {"": FRESH}), (population[: chosen.scans], picked)):
-        for name, outcome in judge_all(reader, chosen.run, data, people, conditions):
+        for name, outcome in judge_all(reader, chosen.run, people, conditions, chosen.n_jobs):
             outcomes.setdefault(name, []).append(outcome)
     own = reader.reference.shift.own
     print("| scans | read | marked | rate (95 % interval) | beyond the limit of | refused |\n|---|---|---|---|---|---|")

@@ -38,7 +38,7 @@ def describe_appearance(volume: np.ndarray, measures: Mapping, anatomy: Anatomy)
         "noise": noise,
         "sharpness": sharpness,
         "field of view": np.array([seen["coverage"]]),
-        "reference region": np.log([seen["reference"], reference.std() / reference.mean()]),
+        "reference region": np.log([seen["reference"], max(reference.std() / reference.mean(), 1e-6)]),
         "binding ratios": (ratios[:, ::-1] if measures["mirrored"] else ratios).ravel(),  # as the network sees them
         "uptake": anatomy.appearance.average_uptake(volume),
     }

@@ -160,14 +160,14 @@ class Shift:
                 "value": value,
                 "limit": self.limits[name],
                 "percentile": min(100, int(np.searchsorted(self.usual[name], value))),
-                "marked": value > self.limits[name],
+                "marked": not value <= self.limits[name],  # NaN is like nothing
             }
         return {"marked": any(row["marked"] for row in found.values()), "measures": found, "own": self.own}
 
     def tabulate(self, features: Features) -> list[dict]:
         """A row for each of n cases with features [n, d]: ``marked``, and the distance by each measure."""
         found = self.measure(features)
-        beyond = np.any([values > self.limits[name] for name, values in found.items()], axis=0)
+        beyond = np.any([~(values <= self.limits[name]) for name, values in found.items()], axis=0)
         return [
             {"marked": bool(marked), **{name: float(values[number]) for name, values in found.items()}}
             for number, marked in enumerate(beyond)
@@ -186,7 +186,7 @@ class Shift:
                     "limit": limit,
                     "median": float(self.usual[name][50]),
                     "p95": float(self.usual[name][95]),
-                    "marked": sum(row[name] > limit for row in tested),
+                    "marked": sum(not row[name] <= limit for row in tested),
                 }
                 for name, limit in self.limits.items()
             },

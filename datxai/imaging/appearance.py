@@ -41,7 +41,7 @@ class Appearance:
         grid does not hold are left out.
         """
         wave = np.asarray(fft.rfftn(data * self._window))
-        power = np.bincount(self._band, (wave.real**2 + wave.imag**2).ravel(), len(PERIODS_MM) + 1)
+        power = np.bincount(self._band, (np.abs(wave) ** 2).ravel(), len(PERIODS_MM) + 1)
         level = np.log(np.maximum(power[self._kept] / self._waves[self._kept], np.finfo(np.float32).tiny))
         noise = level[[PERIODS_MM[band - 1] <= NOISE_MM for band in self._kept]].mean(keepdims=True)
         return noise, level - noise

@@ -146,6 +146,12 @@ def test_each_measure_sees_what_is_its_own(fitted):
         assert found["measures"][name]["percentile"] == 100
 
 
+def test_what_is_no_number_is_like_nothing(fitted):
+    case = {key: x[0] for key, x in draw(np.random.default_rng(12), 1, 0.1).items()} | {"noise": np.array([np.nan])}
+    assert fitted.judge(case)["marked"] and fitted.judge(case)["measures"]["noise"]["marked"]
+    assert fitted.tabulate({key: x[None] for key, x in case.items()})[0]["marked"]
+
+
 def test_a_case_that_has_no_activations_is_judged_by_the_rest(fitted):
     case = {key: x[0] for key, x in draw(np.random.default_rng(12), 1).items() if key != "activations"}
     assert "activations" not in fitted.judge(case)["measures"]

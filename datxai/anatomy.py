@@ -16,9 +16,10 @@ import numpy as np
 from datxai.config import Config, Preprocessing
 from datxai.errors import InputError
 from datxai.files import hash_content, hash_file, replacing
-from datxai.volume import Grid, Volume, load
+from datxai.volume import Grid, Volume, distance_from, load
 
 if TYPE_CHECKING:
+    from datxai.imaging.appearance import Appearance
     from datxai.imaging.atlas import Atlas, View
     from datxai.pages.slices import Frame
 
@@ -139,6 +140,15 @@ class Anatomy:
         from datxai.pages.slices import Frame
 
         return Frame(self.grid, self.outline, self.brain)
+
+    @cached_property
+    def appearance(self) -> Appearance:
+        """What measures how a scan looks outside the striatum."""
+        from datxai.imaging.appearance import Appearance
+        from datxai.imaging.atlas import STRIATUM_MARGIN_MM
+
+        far = distance_from(self.striatum, self.grid.spacing) > STRIATUM_MARGIN_MM
+        return Appearance(self.brain & far, self.grid.spacing)
 
     def measure_map(self, relevance: np.ndarray, sizes: Preprocessing) -> dict[str, float]:
         """Mean relevance of the hottest voxels in putamen and caudate of both sides, as the SBR is measured.

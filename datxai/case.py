@@ -37,6 +37,22 @@ def describe_imaging(settings: Config) -> dict:
     return {name: describe(getattr(settings, name)) for name in groups} | {"orientation": settings.data.orientation}
 
 
+def describe_appearance(volume: np.ndarray, measures: Mapping, anatomy: Anatomy) -> dict[str, np.ndarray]:
+    """Features of a scan that tell whether it is like others, 1-D each, by the names that `datxai.analysis.shift`
+    gives them; ``volume`` (X, Y, Z) and ``measures`` are what `Imaging.process` makes of it."""
+    noise, sharpness = anatomy.appearance.measure_texture(volume)
+    seen, reference = measures["quality"], volume[anatomy.regions["reference_region"]].astype(float)
+    ratios = np.array([measures[name] for name in SBR]).reshape(-1, 2)
+    return {
+        "noise": noise,
+        "sharpness": sharpness,
+        "field of view": np.array([seen["coverage"]]),
+        "reference region": np.log([seen["reference"], max(reference.std() / reference.mean(), 1e-6)]),
+        "binding ratios": (ratios[:, ::-1] if measures["mirrored"] else ratios).ravel(),  # as the network sees them
+        "uptake": anatomy.appearance.average_uptake(volume),
+    }
+
+
 @dataclass(frozen=True)
 class Imaging:
     """What every scan of a cohort is preprocessed with."""

@@ -181,6 +181,7 @@ def describe_reading(reading: Reading, anatomy: Anatomy, reference: Reference) -
             "sum": result["sum"],
         },
         quality=result["quality"] | {key: result[key] for key in ("reference_value", "mirrored")},
+        shift=result["shift"],
         provenance={"datxai": __version__} | {key: reference.evaluated[key] for key in ("finished", "fingerprint")},
         warnings=result["warnings"],
         ledger=result["ledger"],

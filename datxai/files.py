@@ -107,6 +107,29 @@ def write_table(path: str | os.PathLike, rows: Iterable[Mapping], columns: Seque
         writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
 
 
+def write_arrays(path: str | os.PathLike, arrays: Mapping[str, Any], about: object = None) -> None:
+    """Write NumPy arrays by name as safetensors, atomically; ``about`` them, what JSON takes."""
+    from safetensors.numpy import save_file
+
+    with replacing(path) as temporary:
+        save_file(dict(arrays), temporary, {"about": json.dumps(_plain(about))})
+
+
+def read_arrays(path: str | os.PathLike) -> tuple[dict[str, Any], Any]:
+    """What `write_arrays` wrote, and what it is about; a file that is not that is an `InputError`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {}).get("about", "null"))
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: cannot be read as arrays ({error}), the file is damaged or of another format; delete it and run "
+            f"the stage that writes it again."
+        ) from error
+
+
 def read_table(path: str | os.PathLike) -> list[dict[str, str]]:
     """The rows of a table with a header, a dict of strings each; see `read_rows`."""
     return [row for _, row in read_rows(path)]

@@ -12,8 +12,11 @@ import numpy as np
 from datxai.analysis.calibration import choose_uncertain, margin_of, probability
 from datxai.analysis.classification import tabulate_features
 from datxai.analysis.normal_range import NormalRange, fit_ranges
+from datxai.analysis.shift import Shift
 from datxai.anatomy import Anatomy
 from datxai.case import tabulate_measures
+from datxai.errors import InputError
+from datxai.files import read_arrays
 from datxai.run import Run
 from datxai.schema import (
     FLAG,
@@ -202,6 +205,21 @@ class Findings:
     def metrics(self) -> dict:
         """metrics.json: classifiers, calibration, detection of errors, peaks."""
         return read_document(self.run.metrics, METRICS)
+
+    @cached_property
+    def shift(self) -> Shift | None:
+        """shift.safetensors: what a scan is held against to tell whether it is like the training cases; None for runs
+        of versions that did not look."""
+        path = self.run.shift
+        if not path.is_file():
+            return None
+        try:
+            return Shift.unpack(*read_arrays(path))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{path}: does not hold what scans are held against ({error!r}); delete it, and run "
+                f"`{self.run.command('evaluate')}`, which makes it again."
+            ) from error
 
     @cached_property
     def probabilities(self) -> dict[str, float]:

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datxai import __version__
+from datxai.analysis.shift import Shift
 from datxai.anatomy import Anatomy
-from datxai.case import HALVES, SBR, Imaging, tabulate_measures
+from datxai.case import HALVES, SBR, Imaging, describe_appearance, tabulate_measures
 from datxai.config import DEFAULT, EXPLAINING, Config, require_name, restore
 from datxai.errors import InputError
 from datxai.explainer import Explainer, describe_method, predict_label
@@ -60,7 +61,8 @@ class Reading:
     scan, own_relevance : Volume in the scan's own space, as far as it is RAS+
     spect, relevance : Volume in MNI space on the network's grid; scaled uptake, and relevance
     result : what is written as ``prediction.json``: ``predicted``, ``p_reduced``, ``probability``, binding ratios with
-        their ``normal_range``, ``quality``, ``consistent``, ``warnings``, ``peak``, ``ledger``, ``timings`` in seconds
+        their ``normal_range``, ``quality``, ``shift`` (see `datxai.analysis.shift.Shift.judge`; None: not judged),
+        ``consistent``, ``warnings``, ``peak``, ``ledger``, ``timings`` in seconds
     source : of the DICOM results, where these are asked for
     beside : the maps of the same decision by the run's other explanations that were asked for
     prior : the reading of an earlier scan of the same person, see `compare`
@@ -91,6 +93,7 @@ class Reference:
     normals : age, sex and measures of these cases, to be drawn; empty where they are not at hand
     evaluated : the manifest's entry of the stage `evaluate`
     identity : of all that the run holds up to there, see `Run.identity`
+    shift : what tells whether a scan is like the training cases; None for a run of a version that did not look
     """
 
     means: Sequence[np.ndarray] | None
@@ -99,6 +102,7 @@ class Reference:
     evaluated: Mapping
     identity: str | None = None
     normals: Sequence[Mapping] = ()
+    shift: Shift | None = None
 
     @classmethod
     def of(cls, settings: Config, run: Run) -> Reference:
@@ -115,6 +119,7 @@ class Reference:
             evaluated=run.entry("evaluate", "case"),
             identity=run.identity("evaluate", "case"),
             normals=findings.normals,
+            shift=findings.shift,
         )
 
 
@@ -178,6 +183,8 @@ class Reader:
         """
         import torch
 
+        from datxai.model.features import watching_features
+
         timings = {}
         with timed(timings, "read"):
             scan = path if isinstance(path, Scan) else Scan.find(Path(path))
@@ -195,11 +202,13 @@ class Reader:
             volume, measures = self.imaging.process(voxels, path)
         x = torch.from_numpy(volume.data)[None, None]
         with timed(timings, "explain"):
-            ((relevance, record),) = self.explainer.explain(x)
+            with watching_features(self.explainer.model) as features:
+                ((relevance, record),) = self.explainer.explain(x)
             others = {name: explainer.explain(x)[0] for name, (explainer, _) in self.beside.items()}
         with timed(timings, "compare"):
             spect, shown, own = _turn_back(volume, relevance, record["method"], measures, voxels)
             judged = self._judge(relevance, record, measures, shown, age, sex)
+            judged["shift"] = self._hold_against_training(volume, measures, features)
             beside = {
                 name: self._describe_beside(name, data, other, volume, measures, voxels)
                 for name, (data, other) in others.items()
@@ -253,6 +262,16 @@ class Reader:
             **record,
             **self._measure(relevance, decision["predicted"], shown, reference),
         }
+
+    def _hold_against_training(
+        self, volume: Volume, measures: Mapping, features: Sequence[np.ndarray]
+    ) -> dict | None:
+        """Whether a scan is like the run's training cases; ``features`` are those of each batch that the network has
+        had, the scan itself first."""
+        if self.reference.shift is None or not self.reference.shift.measures:
+            return None
+        seen = describe_appearance(volume.data, measures, self.anatomy)
+        return self.reference.shift.judge(seen | ({"activations": features[0][0]} if features else {}))
 
     def _measure(self, relevance: np.ndarray, predicted: int, shown: Volume, reference: Reference) -> dict:
         """Where the relevance of a map lies, and whether it is consistent."""
@@ -378,6 +397,12 @@ def _find_doubts(result: Mapping) -> list[str]:
     doubts, judged = [], result["quality"]
     if judged["verdict"] != "green":
         doubts.append(f"The scan or its registration is doubtful: {judged['reason']}.")
+    if result["shift"] and result["shift"]["marked"]:
+        beyond = [name for name, row in result["shift"]["measures"].items() if row["marked"]]
+        doubts.append(
+            f"The scan is unlike the training scans of the run ({', '.join(beyond)}): what was found on the test cases "
+            f"may not hold for it."
+        )
     if result["tracer"]:
         from datxai.imaging.dicom import is_dat_tracer
 

@@ -13,10 +13,12 @@ from datxai.files import (
     hash_content,
     hash_file,
     hash_once,
+    read_arrays,
     read_json,
     read_rows,
     read_table,
     replacing,
+    write_arrays,
     write_json,
     write_table,
 )
@@ -200,3 +202,26 @@ def test_text_on_a_screen_is_printable_and_tells_what_is_not(text):
 
 def test_what_turns_the_direction_of_writing_is_escaped():
     assert escape("scan\u202egz.exe\x1b[2J\r\udc80 Müller 3 µm") == r"scan\u202egz.exe\x1b[2J\r\udc80 Müller 3 µm"
+
+
+def test_arrays_come_back_with_what_they_are_about(tmp_path):
+    path = tmp_path / "a" / "arrays.safetensors"
+    arrays = {"x/one": np.arange(6.0, dtype=np.float32).reshape(2, 3), "y": np.array([7], np.int64)}
+    write_arrays(path, arrays, {"n": 2, "words": ["a", "\u00e4"]})
+    found, about = read_arrays(path)
+    assert about == {"n": 2, "words": ["a", "\u00e4"]} and found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == array.dtype
+    assert [*tmp_path.iterdir()] == [path.parent] and [*path.parent.iterdir()] == [path]
+    write_arrays(path, {})
+    assert read_arrays(path) == ({}, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"no arrays", b"\x02\x00\x00\x00\x00\x00\x00\x00{}"[:9], None])
+def test_what_holds_no_arrays_is_refused(tmp_path, content):
+    path = tmp_path / "arrays.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read as arrays"):
+        read_arrays(path)

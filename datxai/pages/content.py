@@ -69,6 +69,7 @@ class CasePage:
         a sentence that says where it comes from, ``among_normals`` the picture of the ratios among those of normal
         cases, by age
     subject, relevance, explanation, quality, provenance : name to value
+    shift : whether the scan is like the training cases, see `datxai.analysis.shift.Shift.judge`; None: not judged
     timings : what was done to seconds
     downloads : label to the name of a file that lies beside the page
     ledger : rows: where relevance went, layer by layer
@@ -97,6 +98,7 @@ class CasePage:
     relevance: Mapping[str, object] = field(default_factory=dict)
     explanation: Mapping[str, object] = field(default_factory=dict)
     quality: Mapping[str, object] = field(default_factory=dict)
+    shift: Mapping | None = None
     provenance: Mapping[str, object] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
     downloads: Mapping[str, str] = field(default_factory=dict)
@@ -124,7 +126,7 @@ class RunPage:
     explanation : the name of the run's explanation that the report is of
     metrics : what metrics.json holds: ``classifiers`` (name to `classification.summarise`, with ``cutoff`` or
         ``tree``), ``peaks``, ``heat_map_peak``, ``mean_map_correlation``, ``target``, ``attribution``, ``composite``,
-        ``calibration`` (of `calibration.calibrate`)
+        ``calibration`` (of `calibration.calibrate`), ``shift`` (of `shift.Shift.summarise`)
     figures : ``fig3, fig3_all_slices, fig4, fig5, regions, detection, cart, training, sbr, reliability`` and the first
         contact sheet, ``sheet``
     cases : a row for each scan with what is in `report.COLUMNS` (None: not known), ``group`` (TN, FP, FN, TP or None),

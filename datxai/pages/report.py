@@ -147,6 +147,7 @@ def describe_case(page: CasePage) -> dict:
         "Regional relevance": page.relevance,
         "Explanation": page.explanation,
         "Quality control": page.quality,
+        "Likeness to the training scans": _describe_shift(page.shift) if page.shift else {},
         **{f"Beside it: {name}": {**other.explanation, **other.measures} for name, other in page.beside.items()},
         "Time, s": page.timings,
         "Provenance": page.provenance,
@@ -278,6 +279,19 @@ def _tell_change(name: str, change: Mapping) -> dict:
 def _write_ratio(name: str, value: float) -> str:
     """A ratio, or with a name that ends so an asymmetry in percent, with the digits that mean something."""
     return f"{value:.{1 if name.endswith('asymmetry') else 2}f}".replace("-", "\u2212")
+
+
+def _describe_shift(shift: Mapping) -> dict[str, str]:
+    """Whether a scan is like the training scans, and how far each measure is from its limit."""
+    own = shift["own"]
+    return {
+        "all in all": "unlike the training scans" if shift["marked"] else "like the training scans",
+        **{
+            name: f"{row['value']:.2f}, limit {row['limit']:.2f}{': beyond it' if row['marked'] else ''}"
+            for name, row in shift["measures"].items()
+        },
+        "test cases called unlike": f"{own['marked']} of {own['n']}",
+    }
 
 
 def _pack_spaces(page: CasePage) -> list[dict]:

@@ -1,23 +1,28 @@
-"""What the test set says: classification with intervals, relevance by region, peaks, mean maps, detection of errors."""
+"""What the test set says: classification with intervals, relevance by region, peaks, mean maps, detection of errors;
+and what a new scan is held against."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from datxai.analysis import classification, detection
+from datxai.analysis import classification, detection, shift
 from datxai.analysis.calibration import calibrate
 from datxai.analysis.regions import COLUMNS, label_regions, measure_regions, summarise_regions
 from datxai.analysis.relevance import MeanMap, check_consistency, find_peak, make_heat_map, summarise_peaks
 from datxai.anatomy import Anatomy
+from datxai.case import describe_appearance
 from datxai.config import Config, describe
-from datxai.files import write_json, write_table
+from datxai.files import read_arrays, write_arrays, write_json, write_table
 from datxai.findings import GROUPS, Findings
 from datxai.run import Run
 from datxai.volume import Volume, save
+
+SETS = ("train", "validation", "test")
 
 
 def depends(settings: Config) -> dict:
@@ -25,7 +30,7 @@ def depends(settings: Config) -> dict:
 
 
 def outputs(run: Run) -> list[Path]:
-    return [run.roi_relevance, run.regions, run.doubt, run.metrics, run.means]
+    return [run.roi_relevance, run.regions, run.doubt, run.metrics, run.means, run.shift, run.shift_cases]
 
 
 def make(settings: Config, run: Run) -> None:
@@ -49,7 +54,8 @@ def make(settings: Config, run: Run) -> None:
     classifiers = _classify(findings, cases, [row["putamen_ipsilateral"] for row in rows])
     doubts = _score_doubts(findings, cases, rows, classifiers["sbr"]["cutoff"])
     write_table(run.doubt, doubts, list(doubts[0]))
-    write_json(run.metrics, _summarise(settings, findings, rows, classifiers, doubts) | _compare_means(means, anatomy))
+    metrics = _summarise(settings, findings, rows, classifiers, doubts) | _compare_means(means, anatomy)
+    write_json(run.metrics, metrics | {"shift": _hold_against_training(settings, findings, anatomy)})
 
 
 def _average(findings: Findings, cases: Sequence[Mapping]) -> dict[str, MeanMap]:
@@ -162,3 +168,49 @@ def _score_doubts(
         wrong = case["label"] != case["predicted"]
         doubts.append({"participant_id": case["participant_id"], "misclassified": wrong, **scores})
     return doubts
+
+
+def _hold_against_training(settings: Config, findings: Findings, anatomy: Anatomy) -> dict:
+    """Fit what tells whether a scan is like the training cases, keep it, and say how it does on the test cases."""
+    run, names = findings.run, {kind: [case["participant_id"] for case in findings.of_set(kind)] for kind in SETS}
+    note = ""
+    if settings.training.max_epochs == 0:
+        note = "The network was not trained in this run, so that no scan can be held against what it was trained with."
+    elif len(names["train"]) < shift.MIN_CASES:
+        note = f"{len(names['train'])} training cases are too few to hold a scan against; {shift.MIN_CASES} are needed."
+    fitted, rows = shift.Shift({}, {}, {}, note), []
+    if not note:
+        seen = _gather_features(findings, anatomy)
+        if "activations" not in seen:
+            note = "The run has kept no activations of its network, which are not among the measures."
+        place = {name: number for number, case in enumerate(findings.predictions) for name in [case["participant_id"]]}
+        of = {kind: {key: x[[place[name] for name in own]] for key, x in seen.items()} for kind, own in names.items()}
+        people = [findings.people[name].get("subject", name) for name in names["train"]]
+        fitted = shift.fit_shift(of["train"], of["validation"], people, note)
+        rows = [
+            {"participant_id": name, "set": kind, **row}
+            for kind in ("validation", "test")
+            for name, row in zip(names[kind], fitted.tabulate(of[kind]), strict=True)
+        ]
+        fitted = fitted.with_tested([row for row in rows if row["set"] == "test"])
+    write_arrays(run.shift, *fitted.pack())
+    write_table(run.shift_cases, rows, ["participant_id", "set", "marked", *fitted.measures])
+    return fitted.summarise([row for row in rows if row["set"] == "test"])
+
+
+def _gather_features(findings: Findings, anatomy: Anatomy) -> dict[str, np.ndarray]:
+    """Features of all cases [n, d] by name, in the order of the predictions."""
+
+    def describe_case(case: Mapping) -> dict[str, np.ndarray]:
+        name = case["participant_id"]
+        return describe_appearance(findings.store.volume(name), findings.measures_of(name), anatomy)
+
+    cases, run = findings.predictions, findings.run
+    described = [describe_case(cases[0])]  # which makes what all share
+    with ThreadPoolExecutor() as threads:
+        described += threads.map(describe_case, cases[1:])
+    features = {name: np.stack([row[name] for row in described]) for name in described[0]}
+    kept = read_arrays(run.features)[0].get("features") if run.features.is_file() else None
+    if kept is not None and len(kept) == len(cases):
+        features["activations"] = kept.astype(float)
+    return features

@@ -15,6 +15,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 
 from datxai.anatomy import Anatomy, grid_of
@@ -22,11 +23,12 @@ from datxai.cohort.dataset import CaseDataset
 from datxai.config import Config, Network, describe, describe_network
 from datxai.device import choose_device
 from datxai.explainer import predict_label
-from datxai.files import hash_content, write_table
+from datxai.files import hash_content, write_arrays, write_table
 from datxai.findings import Findings
 from datxai.model import checkpoint, distributed, training, weights
 from datxai.model.architectures import build, hash_source, outline
 from datxai.model.augmentation import Augmenter
+from datxai.model.features import watching_features
 from datxai.model.network import Input
 from datxai.model.recipe import Recipe
 from datxai.model.tracking import track
@@ -61,6 +63,7 @@ def outputs(run: Run) -> list[Path]:
         run.model / "config.yaml",
         run.model / "history.tsv",
         run.predictions,
+        run.features,
     ]
 
 
@@ -159,9 +162,11 @@ def _recipe(settings: Config) -> Recipe:
 
 
 def _predict(settings: Config, findings: Findings, device: str) -> None:
-    """Write what the weights of the best epoch say of every case."""
+    """Write what the weights of the best epoch say of every case, and the features that they say it by."""
     model, _ = checkpoint.load(findings.run.model, device, settings.network.target)
-    logits = training.predict(model, _list_cases(findings), settings.training.batch_size, device)
+    with watching_features(model) as features:
+        logits = training.predict(model, _list_cases(findings), settings.training.batch_size, device)
+    write_arrays(findings.run.features, {"features": np.concatenate(features)} if features else {})
     rows = [{**case, **predict_label(pair)} for case, pair in zip(findings.cohort, logits)]
     columns = ["participant_id", "set", "label", "predicted", "p_reduced", "logit_normal", "logit_reduced"]
     write_table(findings.run.predictions, rows, columns)

@@ -10,11 +10,17 @@ import pytest
 from manifests import forget_checksums
 
 import benchmarks
+from datxai.analysis import shift
+from datxai.anatomy import Anatomy
 from datxai.case import SBR
+from datxai.config import restore
 from datxai.files import read_table, write_table
+from datxai.findings import Findings
 from datxai.imaging.atlas import load_atlas
 from datxai.imaging.template import BASES, STRIATUM, make_template_bases
+from datxai.record import read_record
 from datxai.run import Run
+from datxai.stages import evaluate
 from datxai.volume import Grid, Volume, resample, save
 
 FOLDER = Path(benchmarks.__file__).parent
@@ -41,6 +47,10 @@ SMALLEST = {  # words of the command, and what has to be in its answer
     "reconstruction": (["--rounds", "1", "--tiny"], r"8 slices x 40 views x 32 bins: ms per slice"),
     "registration": (["--scans", "1"], r"\| datxai, all \| 1 \|"),
     "sanity": (["FINISHED", "--cases", "2", "--networks", "1"], r"## LRP(.|\n)*\| metric \| trained \| random"),
+    "shift": (
+        ["JUDGED", "--scans", "1", "--fresh", "1", "--conditions", "blur", "--n-jobs", "1"],
+        r"own \| 1 \| [01] \| (.|\n)*blur \| 1 \| 1 \| 100.0% (.|\n)*: \d of 6 marked",
+    ),
     "startup": (["--rounds", "1"], rf"datxai --help +{NUMBER} +{NUMBER}"),
     "train": (
         ["--grid", "tiny", "--rounds", "1", "--variants", "plain loop", "datxai, float32"],
@@ -67,6 +77,8 @@ def places(request, tmp_path):
             return str(make_preprocessed(tmp_path / "run"))
         if word == "FINISHED":
             return str(make_right(request.getfixturevalue("finished")[0], tmp_path / "run"))
+        if word == "JUDGED":
+            return str(make_judged(request.getfixturevalue("finished")[0], tmp_path / "run"))
         return word.replace("FOLDER", str(tmp_path))
 
     return find
@@ -95,6 +107,18 @@ def make_right(finished: Path, folder: Path) -> Path:
     run = Run(shutil.copytree(finished, folder))
     rows = [{**row, "predicted": row["label"]} for row in read_table(run.predictions)]
     write_table(run.predictions, rows, list(rows[0]))
+    forget_checksums(folder)
+    return folder
+
+
+def make_judged(finished: Path, folder: Path) -> Path:
+    """A finished run that holds scans against its training cases, few as they are."""
+    run = Run(shutil.copytree(finished, folder))
+    settings = restore(read_record(folder).values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shift, "MIN_CASES", 10)
+        patch.setattr(shift.conformal_limit, "__defaults__", (0.2,))
+        evaluate._hold_against_training(settings, Findings(run), Anatomy.of(settings))
     forget_checksums(folder)
     return folder
 

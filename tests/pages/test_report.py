@@ -190,3 +190,40 @@ def test_case_report(tmp_path, picture):
 def test_case_report_needs_no_more_than_the_decision(tmp_path):
     write_case_report(tmp_path / "case.html", CasePage(case_id="sub-1", predicted=0, p_reduced=0.02))
     assert "calls this scan normal" in " ".join(Page(tmp_path / "case.html").text.split())
+
+
+SHIFT = {
+    "marked": True,
+    "measures": {
+        "noise": {"value": 7.651, "limit": 3.034, "percentile": 100, "marked": True},
+        HOSTILE: {"value": 1.0, "limit": 2.0, "percentile": 40, "marked": False},
+    },
+    "own": {"marked": 2, "n": 53, "rate": 2 / 53, "ci95": [0.01, 0.128]},
+}
+
+
+def test_case_report_says_whether_a_scan_is_like_the_training_scans(tmp_path):
+    page = CasePage(case_id="sub-1", predicted=0, p_reduced=0.02, shift=SHIFT)
+    write_case_report(tmp_path / "case.html", page)
+    text = " ".join(Page(tmp_path / "case.html").text.split())
+    for said in ("unlike the training scans", "7.65, limit 3.03: beyond it", "1.00, limit 2.00", "2 of 53", HOSTILE):
+        assert said in text
+    assert "1.00, limit 2.00: beyond" not in text
+    write_case_report(tmp_path / "case.html", replace(page, shift=None))
+    assert "Likeness to the training scans" not in Page(tmp_path / "case.html").text
+
+
+def test_report_says_how_often_test_cases_are_unlike_the_training_scans(tmp_path, content):
+    row = {"limit": 3.034, "median": 0.73, "p95": 1.92, "marked": 2}
+    shift = {"judged": True, "note": HOSTILE, "level": 0.05, **SHIFT["own"], "measures": {"noise": row}}
+    write_report(tmp_path / "report.html", replace(content, metrics={**content.metrics, "shift": shift}))
+    page = Page(tmp_path / "report.html")
+    text = " ".join(page.text.split())
+    assert "shift" in page.attributes("section", "id") and HOSTILE in text
+    assert "Of the 53 test cases, on which no limit was set, it is said of 2, 3.8 % (1.0 to 12.8)." in text
+    cells = "<td>0.73</td><td>1.92</td><td>3.03</td><td>2</td>"
+    assert f'<th scope="row">noise</th>{cells}' in (tmp_path / "report.html").read_text()
+    few = {"judged": False, "note": "12 training cases are too few.", "level": 0.05, "measures": {}}
+    write_report(tmp_path / "report.html", replace(content, metrics={**content.metrics, "shift": few}))
+    text = " ".join(Page(tmp_path / "report.html").text.split())
+    assert "12 training cases are too few." in text and "on which no limit was set" not in text

@@ -1,0 +1,90 @@
+"""What a scan in MNI space looks like outside the striatum: its texture, which is noise and sharpness, and where its
+uptake is. Two scans of one camera look alike in it whatever their striata bind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import fft, ndimage
+
+FWHM_OF_SIGMA = float(np.sqrt(8.0 * np.log(2.0)))
+PERIODS_MM = (24.0, 20.0, 17.0, 15.0, 13.0, 11.0, 9.5, 8.0, 6.5)  # between bands; longer ones are the brain's anatomy
+NOISE_MM = 13.0  # in bands of shorter periods there is little but noise
+LEAST_WAVES = 20  # of a band, for its power to be known
+EDGE_MM = 6.0  # standard deviation of the region's soft edge, so that the edge itself has no texture
+NEIGHBOURHOOD_MM = 22.0  # FWHM of what uptake is averaged over
+STEP_MM = 10.0  # from one neighbourhood to the next
+LEAST_INSIDE = 0.4  # of a neighbourhood that counts
+
+
+@dataclass(frozen=True, eq=False)
+class Appearance:
+    """Measures of scans on one grid, scaled by the reference region.
+
+    Attributes
+    ----------
+    region : bool array (X, Y, Z), what is looked at: brain that no counts of the striatum spill into
+    spacing : of the grid, mm
+    """
+
+    region: np.ndarray
+    spacing: Sequence[float] | np.ndarray
+
+    def measure_texture(self, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Noise and sharpness of a scan (X, Y, Z).
+
+        Noise is the mean, over bands of periods below `NOISE_MM`, of the log of the mean power in the band; shape (1,).
+        Sharpness is how the power falls off: its log in each band between `PERIODS_MM` less the noise. Bands that the
+        grid does not hold are left out.
+        """
+        wave = np.asarray(fft.rfftn(data * self._window))
+        power = np.bincount(self._band, (np.abs(wave) ** 2).ravel(), len(PERIODS_MM) + 1)
+        level = np.log(np.maximum(power[self._kept] / self._waves[self._kept], np.finfo(np.float32).tiny))
+        noise = level[[PERIODS_MM[band - 1] <= NOISE_MM for band in self._kept]].mean(keepdims=True)
+        return noise, level - noise
+
+    def average_uptake(self, data: np.ndarray) -> np.ndarray:
+        """Uptake of a scan (X, Y, Z), averaged over neighbourhoods of `NEIGHBOURHOOD_MM` that lie `STEP_MM` apart, as
+        far as they are within the region; float64."""
+        return self._smooth(data)[self._points] / self._weight[self._points]
+
+    def _smooth(self, data: np.ndarray) -> np.ndarray:
+        within = np.where(self.region, data, np.float32(0)).astype(np.float64)
+        sigma = NEIGHBOURHOOD_MM / FWHM_OF_SIGMA / np.asarray(self.spacing)
+        return np.asarray(ndimage.gaussian_filter(within, sigma, truncate=3.0, mode="constant"))
+
+    @cached_property
+    def _weight(self) -> np.ndarray:
+        return self._smooth(np.ones(self.region.shape, np.float32))
+
+    @cached_property
+    def _points(self) -> np.ndarray:
+        steps = [max(1, round(STEP_MM / mm)) for mm in self.spacing]
+        lattice = np.zeros(self.region.shape, bool)
+        lattice[tuple(slice((n - 1) % step // 2, None, step) for n, step in zip(lattice.shape, steps))] = True
+        return lattice & self.region & (self._weight >= LEAST_INSIDE * self._weight.max())
+
+    @cached_property
+    def _window(self) -> np.ndarray:
+        """The region with a soft edge."""
+        soft = ndimage.gaussian_filter(self.region.astype(np.float32), EDGE_MM / np.asarray(self.spacing))
+        return np.where(self.region, soft, np.float32(0))
+
+    @cached_property
+    def _band(self) -> np.ndarray:
+        """The number of the band of each wave of the transform, from 1; 0: longer than all."""
+        (x, y, z), (a, b, c) = self.region.shape, self.spacing
+        squared = np.add.outer(np.add.outer(fft.fftfreq(x, a) ** 2, fft.fftfreq(y, b) ** 2), fft.rfftfreq(z, c) ** 2)
+        return np.digitize(np.sqrt(squared), 1 / np.array(PERIODS_MM)).ravel()
+
+    @cached_property
+    def _waves(self) -> np.ndarray:
+        return np.bincount(self._band, minlength=len(PERIODS_MM) + 1)
+
+    @cached_property
+    def _kept(self) -> np.ndarray:
+        """Numbers of the bands that the grid holds."""
+        return np.flatnonzero(self._waves[1:] >= LEAST_WAVES) + 1

@@ -132,9 +132,7 @@ def describe_reading(reading: Reading, anatomy: Anatomy, reference: Reference) -
         outline=anatomy.outline,
         sbr={key: result[key] for key in SBR},
         normal_range=result["normal_range"],
-        normal_range_source=describe_range(
-            result["normal_range"], result["age"], [case["age"] for case in reference.normals]
-        ),
+        normal_range_source=describe_range(result["normal_range"], result["age"], reference.ranges),
         subject={"age": result["age"], "sex": result["sex"]},
         relevance={
             "ipsilateral side": "right" if result["mirrored"] else "left",

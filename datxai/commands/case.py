@@ -17,19 +17,20 @@ log = logging.getLogger("datxai")
 
 
 def run(settings: Config, trained: Run) -> None:
-    """Read one new scan (``settings.scan``) by a trained run.
+    """Read one new scan (``settings.scan``) by a trained run, or by the bundle of one.
 
     RUN/cases/NAME holds what `Reader.write` writes, RUN/explanations/EXPLANATION/cases/NAME if the scan is explained by
-    another than the default; left and right are the patient's own. Nothing is written if the scan cannot be used
-    (`InputError`).
+    another than the default; by a bundle it is cases/NAME, and ``settings.out`` is another place for NAME. Left and
+    right are the patient's own. Nothing is written if the scan cannot be used (`InputError`).
     """
-    trained.entry("evaluate", "case")
     if settings.scan is None:
         raise InputError("scan has no value; give the file or folder of the scan as scan=PATH.")
     reader = Reader.of(settings, trained)
     reading = reader.read(settings.scan, settings.age)
-    reading = _name_case(reading, trained.explained / "cases")
-    place = reader.write(reading, trained.explained / "cases" / reading.name)
+    cases = Path("cases") if trained.folder.is_file() else trained.explained / "cases"
+    cases = cases if settings.out is None else Path(settings.out)
+    reading = _name_case(reading, cases)
+    place = reader.write(reading, cases / reading.name)
     result, written = reading.result, read_json(place / "prediction.json")
     p = result["p_reduced"] if result["probability"] is None else result["probability"]
     for doubt in result["warnings"]:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import yaml
 
-from datxai.analysis.normal_range import describe_range, expect_ratios
+from datxai.analysis.normal_range import describe_range, expect_ratios, fit_ranges
 from datxai.case import SBR
 from datxai.config import STAGES, Config
 from datxai.findings import GROUPS, Findings
@@ -153,7 +153,8 @@ def describe_case(findings: Findings, case: Mapping) -> CasePage:
     run, name = findings.run, case["participant_id"]
     person, measures, record = findings.people[name], findings.measures_of(name), findings.record_of_map(name)
     age, subject = person["age"], person.get("subject", name)
-    expected = expect_ratios([normal for normal in findings.normals if normal["subject"] != subject], SBR, age)
+    ranges = fit_ranges([normal for normal in findings.normals if normal["subject"] != subject], SBR)
+    expected = expect_ratios(ranges, age)
     files = {"spect": run.scan_of(name), "relevance": run.relevance_of(name)}
     relevance = findings.roi_relevance.get(name)
     sides = {"ipsilateral side": "right" if measures["mirrored"] else "left"}
@@ -168,7 +169,7 @@ def describe_case(findings: Findings, case: Mapping) -> CasePage:
         outline=findings.anatomy.outline,
         sbr={key: measures[key] for key in SBR},
         normal_range=expected,
-        normal_range_source=describe_range(expected, age, [normal["age"] for normal in findings.normals]),
+        normal_range_source=describe_range(expected, age, ranges),
         relevance={} if relevance is None else sides | relevance,
         explanation={"name": run.explanation, **record["method"], "sum": record["sum"]},
         quality=measures["quality"] | {"mirrored for the network": measures["mirrored"]},

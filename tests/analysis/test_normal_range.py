@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from datxai.analysis.normal_range import MIN_CASES, describe_range, expect_ratios, fit_normal_range
+from datxai.analysis.normal_range import MIN_CASES, describe_range, expect_ratios, fit_line, fit_normal_range, fit_ranges
 
 RNG = np.random.default_rng(3)
 AGES = RNG.uniform(40, 85, 30)
@@ -65,13 +65,14 @@ def test_too_few_cases_have_no_range():
 )
 def test_several_ratios_and_the_sentence_about_them(age, said):
     normals = [{"age": a, "putamen": v, "caudate": 2 * v} for a, v in zip([*AGES, None], [*VALUES, 2.0])]
-    found = expect_ratios(normals, ["putamen", "caudate"], age)
+    found = expect_ratios(fit_ranges(normals, ["putamen", "caudate"]), age)
     assert found["putamen"] == fit_normal_range([*VALUES, 2.0], [*AGES, None], age)
     assert found["caudate"]["high"] == pytest.approx(2 * found["putamen"]["high"])
     assert said in describe_range(found, age)
-    assert describe_range(expect_ratios([], ["putamen"], age), age) == ""
-    assert ("is an extrapolation" in describe_range(found, age, [70.0, None, 90.0])) == (age is not None)
-    assert "extrapolation" not in describe_range(found, age, [60.0, 80.0])
+    assert describe_range(expect_ratios(fit_ranges([], ["putamen"]), age), age) == ""
+    beyond, within = ({"putamen": fit_line([1.0] * 3, ages)} for ages in ([70.0, None, 90.0], [60.0, 80.0, 70.0]))
+    assert ("is an extrapolation" in describe_range(found, age, beyond)) == (age is not None)
+    assert "extrapolation" not in describe_range(found, age, within)
 
 
 @given(st.floats(0.1, 10), st.floats(-5, 5), st.floats(20, 100))

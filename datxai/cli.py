@@ -223,7 +223,8 @@ def _place_on_bundle(order: Order, path: Path) -> Plan:
     bundle = Bundle.open(path, only=[SETTINGS])
     record = bundle.record.without("data")  # of which the kind of the new scan is not
     words = [word for word in order.words if key_of(word) != "run"]
-    words = [f"data.orientation={bundle.record.values["data"].get("orientation", "header")}", *words, quote(f"run={path}")]
+    orientation = bundle.record.values["data"].get("orientation", "header")
+    words = [f"data.orientation={orientation}", *words, quote(f"run={path}")]
     return Plan(order, compose.PRIMARY, tuple(words), None, record, path, bundle.fixed, bundle)
 
 

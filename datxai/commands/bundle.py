@@ -133,8 +133,8 @@ def _count_mean_scan(model: nn.Module, findings: Findings) -> int | None:
     cases = sum(case["set"] == "train" for case in findings.cohort)
     if cases < LEAST:
         raise InputError(
-            f"{findings.run.folder}: its network subtracts the mean of {cases} training scans, expected {LEAST} or more "
-            f"for a mean that may be handed on; train with more cases, or with network=nazari2021."
+            f"{findings.run.folder}: its network subtracts the mean of {cases} training scans, expected {LEAST} or "
+            f"more for a mean that may be handed on; train with more cases, or with network=nazari2021."
         )
     return cases
 
@@ -187,10 +187,11 @@ def _describe_run(record: Record, findings: Findings) -> dict[str, Any]:
     values, found = record.values, findings.metrics
     split = values["split"]
     training = {name: value for name, value in values["training"].items() if name not in ("tracking", "shard")}
-    started = {"initial weights": "of another training" if values["network"].get("weights") else "Glorot uniform"}
-    imaging = {
-        name: value for group in ("grid", "registration", "atlas", "preprocessing") for name, value in values[group].items()
-    }
+    plain = values["network"]["architecture"] == "plain"
+    drawn = "Glorot uniform, biases zero" if plain else "as the network's class draws them"
+    started = {"initial weights": "of another training" if values["network"].get("weights") else drawn}
+    groups = ("grid", "registration", "atlas", "preprocessing")
+    imaging = {name: value for group in groups for name, value in values[group].items()}
     method = {**values["attribution"], "target": values["target"], "composite": values["composite"]["name"]}
     small = {"age_mean": None, "age_sd": None}
     return {

@@ -18,6 +18,11 @@ NAMES = {
 USE, COHORT, FIGURES, LIMITS = "Intended use", "Cohort", "Figures", "Limits"
 IMAGING, NETWORK, TRAINING, EXPLANATION = "Imaging", "Network", "Training", "Explanation"
 OUTPUT, HELD, MADE = "What it says of a scan", "What the bundle holds", "Made by"
+SAID = {
+    IMAGING: "Every scan is registered to MNI space, judged, divided by its uptake in the reference region, measured, "
+    "mirrored if so set (the side with the lower putamen to the left), and resampled onto the grid.",
+    NETWORK: "One network, no ensemble, of {parameters:,} parameters.",
+}
 CLAIM = {  # item: its name, and the section above that answers it; None: a run cannot
     "1": ("Identification as a study of AI methodology", None),
     "2": ("Summary of design, methods, results and conclusions", None),
@@ -125,7 +130,7 @@ def render_card(card: ModelCard) -> str:
     lines = [
         f"# {card.name}",
         "",
-        "Made by `datxai bundle` from a finished run; nothing here is typed in by hand. **Research use, not diagnostic.**",
+        "Filled in by `datxai bundle` from what a finished run has recorded. **Research use, not diagnostic.**",
         *_describe_use(card),
         *_describe_cohort(card),
         *_describe_figures(card),
@@ -148,8 +153,8 @@ def _heading(title: str) -> list[str]:
 def _describe_use(card: ModelCard) -> Iterator[str]:
     yield from _heading(USE)
     yield (
-        "To study how a network classifies dopamine transporter SPECT (FP-CIT) of adults as normal or reduced, and why: "
-        "each decision comes with a relevance map. It is for researchers, and no medical device: no decision about a "
+        "To study how a network classifies dopamine transporter SPECT (FP-CIT) as normal or reduced, and why: each "
+        "decision comes with a relevance map. It is for researchers, and no medical device: no decision about a "
         "patient may rest on it."
     )
     if "phantom" in card.data:
@@ -159,8 +164,8 @@ def _describe_use(card: ModelCard) -> Iterator[str]:
 def _describe_cohort(card: ModelCard) -> Iterator[str]:
     yield from _heading(COHORT)
     yield (
-        f"Data: {card.data}. Labels: 0 normal, 1 reduced, as the run was given them. {card.split} All scans of a subject "
-        f"are in one set. Scans that could not be used: {card.left_out}."
+        f"Data: {card.data}. Labels: 0 normal, 1 reduced, as the run was given them. {card.split} All scans of a "
+        f"subject are in one set. Scans that could not be used: {card.left_out}."
     )
     yield ""
     header, *rows = arrange_table1(card.table1)
@@ -224,11 +229,12 @@ def _describe_output(card: ModelCard) -> Iterator[str]:
 
 def _describe_settings(card: ModelCard, title: str) -> Iterator[str]:
     yield from _heading(title)
-    if title == NETWORK:
-        yield f"One network, no ensemble, of {card.parameters:,} parameters."
+    if title in SAID:
+        yield SAID[title].format(parameters=card.parameters)
         yield ""
     for name, value in card.settings.get(title, {}).items():
-        yield f"- {name}: {format_cell(value)}"
+        if value not in (None, [], {}):
+            yield f"- {name}: {format_cell(value)}"
 
 
 def _describe_content(card: ModelCard) -> Iterator[str]:

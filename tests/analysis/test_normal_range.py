@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from datxai.analysis.normal_range import MIN_CASES, describe_range, expect_ratios, fit_line, fit_normal_range, fit_ranges
+from datxai.analysis.normal_range import (
+    MIN_CASES,
+    describe_range,
+    expect_ratios,
+    fit_line,
+    fit_normal_range,
+    fit_ranges,
+)
 
 RNG = np.random.default_rng(3)
 AGES = RNG.uniform(40, 85, 30)

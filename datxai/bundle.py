@@ -241,12 +241,14 @@ class Bundle:
         place, found = self._place(REFERENCE), _parse(self.content[REFERENCE], self._place(REFERENCE))
         kinds = {"calibration": dict, "ranges": dict, "evaluated": dict, "method": str}
         wrong = next((name for name, kind in kinds.items() if not isinstance(found.get(name), kind)), None)
-        if wrong is None:
-            numbers = {"temperature": (int, float), "determined": bool, "half_width": (int, float)}
-            known = found["calibration"]
-            wrong = next((name for name, kind in numbers.items() if not isinstance(known.get(name), kind)), None)
         if wrong is not None:
             raise InputError(f"{place}: {wrong} is {found.get(wrong)!r:.80}, which is none; make the bundle again.")
+        temperature, half_width = (found["calibration"].get(name) for name in ("temperature", "half_width"))
+        fits = all(type(number) in (int, float) for number in (temperature, half_width))
+        if not (fits and temperature > 0 and 0 <= half_width <= 1 and "determined" in found["calibration"]):
+            raise InputError(f"{place}: the calibration cannot be used; make the bundle again.")
+        if not all(isinstance(found["evaluated"].get(name), str) for name in ("fingerprint", "finished")):
+            raise InputError(f"{place}: does not say which run it is of; make the bundle again.")
         return found
 
     @cached_property

@@ -119,7 +119,14 @@ class Reference:
     @classmethod
     def of_bundle(cls, settings: Config, bundle: Bundle) -> Reference:
         """What the run of a bundle found, for maps made by the method of these settings."""
+        from datxai.analysis.normal_range import expect_ratios
+
         held = bundle.reference
+        try:
+            for age in (None, 60.0):
+                expect_ratios(held["ranges"], age)
+        except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+            raise InputError(f"{bundle.folder}: its normal ranges cannot be used; make the bundle again.") from error
         alike = hash_content(describe_method(settings)) == held["method"]
         return cls(
             means=bundle.means if alike else None,

@@ -22,13 +22,13 @@ import struct
 import tempfile
 import weakref
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from datxai.config import MISSING, Config, restore
+from datxai.config import ALL, MISSING, Config, restore
 from datxai.errors import InputError
 from datxai.files import hash_content, hash_json, replacing, require_file
 from datxai.record import OF_ONE_SCAN, Record, check_record, flatten_all, say
@@ -464,9 +464,10 @@ def _altered(path: Path, what: str) -> InputError:
     return InputError(f"{path}: {what} is not as it was written, expected the bundle that was made; copy it again.")
 
 
-def say_what_it_holds(path: Path, task: str, able: Sequence[str]) -> InputError:
+def say_what_it_holds(path: Path, task: str) -> InputError:
     """The sentence on a command that needs the cases of a run."""
+    what = "a stage" if task == ALL else f"`{task}`"
     return InputError(
-        f"run={path}: is a bundle, which holds network, settings and reference and no case, and `{task}` needs a run "
-        f"with cases; give run=RUN_DIR, or read scans with the bundle (`datxai {'`, `datxai '.join(able)}`)."
+        f"{path}: is a bundle, which holds network, settings and reference and no case, and {what} needs a run with "
+        f"cases; give the run folder, or read scans with the bundle (`datxai case`, `datxai serve`)."
     )

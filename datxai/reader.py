@@ -9,10 +9,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,8 @@ from datxai.volume import Volume, resample
 
 if TYPE_CHECKING:
     from datxai.imaging.dicom import Source
+
+log = logging.getLogger("datxai")
 
 MAX_AGE = 120  # years
 
@@ -255,6 +258,27 @@ class Reader:
                 for other, its in beside.items()
             }
         return Reading(name, voxels, spect, shown, own, result, source, beside)
+
+    def read_many(self, paths: Iterable[str | os.PathLike], on_error: str = "raise") -> Iterator[Reading]:
+        """Read scans one after the other, each as `read` does, when its reading is asked for.
+
+        A scan that cannot be used raises its `InputError`, and those after it are not read; with ``on_error="skip"`` a
+        warning says so, and the next one follows.
+        """
+        if on_error not in ("raise", "skip"):
+            raise InputError(f"on_error is {on_error}, expected raise or skip.")
+        return self._read_many(paths, on_error == "skip")
+
+    def _read_many(self, paths: Iterable[str | os.PathLike], skips: bool) -> Iterator[Reading]:
+        for path in paths:
+            try:
+                reading = self.read(path)
+            except InputError as error:
+                if not skips:
+                    raise
+                log.warning("left out: %s", error)
+                continue
+            yield reading
 
     def _judge(
         self, relevance: np.ndarray, record: Mapping, measures: Mapping, shown: Volume, age: float | None

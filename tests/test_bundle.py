@@ -166,7 +166,7 @@ def test_a_mean_scan_over_few_cases_is_refused(folder, tmp_path):
 def test_means_of_a_stranger(members, tmp_path, maps):
     content = b"none" if maps is None else safetensors.numpy.save(maps)
     bundle = Bundle.open(remake(tmp_path / "theirs.datxai", {**members, MEANS: content}))
-    with pytest.raises(InputError, match="expected two maps of the grid|cannot be read as safetensors"):
+    with pytest.raises(InputError, match=r"expected two maps of the grid|cannot be read as safetensors"):
         Reference.of_bundle(bundle.settings, bundle)
 
 
@@ -239,7 +239,7 @@ def test_200_altered_bundles_are_refused(path, rounded, members, tmp_path):
     assert len(contents) == 200 and whole not in contents
     for content in contents:
         altered.write_bytes(content)
-        with pytest.raises(InputError, match="altered.datxai") as refused:
+        with pytest.raises(InputError, match=r"altered\.datxai") as refused:
             Bundle.open(altered)
         assert "\n" not in str(refused.value)
 
@@ -248,8 +248,11 @@ def craft(members, manifest_of):
     """An archive laid out as a bundle is, whose manifest is made by ``manifest_of`` and has a right checksum."""
     manifest = json.loads(members[MANIFEST])
     content = manifest_of({key: value for key, value in manifest.items() if key != "sha256"})
-    first = room._dump({**content, "sha256": room.hash_json(content)})
-    return struct.pack(room.LOCAL, b"PK\3\4", 20, 0, 0, 0, 0x21, 0, len(first), len(first), 13, 0) + b"manifest.json" + first
+    return begin(len(text := room._dump({**content, "sha256": room.hash_json(content)}))) + text
+
+
+def begin(size):
+    return struct.pack(room.LOCAL, b"PK\3\4", 20, 0, 0, 0, 0x21, 0, size, size, 13, 0) + b"manifest.json"
 
 
 def with_member(name, size=4):
@@ -279,8 +282,7 @@ def test_what_a_stranger_may_make(members, tmp_path, manifest_of, words):
 
 
 def test_a_manifest_that_says_it_is_huge_takes_no_memory(tmp_path):
-    begin = struct.pack(room.LOCAL, b"PK\3\4", 20, 0, 0, 0, 0x21, 0, 2**32 - 1, 2**32 - 1, 13, 0) + b"manifest.json"
-    (tmp_path / "huge.datxai").write_bytes(begin)
+    (tmp_path / "huge.datxai").write_bytes(begin(2**32 - 1))
     with pytest.raises(InputError, match="has 4294967295 bytes, expected 1048576 at most"):
         Bundle.open(tmp_path / "huge.datxai")
 
@@ -338,7 +340,8 @@ def test_code_and_places_are_not_handed_on(folder):
         code = Record({**record.values, group: {**record.values[group], key: "mine"}}, record.choices)
         with pytest.raises(InputError, match=rf"{group}.{key}=mine is Python code, which a bundle does not hold"):
             settings_to_hand_on(code)
-    values = {**record.values, "network": {**record.values["network"], "weights": "/home/me/w.pt", "rename": {"a": "b"}}}
+    network = {**record.values["network"], "weights": "/home/me/w.pt", "rename": {"a": "b"}}
+    values = {**record.values, "network": network}
     handed, _ = settings_to_hand_on(Record(values, record.choices, record.references))
     assert handed["values"]["data"] == {"orientation": "header"} and "/home" not in json.dumps(handed)
     assert "data" not in handed["choices"] and "training" not in handed["values"]
@@ -390,3 +393,35 @@ def test_a_bundle_is_of_one_explanation(folder, path, tmp_path):
         Reader.open(path, explanations=["default", "other"])
     with pytest.raises(InputError, match="holds an explanation that the run has made"):
         make(folder, tmp_path / "x.datxai", target="decision")
+
+
+@pytest.fixture(scope="module")
+def reader(path):
+    return Reader.open(path)
+
+
+def test_the_lines_of_the_page(folder, path, tmp_path, monkeypatch, capsys, caplog):
+    page = (Path(room.__file__).parents[1] / "docs" / "python.md").read_text()
+    code = page.split("```python scans\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(path, "model.datxai")
+    shutil.copy(folder / SCAN, "scan.dcm")
+    shutil.copy(folder / SCAN.replace("2_", "3_"), "other.dcm")
+    Path("broken.dcm").write_bytes(Path("scan.dcm").read_bytes()[:900])
+    exec(code, {})
+    assert {place.name for place in Path("out").iterdir()} == {"scan", "other"}
+    assert "(91, 109, 1)" in capsys.readouterr().out
+    assert "left out: broken.dcm: " in caplog.text
+
+
+def test_many_scans_are_read_when_they_are_asked_for(reader, folder, tmp_path):
+    paths = [folder / SCAN, tmp_path / "nothing.dcm", folder / SCAN]
+    readings = reader.read_many(paths)
+    first, alone = next(readings), reader.read(paths[0])
+    assert first.result["logit_reduced"] == alone.result["logit_reduced"]
+    np.testing.assert_array_equal(first.relevance.data, alone.relevance.data)
+    with pytest.raises(InputError, match="no such file"):
+        next(readings)
+    assert [reading.name for reading in reader.read_many(paths, on_error="skip")] == ["sub-0002_spect"] * 2
+    with pytest.raises(InputError, match="on_error is ignore, expected raise or skip"):
+        reader.read_many(paths, on_error="ignore")

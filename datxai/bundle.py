@@ -264,10 +264,10 @@ class Bundle:
             found = safetensors.numpy.load(self.content[MEANS])
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self._place(MEANS)}: cannot be read as safetensors ({error}).") from error
-        pair = [found.get(name) for name in ("TN", "TP")]
-        for mean in pair:
-            if mean is None or mean.shape != shape or mean.dtype != np.float32 or not np.isfinite(mean).all():
-                raise InputError(f"{self._place(MEANS)}: expected two maps of the grid {shape}; make the bundle again.")
+        pair = [found[name] for name in ("TN", "TP") if name in found]
+        fits = [mean.shape == shape and mean.dtype == np.float32 and np.isfinite(mean).all() for mean in pair]
+        if len(pair) < 2 or not all(fits):
+            raise InputError(f"{self._place(MEANS)}: expected two maps of the grid {shape}; make the bundle again.")
         return pair
 
     @cached_property

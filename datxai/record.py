@@ -179,7 +179,7 @@ def check_record(content: Mapping[str, Any], path: Path) -> Record:
 
     Raises `InputError`, which names ``path``.
     """
-    parts = [content.get(name) for name in ("values", "choices", "references")]
+    parts: list[Any] = [content.get(name) for name in ("values", "choices", "references")]
     if not all(isinstance(part, dict) and _has_plain_keys(part) for part in parts):
         raise _refuse(path, "does not hold settings")
     values, choices, references = parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,18 +142,13 @@ def _count_mean_scan(model: nn.Module, findings: Findings) -> int | None:
 
 def _round(explainer: Explainer, findings: Findings) -> tuple[bytes, dict[str, Any]]:
     """Weights as safetensors with kernels and matrices in bfloat16, and what that changes of the test cases."""
-    model = copy.deepcopy(explainer.model)
-    rounded = {name: p.to(torch.bfloat16) for name, p in model.named_parameters() if p.ndim > 1}
-    tensors = {name: rounded.get(name, tensor).detach().cpu() for name, tensor in model.state_dict().items()}
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in rounded:
-                parameter.copy_(rounded[name])
-    rounded_explainer = copy.copy(explainer)
-    object.__setattr__(rounded_explainer, "model", model)
-    return safetensors.torch.save({k: t.contiguous() for k, t in tensors.items()}), _compare(
-        explainer, rounded_explainer, findings
-    )
+    model, tensors = copy.deepcopy(explainer.model), {}
+    matrices = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    for name, tensor in model.state_dict().items():
+        rounded = tensor.to(torch.bfloat16) if name in matrices else tensor
+        tensors[name] = rounded.cpu().contiguous()
+        tensor.copy_(rounded)
+    return safetensors.torch.save(tensors), _compare(explainer, replace(explainer, model=model), findings)
 
 
 def _compare(exact: Explainer, rounded: Explainer, findings: Findings) -> dict[str, Any]:

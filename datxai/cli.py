@@ -18,13 +18,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datxai.config import COMMANDS, Config, require_name
+from datxai.config import COMMANDS, OF_BUNDLES, Config, require_name
 from datxai.errors import InputError, escape
 from datxai.order import FROM_TRAINING_ON, HELP, NEED_NO_RUN, VERSION, Order, group_of, key_of, quote, read_order
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from datxai.bundle import Bundle
     from datxai.record import Record
 
 log = logging.getLogger("datxai")
@@ -53,6 +54,7 @@ class Plan:
     record: Record | None = None  # that the run goes on with, if it has been begun
     rests_on: Path | None = None  # the folder that has it
     fixed: tuple[str, ...] = ()  # settings that shaped what has been made before
+    bundle: Bundle | None = None  # in the place of a run folder
 
 
 def main() -> None:
@@ -139,7 +141,7 @@ def prepare(order: Order) -> Plan:
     of_call = {"stage": order.task, "hydra": {}}
     if "shard" in order.given:  # all shards are of one run
         of_call["hydra"] |= {"sweep": {"dir": "${run}", "subdir": "."}}
-    if order.given.get("dry_run") == "true":  # no trace of it
+    if order.given.get("dry_run") == "true" or plan.bundle is not None:  # no trace of it
         of_call["hydra"] |= {"run": {"dir": "."}, "job_logging": {"loggers": {"datxai": {"handlers": ["console"]}}}}
     plan = _choose_method(plan, of_call)
     config = _register(plan, of_call)
@@ -175,6 +177,8 @@ def _place(order: Order) -> Plan:
     from datxai.record import made_before, read_record, require_own
 
     given, run = order.given, _find_run(order)
+    if run.is_file() and "run" in given:
+        return _place_on_bundle(order, run)
     base = Path(given["base"]) if "base" in given else None
     if base is None and order.sweeps and (run / "manifest.json").is_file():
         base = run
@@ -203,6 +207,25 @@ def _place(order: Order) -> Plan:
             fixed = made_before(run, order.task, order.explanation) if folder == run else ()
             return Plan(order, compose.PRIMARY, tuple(words), run, record, folder, tuple(fixed))
     return Plan(order, compose.PRIMARY, tuple(words), run)
+
+
+def _place_on_bundle(order: Order, path: Path) -> Plan:
+    """The plan of a command that takes a bundle, whose settings are those of its run; a stage is refused."""
+    from datxai import compose
+    from datxai.bundle import SETTINGS, Bundle, is_bundle, say_what_it_holds
+
+    if order.task not in OF_BUNDLES:
+        if is_bundle(path):
+            raise say_what_it_holds(path, order.task)
+        raise InputError(f"run={path}: is a file, expected a run folder; choose another run=DIR.")
+    if order.sweeps:
+        raise InputError(f"run={path}: a bundle is for one command at a time; leave out -m.")
+    bundle = Bundle.open(path, only=[SETTINGS])
+    record = bundle.record.without("data")  # of which the kind of the new scan is not
+    words = [word for word in order.words if key_of(word) != "run"]
+    orientation = bundle.record.values["data"].get("orientation", "header")
+    words = [f"data.orientation={orientation}", *words, quote(f"run={path}")]
+    return Plan(order, compose.PRIMARY, tuple(words), None, record, path, bundle.fixed, bundle)
 
 
 def _find_run(order: Order) -> Path:
@@ -325,6 +348,7 @@ def _perform(plan: Plan, cfg: DictConfig, folder: Path, sweeps: bool) -> float |
     from datxai.record import Record, recording
 
     settings = _settings(cfg, plan.order.given)
+    folder = folder if plan.bundle is None else plan.bundle.folder
     settings.run = str(folder)
     if sweeps:
         log.info("\n%s", folder)
@@ -338,6 +362,8 @@ def _perform(plan: Plan, cfg: DictConfig, folder: Path, sweeps: bool) -> float |
         now = replace(now, values={**now.values, "base": None})
     if plan.record is not None and not sweeps:
         log.info("Settings taken over from %s: %s", plan.rests_on, compose.describe(plan.record))
+    if plan.bundle is not None:
+        plan.bundle.require_same(now, settings.stage)
     follows = int(os.environ.get("RANK", 0)) > 0  # another process of torchrun, which keeps the record
     leaves_record = not (settings.stage in COMMANDS or settings.dry_run or follows)
     with _locking(settings, folder, leaves_record):

@@ -29,6 +29,8 @@ STAGES = {
 COMMANDS = {
     "case": "new scans through a trained run: scan=PATH|[A,B] run=RUN_DIR [age=YEARS] [sex=F|M] [prior=PATH] [out=DIR]",
     "serve": "a page on this machine where scans are dropped in: run=RUN_DIR [port=8765]",
+    "bundle": "a run's model in one file to hand on, without scans: run=RUN_DIR [out=FILE.datxai] [precision=bf16]",
+    "export": "a run's network in another format: run=RUN_DIR [to=onnx] [out=FILE]",
     "template": "a template for registration from a run's own normal scans: run=RUN_DIR",
     "benchmark": "ways to explain side by side, by measures of their maps: run=RUN_DIR",
     "spectral": "groups among the relevance maps of a run, to find a Clever Hans: run=RUN_DIR",
@@ -37,6 +39,7 @@ COMMANDS = {
     "search": "settings of training and network that end best, by Optuna: run=RUN_DIR [search=training]",
     "reads": "consensus of two readers, and how far they agree: file=READS.tsv [out=DIR]",
 }
+OF_BUNDLES = ("case", "serve", "bundle", "export")  # commands that take a bundle in the place of a run folder
 ALL = "all"
 DEFAULT = "default"  # the explanation whose maps lie in the run folder itself
 EXPLAINED = ("explain", "evaluate", "report")  # the stages that each explanation of a run has of its own
@@ -44,7 +47,7 @@ EXPLAINING = ("attribution", "composite", "target")  # and the settings
 CALL = (  # settings of one call or one machine, which a run does not record
     "stage", "run", "shard", "runs", "scan", "age", "sex", "prior", "prior_years", "port", "dicom", "deidentify",
     "file", "out", "device", "n_jobs", "on_error", "check", "dry_run", "objective", "benchmark", "search",
-    "explanation", "explanations",
+    "explanation", "explanations", "precision", "to",
 )  # fmt: skip
 TARGETS = ("difference", "decision", "predicted", "normal", "reduced", "label")
 OF_SPLIT = {  # settings of each kind of split
@@ -350,6 +353,8 @@ class Config:
     deidentify: bool = False  # and without the patient's identity
     file: str | None = None
     out: str | None = None
+    precision: str = "float32"  # float32 | bf16: of the weights in a `bundle`
+    to: str = "onnx"  # what `export` makes
     seed: int = 0
     device: str = "auto"
     n_jobs: int = -1

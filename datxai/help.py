@@ -59,6 +59,8 @@ SETTINGS = {  # what shapes what a stage or command makes
         "explanation", "explanations", "dicom", "deidentify",
     ),
     "serve": ("port", "attribution", "composite", "target", "explanation"),
+    "bundle": ("out", "precision", "explanation"),
+    "export": ("out", "to"),
     "template": (),
     "benchmark": ("benchmark", "target", "explanation"),
     "search": ("search", "network", "training"),

@@ -1,6 +1,6 @@
 """A trained run that judges new scans: what `datxai case` does once and `datxai serve` again and again.
 
-    reader = Reader.open("runs/phantom")
+    reader = Reader.open("runs/phantom")                 # or what `datxai bundle` has made of one: model.datxai
     reading = reader.read("scan.dcm")
     reading.result["probability"], reading.relevance     # the map in MNI space, the patient's own sides
     reader.write(reading, "out/scan")
@@ -9,10 +9,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,10 +25,13 @@ import numpy as np
 from datxai import __version__
 from datxai.analysis.shift import Shift
 from datxai.anatomy import Anatomy
+from datxai.bundle import Bundle
 from datxai.case import HALVES, SBR, Imaging, describe_appearance, tabulate_measures
 from datxai.config import DEFAULT, EXPLAINING, Config, require_name, restore
+from datxai.device import choose_device
 from datxai.errors import InputError
 from datxai.explainer import Explainer, describe_method, predict_label
+from datxai.files import hash_content
 from datxai.findings import Findings
 from datxai.lock import holding
 from datxai.record import RECORD, read_record
@@ -38,6 +42,8 @@ from datxai.volume import Volume, resample
 if TYPE_CHECKING:
     from datxai.analysis.normal_range import NormalRange
     from datxai.imaging.dicom import Source
+
+log = logging.getLogger("datxai")
 
 MAX_AGE = 120  # years
 
@@ -122,6 +128,31 @@ class Reference:
             shift=findings.shift,
         )
 
+    @classmethod
+    def of_bundle(cls, settings: Config, bundle: Bundle) -> Reference:
+        """What the run of a bundle found, for maps made by the method of these settings."""
+        from datxai.analysis.normal_range import NormalRange
+
+        held = bundle.reference
+        try:
+            ranges = {str(name): NormalRange.unpack(data) for name, data in held["ranges"].items()}
+            for one in ranges.values():
+                for age, sex in ((None, None), (60.0, "F")):
+                    expected = one.expect(age, sex)
+                    if expected is not None and not np.isfinite(expected.limits).all():
+                        raise ValueError("a range without limits")
+        except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError, IndexError) as error:
+            raise InputError(f"{bundle.folder}: its normal ranges cannot be used; make the bundle again.") from error
+        alike = hash_content(describe_method(settings)) == held["method"]
+        return cls(
+            means=bundle.means if alike else None,
+            calibration=held["calibration"],
+            ranges=ranges,
+            evaluated=held["evaluated"],
+            identity=bundle.identity,
+            shift=bundle.shift,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Reader:
@@ -134,32 +165,44 @@ class Reader:
     reference: Reference
     timings: Mapping[str, float]  # of loading, in seconds
     beside: Mapping[str, tuple[Explainer, Reference]] = field(default_factory=dict)  # other explanations of the run
+    source: Run | Bundle | None = None  # where all of it comes from
 
     @classmethod
-    def open(cls, folder: str | os.PathLike, **changes) -> Reader:
-        """The reader of a finished run, with the settings it was made with; ``changes`` replace some of them.
+    def open(cls, path: str | os.PathLike, **changes) -> Reader:
+        """The reader of a finished run, or of a bundle made of one, with the settings it was made with; ``changes``
+        replace some of them.
 
         ``Reader.open("runs/phantom", target="difference", device="cpu")``. Raises `InputError` if the folder holds no
-        finished run.
+        finished run, or the file is no bundle as it was written.
         """
-        run = Run(Path(folder), changes.get("explanation", DEFAULT))
+        run = Run(Path(path), changes.get("explanation", DEFAULT))
+        if run.folder.is_file():
+            bundle = Bundle.open(run.folder)
+            settings = replace(bundle.settings, **changes)
+            _require_no_code(settings, run.folder, changes)
+            return cls._of(settings, bundle)
         run.entry("evaluate", "case")
         return cls.of(_restore(run, **changes), run)
 
     @classmethod
     def of(cls, settings: Config, run: Run) -> Reader:
-        """The reader of a run for settings that are known already."""
+        """The reader of a run, or of the bundle that its ``folder`` names, for settings that are known already."""
+        if run.folder.is_file():
+            bundle = Bundle.open(run.folder)
+            if settings.explanation not in (DEFAULT, bundle.explanation):
+                raise InputError(
+                    f"explanation={settings.explanation}: {run.folder} is a bundle of one explanation, "
+                    f"{bundle.explanation}; leave it out."
+                )
+            return cls._of(bundle.localise(replace(settings, explanation=bundle.explanation)), bundle)
         with holding(run.folder):
             return cls._of(settings, run)
 
     @classmethod
-    def _of(cls, settings: Config, run: Run) -> Reader:
-        run.entry("evaluate", "case")
+    def _of(cls, settings: Config, run: Run | Bundle) -> Reader:
         if settings.target == "label":
             raise InputError("target=label needs a labelled case; choose predicted, normal, reduced or difference.")
-        for name in settings.explanations:  # before anything is loaded, or kept in the run folder
-            require_name(name)
-            Run(run.folder, name).entry("evaluate", "case")
+        _require_explanations(settings, run)
         timings: dict[str, float] = {}
         anatomy = Anatomy.of(settings, cache=run.anatomy)
         with ThreadPoolExecutor(1) as other_thread:
@@ -170,10 +213,11 @@ class Reader:
                     importlib.import_module("datxai.imaging.registration").prepare(imaging.bases)
             with timed(timings, "load figures"):  # for which the first scan would else wait
                 importlib.import_module("datxai.pages.document").prepare()
-            reference = Reference.of(settings, run)
+            in_bundle = isinstance(run, Bundle)
+            reference = Reference.of_bundle(settings, run) if in_bundle else Reference.of(settings, run)
             explainer = network.result()
-            beside = dict(_find_beside(settings, run, explainer, anatomy))
-            return cls(settings, imaging, anatomy, explainer, reference, timings, beside)
+            beside = {} if in_bundle else dict(_find_beside(settings, run, explainer, anatomy))
+            return cls(settings, imaging, anatomy, explainer, reference, timings, beside, run)
 
     def read(self, path: str | os.PathLike | Scan, age: float | None = None, sex: str | None = None) -> Reading:
         """Read one scan: a NIfTI file, a DICOM file, or a folder with one DICOM series; projections are reconstructed.
@@ -233,6 +277,27 @@ class Reader:
                 for other, its in beside.items()
             }
         return Reading(name, voxels, spect, shown, own, result, source, beside)
+
+    def read_many(self, paths: Iterable[str | os.PathLike], on_error: str = "raise") -> Iterator[Reading]:
+        """Read scans one after the other, each as `read` does, when its reading is asked for.
+
+        A scan that cannot be used raises its `InputError`, and those after it are not read; with ``on_error="skip"`` a
+        warning says so, and the next one follows.
+        """
+        if on_error not in ("raise", "skip"):
+            raise InputError(f"on_error is {on_error}, expected raise or skip.")
+        return self._read_many(paths, on_error == "skip")
+
+    def _read_many(self, paths: Iterable[str | os.PathLike], skips: bool) -> Iterator[Reading]:
+        for path in paths:
+            try:
+                reading = self.read(path)
+            except InputError as error:
+                if not skips:
+                    raise
+                log.warning("left out: %s", error)
+                continue
+            yield reading
 
     def _judge(
         self,
@@ -341,17 +406,37 @@ def _restore(run: Run, **changes) -> Config:
     if record is None or not record.values:
         raise InputError(f"{run.folder / RECORD}: no settings of the run are recorded; make the run again.")
     settings = replace(restore(record.of_explanation(run.explanation).values), **changes)
+    _require_no_code(settings, run.folder / RECORD, changes)
+    return settings
+
+
+def _require_no_code(settings: Config, place: Path, changes: Mapping) -> None:
+    """Refuse code that the settings of a run name, and the caller does not."""
     if settings.composite.rules_from is not None and "composite" not in changes:
         raise InputError(
-            f"{run.folder / RECORD}: composite.rules_from={settings.composite.rules_from} is Python code that "
+            f"{place}: composite.rules_from={settings.composite.rules_from} is Python code that "
             f"would be executed; if you trust it, give the composite as Reader.open(folder, composite=...)."
         )
     if settings.network.target is not None and "network" not in changes:
         raise InputError(
-            f"{run.folder / RECORD}: network.target={settings.network.target} is Python code that would be executed; "
+            f"{place}: network.target={settings.network.target} is Python code that would be executed; "
             f"if you trust it, give the network as Reader.open(folder, network=...)."
         )
-    return settings
+
+
+def _require_explanations(settings: Config, run: Run | Bundle) -> None:
+    """Refuse explanations that are not there, before anything is loaded, or kept in the run folder."""
+    if isinstance(run, Bundle):
+        if settings.explanations:
+            raise InputError(
+                f"explanations=[{','.join(settings.explanations)}]: {run.folder} is a bundle of one explanation, "
+                f"{run.explanation}; leave it out, or give the run folder."
+            )
+        return
+    run.entry("evaluate", "case")
+    for name in settings.explanations:
+        require_name(name)
+        Run(run.folder, name).entry("evaluate", "case")
 
 
 def _find_beside(
@@ -369,8 +454,11 @@ def _find_beside(
             yield name, (prepared, Reference.of(own, other))
 
 
-def _load_network(settings: Config, run: Run, anatomy: Anatomy, timings: dict[str, float]) -> Explainer:
+def _load_network(settings: Config, run: Run | Bundle, anatomy: Anatomy, timings: dict[str, float]) -> Explainer:
     with timed(timings, "load network"):
+        if isinstance(run, Bundle):
+            device = choose_device(settings)
+            return Explainer.prepare(run.load_network(device), device, settings, anatomy)
         return Explainer.of(settings, run, anatomy)
 
 

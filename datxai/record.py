@@ -174,6 +174,20 @@ def read_record(folder: Path) -> Record | None:
     return replace(record, explanations=dict(_read_explanations(explanations, record, path)))
 
 
+def check_record(content: Mapping[str, Any], path: Path) -> Record:
+    """Settings as data (``values, choices, references``), of some groups maybe, checked as those of a run are.
+
+    Raises `InputError`, which names ``path``.
+    """
+    parts: list[Any] = [content.get(name) for name in ("values", "choices", "references")]
+    if not all(isinstance(part, dict) and _has_plain_keys(part) for part in parts):
+        raise _refuse(path, "does not hold settings")
+    values, choices, references = parts
+    _require_fit(values, Config, "", path)
+    _require_links(values, choices, references, path)
+    return Record(values, choices, references)
+
+
 def _read_explanations(content: Any, record: Record, path: Path) -> Iterator[tuple[str, Record]]:
     """The settings of each further explanation, checked as those of the run are."""
     if not _has_plain_keys(content):

@@ -14,10 +14,11 @@ FOUNDATION = {
     "record", "progress", "integrity", "lock", "torchvision",
 }  # fmt: skip
 MIDDLE = (  # each imports those before it alone
-    "anatomy", "scan", "data_source", "case", "explainer", "findings", "run_figures", "reader", "case_folder",
+    "anatomy", "scan", "data_source", "case", "explainer", "findings", "run_figures", "bundle", "reader",
+    "case_folder",
 )  # fmt: skip
 COMMAND = {  # the command, and what each of its parts stands on beside settings and the record
-    "cli": {"pipeline", "order", "compose", "help", "lock"},
+    "cli": {"pipeline", "order", "compose", "help", "lock", "bundle"},
     "compose": {"order"},
     "order": set(),
     "help": set(),

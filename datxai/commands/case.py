@@ -23,18 +23,20 @@ OTHER_PERSON = "The header of the prior scan names another person; the change is
 
 
 def run(settings: Config, trained: Run) -> None:
-    """Read new scans (``settings.scan``: a file, a folder, or a list of these) by a trained run.
+    """Read new scans (``settings.scan``: a file, a folder, or a list of these) by a trained run, or the bundle of one.
 
     OUT/NAME holds what `Reader.write` writes of each; OUT is RUN/cases by default, RUN/explanations/EXPLANATION/cases
-    if the scans are explained by another than the default. Left and right are the patient's own. Of a scan that cannot
-    be used nothing is written (`InputError`); with ``on_error=skip`` it is listed at the end, unless there is no other.
+    if the scans are explained by another than the default, and the folder cases by a bundle. Left and right are the
+    patient's own. Of a scan that cannot be used nothing is written (`InputError`); with ``on_error=skip`` it is listed
+    at the end, unless there is no other.
     """
     trained.entry("evaluate", "case")
     skipped: list[tuple[Path, str]] = []
     collect = skipped if settings.on_error == "skip" else None
     scans = _find_scans(settings, collect)
     reader = Reader.of(settings, trained)
-    cases = Path(settings.out) if settings.out else trained.explained / "cases"
+    within = Path("cases") if trained.folder.is_file() else trained.explained / "cases"
+    cases = Path(settings.out) if settings.out else within
     done = 0
     for person in _gather_people(scans):
         for reading in _read_in_order(reader, settings, person, collect):

@@ -18,6 +18,7 @@ import numpy as np
 from datxai.analysis.calibration import choose_uncertain, measure_reliability, measure_uncertain
 from datxai.analysis.classification import summarise
 from datxai.analysis.comparison import HOTTEST, compare_maps, summarise_agreement
+from datxai.bundle import is_bundle, say_what_it_holds
 from datxai.config import DEFAULT, Config, require_name
 from datxai.errors import InputError
 from datxai.files import hash_content, write_json, write_table
@@ -97,6 +98,8 @@ def run(settings: Config, _: Run) -> None:
 
     if not settings.runs:
         raise InputError("No run to compare; give run folders, or that of a sweep, as `datxai compare RUN...`.")
+    if bundles := [path for path in map(Path, settings.runs) if is_bundle(path)]:
+        raise say_what_it_holds(bundles[0], "compare")
     with ExitStack() as stack:
         if settings.explanations:
             folder = _require_one(settings)

@@ -71,9 +71,11 @@ class Limits(UploadLimits):
 def run(settings: Config, trained: Run) -> None:
     """Serve the page on 127.0.0.1 until Ctrl-C or SIGTERM; then everything that was made is deleted.
 
-    Raises `InputError` if the run is not finished or the port is taken.
+    Raises `InputError` if the run is not finished, its bundle not as it was written, or the port is taken.
     """
-    trained.entry("evaluate", "serve")
+    in_bundle = trained.folder.is_file()
+    if not in_bundle:
+        trained.entry("evaluate", "serve")
     _remove_left()
     with tempfile.TemporaryDirectory(prefix=PREFIX) as folder, holding(Path(folder), "datxai serve"):
         try:
@@ -89,7 +91,8 @@ def run(settings: Config, trained: Run) -> None:
             try:
                 server.reader = Reader.of(settings, trained)
                 server.made_from = server.reader.reference.identity
-                server.identify = lambda: trained.identity("evaluate", "serve")
+                if not in_bundle:  # a bundle is in memory, whatever becomes of the file
+                    server.identify = lambda: trained.identity("evaluate", "serve")
                 log.info("Drop scans on http://%s:%d/ (Ctrl-C ends it)", HOST, server.port)
                 server.serve_forever()
             except KeyboardInterrupt:

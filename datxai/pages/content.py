@@ -173,3 +173,44 @@ class MethodsPage:
     cases: Sequence[Mapping]
     ranks: Picture
     methods: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a bundle says of the model that it holds.
+
+    Attributes
+    ----------
+    data : where the scans of the cohort came from, a word
+    table1 : rows of Table 1; ``age_mean`` is None for groups too small to tell
+    left_out : how many scans could not be used
+    split : how the cases were divided, in words
+    classifiers : name to `classification.summarise`, of the test set
+    calibration : ``temperature, determined, n``
+    peaks : ``n, inside`` of the maps' peaks; ``inconsistent`` how many maps were; ``mean_map_correlation`` or None
+    rounding : ``cases, logit, map``: the largest differences that the precision makes; None in float32
+    groups : TN and TP to the number of test cases behind the mean map; ``least``: how many there have to be
+    mean_scan_of : the number of training cases behind the mean scan, None where the network has none
+    settings : group of settings to name and value
+    members : name to bytes; ``made_by`` : package to version, and what identifies the run
+    """
+
+    name: str
+    data: str
+    table1: Sequence[Mapping]
+    left_out: int
+    split: str
+    classifiers: Mapping[str, Mapping]
+    calibration: Mapping
+    peaks: Mapping
+    inconsistent: int
+    mean_map_correlation: float | None
+    precision: str
+    rounding: Mapping | None
+    parameters: int
+    groups: Mapping[str, int]
+    least: int
+    mean_scan_of: int | None
+    settings: Mapping[str, Mapping[str, object]]
+    members: Mapping[str, int]
+    made_by: Mapping[str, object]

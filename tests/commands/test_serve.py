@@ -307,7 +307,7 @@ def test_nothing_is_read_after_the_end(server):
 
 
 def test_a_port_that_is_taken():
-    trained = SimpleNamespace(entry=lambda *_: None)
+    trained = SimpleNamespace(entry=lambda *_: None, folder=Path())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"port={port}: cannot be used"):

@@ -1,0 +1,226 @@
+"""A run's model in one file that may be handed on, with its card; or the card of such a file."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import safetensors.torch
+import torch
+from torch import nn
+
+from datxai.bundle import (
+    CARD,
+    MEANS,
+    MOST,
+    NETWORK,
+    REFERENCE,
+    SETTINGS,
+    SHIFT,
+    SUFFIX,
+    WEIGHTS,
+    WIDTHS,
+    Bundle,
+    pack_numbers,
+    require_place,
+    settings_to_hand_on,
+    write_bundle,
+)
+from datxai.config import Config, restore
+from datxai.errors import InputError
+from datxai.explainer import Explainer, describe_method, predict_label
+from datxai.files import hash_content, hash_file
+from datxai.findings import Findings
+from datxai.model import checkpoint
+from datxai.pages import card as page
+from datxai.pages.content import ModelCard
+from datxai.progress import Bar
+from datxai.reader import Reference
+from datxai.record import Record, read_record
+from datxai.run import Run, git_revision, versions
+
+log = logging.getLogger("datxai")
+
+LEAST = 5  # cases of a mean that is handed on
+
+
+def run(settings: Config, trained: Run) -> None:
+    """Write the bundle of a finished run, ``settings.out``, by default RUN/NAME.datxai; of a bundle show the card.
+
+    With ``settings.precision=bf16`` kernels and matrices are rounded, and what that changes is measured on the run's
+    test cases. Raises `InputError` if the run cannot be handed on.
+    """
+    if trained.folder.is_file():
+        print(Bundle.open(trained.folder).card)
+        return
+    if settings.precision not in WIDTHS:
+        raise InputError(f"precision={settings.precision}: expected {' or '.join(WIDTHS)}.")
+    trained.entry("evaluate", "bundle")
+    path = Path(settings.out or trained.folder / f"{trained.folder.absolute().name}{SUFFIX}")
+    require_place(path)
+    record = _read_record(settings, trained)
+    handed, files = settings_to_hand_on(record)
+    findings, reference = Findings(trained), Reference.of(settings, trained)
+    explainer = Explainer.of(settings, trained)
+    mean_scan_of = _count_mean_scan(explainer.model, findings)
+    weights, rounding = (trained.model / checkpoint.WEIGHTS).read_bytes(), None
+    if settings.precision == "bf16":
+        weights, rounding = _round(explainer, findings)
+    members: dict[str, bytes | Mapping] = {
+        SETTINGS: handed,
+        NETWORK: (trained.model / checkpoint.CONFIG).read_bytes(),
+        REFERENCE: _describe_reference(settings, reference),
+        WEIGHTS: pack_numbers(weights, WIDTHS[settings.precision]),
+        **{name: file.read_bytes() for name, file in files.items()},
+    }
+    groups = {group: findings.groups.count(group) for group in ("TN", "TP")}
+    if reference.means is not None and min(groups.values()) >= LEAST:
+        pair = {group: np.ascontiguousarray(mean) for group, mean in zip(groups, reference.means)}
+        members[MEANS] = safetensors.numpy.save(pair)
+    if trained.shift.is_file():
+        members[SHIFT] = trained.shift.read_bytes()
+    stages = {stage: entry["fingerprint"] for stage, entry in trained.entries().items() if "/" not in stage}
+    about = {
+        "explanation": trained.explanation,
+        "precision": settings.precision,
+        "made_by": {**versions(), "git_revision": git_revision()},
+        "run": stages,
+        "weights": hash_file(trained.model / checkpoint.WEIGHTS),
+    }
+    card = ModelCard(
+        name=f"DAT-SPECT classifier {reference.evaluated['fingerprint'][:12]}",
+        precision=settings.precision,
+        rounding=rounding,
+        parameters=sum(parameter.numel() for parameter in explainer.model.parameters()),
+        groups=groups,
+        least=LEAST,
+        mean_scan_of=mean_scan_of,
+        members={name: len(members[name]) for name in MOST if isinstance(members.get(name), bytes)},
+        made_by={**about["made_by"], "run": reference.evaluated["fingerprint"]},
+        **_describe_run(record, findings),
+    )
+    members[CARD] = page.render_card(card).encode()
+    write_bundle(path, members, about)
+    log.info("Bundle: %s, %.1f MB; `datxai bundle run=%s` shows its card", path, path.stat().st_size / 1e6, path)
+
+
+def _read_record(settings: Config, trained: Run) -> Record:
+    """The settings that the explanation was made with, which those of this call have to be."""
+    record = read_record(trained.folder)
+    if record is None or not record.values:
+        raise InputError(f"{trained.folder}: no settings of the run are recorded; make the run again.")
+    record = record.of_explanation(trained.explanation)
+    made = restore(record.values)
+    if made.composite.rules_from is None and describe_method(settings) != describe_method(made):
+        raise InputError(
+            f"run={trained.folder}: a bundle holds an explanation that the run has made, not another composite, "
+            f"attribution or target; leave these out, or make it first: `datxai explain run={trained.folder} "
+            f"explanation=NAME` and `evaluate`, then `bundle` with explanation=NAME."
+        )
+    return record
+
+
+def _count_mean_scan(model: nn.Module, findings: Findings) -> int | None:
+    """How many training cases the mean scan of a network is over; None where it subtracts none.
+
+    Raises `InputError` if they are so few that it would show one of them.
+    """
+    sees = getattr(model, "input", None)
+    if sees is None or not bool((sees.mean != 0).any()):
+        return None
+    cases = sum(case["set"] == "train" for case in findings.cohort)
+    if cases < LEAST:
+        raise InputError(
+            f"{findings.run.folder}: its network subtracts the mean of {cases} training scans, expected {LEAST} or "
+            f"more for a mean that may be handed on; train with more cases, or with network=nazari2021."
+        )
+    return cases
+
+
+def _round(explainer: Explainer, findings: Findings) -> tuple[bytes, dict[str, Any]]:
+    """Weights as safetensors with kernels and matrices in bfloat16, and what that changes of the test cases."""
+    model, tensors = copy.deepcopy(explainer.model), {}
+    matrices = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    for name, tensor in model.state_dict().items():
+        rounded = tensor.to(torch.bfloat16) if name in matrices else tensor
+        tensors[name] = rounded.cpu().contiguous()
+        tensor.copy_(rounded)
+    return safetensors.torch.save(tensors), _compare(explainer, replace(explainer, model=model), findings)
+
+
+def _compare(exact: Explainer, rounded: Explainer, findings: Findings) -> dict[str, Any]:
+    """The largest change of a logit, and of a map relative to its norm, over the test cases."""
+    cases, logit, share, decisions = findings.of_set("test"), 0.0, 0.0, 0
+    with Bar(len(cases), "cases compared") as bar:
+        for case in cases:
+            x = torch.from_numpy(findings.store.volume(case["participant_id"]))[None, None]
+            pair = [one.explain(x, [case["label"]])[0] for one in (exact, rounded)]
+            (before, known), (after, found) = pair
+            logit = max(logit, float(np.abs(np.subtract(known["logits"], found["logits"])).max()))
+            norm = float(np.linalg.norm(before.astype(float))) or 1.0
+            share = max(share, float(np.linalg.norm(after.astype(float) - before)) / norm)
+            calls = {predict_label(record["logits"])["predicted"] for record in (known, found)}
+            decisions += len(calls) > 1
+            bar.update()
+    return {"cases": len(cases), "logit": logit, "map": share, "decisions": decisions}
+
+
+def _describe_reference(settings: Config, reference: Reference) -> dict[str, Any]:
+    """What a new scan is held against, in numbers over many cases."""
+    return {
+        "calibration": {key: reference.calibration[key] for key in ("temperature", "determined", "half_width")},
+        "ranges": {name: one.pack() for name, one in reference.ranges.items()},
+        "evaluated": {key: reference.evaluated[key] for key in ("fingerprint", "finished")},
+        "method": hash_content(describe_method(settings)),
+    }
+
+
+def _describe_run(record: Record, findings: Findings) -> dict[str, Any]:
+    """What the card says of cohort, figures and settings."""
+    values, found = record.values, findings.metrics
+    split = values["split"]
+    training = {name: value for name, value in values["training"].items() if name not in ("tracking", "shard")}
+    plain = values["network"]["architecture"] == "plain"
+    drawn = "Glorot uniform, biases zero" if plain else "as the network's class draws them"
+    started = {"initial weights": "of another training" if values["network"].get("weights") else drawn}
+    groups = ("grid", "registration", "atlas", "preprocessing")
+    imaging = {name: value for group in groups for name, value in values[group].items()}
+    method = {**values["attribution"], "target": values["target"], "composite": values["composite"]["name"]}
+    small = {"age_mean": None, "age_sd": None}
+    return {
+        "data": "the digital phantom (simulated)" if values["data"]["kind"] == "phantom" else "scans of people",
+        "table1": [row if row["n"] >= LEAST else {**row, **small} for row in findings.table1],
+        "left_out": len(findings.skipped),
+        "split": f"Division: {split['kind']}.",
+        "classifiers": found["classifiers"],
+        "calibration": found["calibration"],
+        "peaks": found["peaks"],
+        "inconsistent": found["inconsistent"],
+        "mean_map_correlation": found.get("mean_map_correlation"),
+        "settings": {
+            page.IMAGING: {name: _hide(name, value) for name, value in imaging.items()},
+            page.NETWORK: {name: _hide(name, value) for name, value in values["network"].items()},
+            page.TRAINING: {**started, **training},
+            page.EXPLANATION: method | {"lines of the composite": _list_lines(values["composite"])},
+        },
+    }
+
+
+def _hide(name: str, value: object) -> object:
+    """A setting as the card tells it: of a file of the run's own only that there is one."""
+    return "the run's own" if value is not None and name in ("template", "labels", "names", "weights") else value
+
+
+def _list_lines(composite: Mapping[str, Any]) -> str:
+    """The lines of a composite in words."""
+    words = []
+    for line in composite["layers"]:
+        parameters = ", ".join(f"{name}={value}" for name, value in line["parameters"].items())
+        words.append(f"{' '.join(line['match'])}: {line['rule']}{f' ({parameters})' if parameters else ''}")
+    return "; ".join(words)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datxai import bundle as room
-from datxai.analysis.normal_range import expect_ratios, fit_normal_range
+from datxai.analysis.normal_range import NormalRange
 from datxai.bundle import (
     CARD,
     MANIFEST,
@@ -191,12 +191,8 @@ def test_what_rounding_changes_is_in_the_card(folder, rounded):
 
 
 def test_the_ranges_are_those_of_the_cases(folder, path):
-    held, normals = Bundle.open(path).reference["ranges"], Findings(Run(folder)).normals
-    ages = [case["age"] for case in normals]
-    for age in (None, 50.0, 71.0):
-        found = expect_ratios(held, age)
-        for name in SBR:
-            assert found[name] == fit_normal_range([case[name] for case in normals], ages, age)
+    held, ranges = Bundle.open(path).reference["ranges"], Findings(Run(folder)).ranges
+    assert {name: NormalRange.unpack(data) for name, data in held.items()} == ranges
 
 
 @given(st.binary(max_size=60), st.sampled_from([2, 4]))
@@ -310,7 +306,7 @@ def change(members, name, *way, value):
         (SETTINGS, ("values",), [], "does not hold settings"),
         (REFERENCE, ("calibration", "temperature"), 0, "the calibration cannot be used"),
         (REFERENCE, ("calibration",), None, "calibration is None"),
-        (REFERENCE, ("ranges",), {"putamen_left": {"with_age": 1}}, "normal ranges cannot be used"),
+        (REFERENCE, ("ranges",), {"putamen_left": {"regressions": [1], "ages": None, "shift": None}}, "normal ranges cannot be used"),
         (REFERENCE, ("evaluated",), {}, "which run it is of"),
     ],
 )

@@ -24,8 +24,10 @@ STAGES = {
     "explain": "a relevance map of every test case",
     "evaluate": "classification with intervals, regional relevance, mean maps",
     "report": "figures and report.html",
+    "external": "of `apply`: internal and external test side by side, external.html",
 }
 COMMANDS = {
+    "apply": "a finished run meets another cohort: run=RUN_DIR to=DIR data=folder data.root=DIR [subgroups=[site,sex,age]]",
     "case": "one new scan through a trained run: scan=PATH run=RUN_DIR [age=YEARS]",
     "serve": "a page on this machine where scans are dropped in: run=RUN_DIR [port=8765]",
     "template": "a template for registration from a run's own normal scans: run=RUN_DIR",
@@ -38,7 +40,7 @@ COMMANDS = {
 }
 ALL = "all"
 DEFAULT = "default"  # the explanation whose maps lie in the run folder itself
-EXPLAINED = ("explain", "evaluate", "report")  # the stages that each explanation of a run has of its own
+EXPLAINED = ("explain", "evaluate", "report", "external")  # the stages that each explanation of a run has of its own
 EXPLAINING = ("attribution", "composite", "target")  # and the settings
 CALL = (  # settings of one call or one machine, which a run does not record
     "stage", "run", "shard", "runs", "scan", "age", "port", "dicom", "deidentify", "file", "out", "device", "n_jobs",
@@ -331,6 +333,8 @@ class Config:
     target: str = "difference"  # difference | decision | predicted | normal | reduced | label
     run: str = MISSING
     base: str | None = None  # a run whose stages are taken over where settings and inputs are the same
+    applied: str | None = None  # a finished run whose network and calibration judge this cohort, all of it a test set
+    subgroups: list[str] = field(default_factory=list)  # columns of the participants by which the cohort is looked at
     stage: str = ALL
     shard: str | None = None  # K/N: every N-th case, from K on, of `preprocess` or `explain`
     explanation: str = DEFAULT  # which of the run's explanations is made, or asked

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from datxai.analysis import classification, detection
-from datxai.analysis.calibration import calibrate
+from datxai.analysis.calibration import calibrate, fit_temperature
 from datxai.analysis.regions import COLUMNS, label_regions, measure_regions, summarise_regions
 from datxai.analysis.relevance import MeanMap, check_consistency, find_peak, make_heat_map, summarise_peaks
 from datxai.anatomy import Anatomy
 from datxai.config import Config, describe
 from datxai.files import write_json, write_table
-from datxai.findings import GROUPS, Findings
+from datxai.findings import GROUPS, UNLABELLED, Findings
+from datxai.reader import open_applied
 from datxai.run import Run
 from datxai.volume import Volume, save
 
 
 def depends(settings: Config) -> dict:
-    return {"atlas": describe(settings.atlas), "preprocessing": asdict(settings.preprocessing)}
+    held = {} if settings.applied is None else {"held_against": "the run that is applied"}
+    return {"atlas": describe(settings.atlas), "preprocessing": asdict(settings.preprocessing), **held}
 
 
 def outputs(run: Run) -> list[Path]:
@@ -30,7 +32,8 @@ def outputs(run: Run) -> list[Path]:
 
 def make(settings: Config, run: Run) -> None:
     findings, anatomy = Findings(run), Anatomy.of(settings)
-    cases = findings.of_set("test")
+    trained = Trained.of(settings, findings)
+    cases, unlabelled = findings.of_set("test"), findings.of_set(UNLABELLED)
     averages = _average(findings, cases)
     means = {name: average.mean for name, average in averages.items() if average.mean is not None}
     if {"TP_relevance", "TN_relevance"} <= means.keys():
@@ -40,16 +43,55 @@ def make(settings: Config, run: Run) -> None:
         save(Volume(data, anatomy.grid.affine, ({"step": "average", "group": name},)), run.mean_of(name))
     parcels = label_regions(*anatomy.parcellation, anatomy.brain, anatomy.striatum, anatomy.grid.spacing)
     rows, parts = [], []
-    for case in cases:
+    for case in [*cases, *unlabelled]:
         relevance = findings.map_of(case["participant_id"]).data
-        rows.append(_measure(relevance, case, anatomy, averages, settings))
+        likeness = _liken(relevance, case, anatomy, averages, trained)
+        rows.append(_measure(relevance, case, anatomy, settings) | likeness)
         parts.append(measure_regions(relevance, parcels, anatomy.brain))
     write_table(run.roi_relevance, rows, list(rows[0]))
-    write_table(run.regions, summarise_regions(parcels, parts, [case["group"] for case in cases]), COLUMNS)
-    classifiers = _classify(findings, cases, [row["putamen_ipsilateral"] for row in rows])
-    doubts = _score_doubts(findings, cases, rows, classifiers["sbr"]["cutoff"])
-    write_table(run.doubt, doubts, list(doubts[0]))
-    write_json(run.metrics, _summarise(settings, findings, rows, classifiers, doubts) | _compare_means(means, anatomy))
+    write_table(run.regions, summarise_regions(parcels, parts, [row["group"] for row in rows]), COLUMNS)
+    tested = rows[: len(cases)]  # of the others it cannot be said what they are
+    classifiers = _classify(findings, cases, [row["putamen_ipsilateral"] for row in tested], trained) if cases else {}
+    doubts = _score_doubts(findings, cases, tested, trained.cutoff)
+    write_table(run.doubt, doubts, list(doubts[0]) if doubts else ["participant_id", "misclassified"])
+    summary = _summarise(settings, findings, rows, classifiers, doubts, trained)
+    write_json(run.metrics, summary | _compare_means(means, anatomy))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the test cases are held against: what the training and validation cases have shown, here or in the run that
+    is applied.
+
+    Attributes
+    ----------
+    cutoff, nodes : of the binding ratio below which a case is called reduced, and of the classification tree
+    tree : the same tree as text
+    fit : `datxai.analysis.calibration.fit_temperature` of the validation cases
+    means : mean maps of the true negative and true positive cases of the run that is applied; None: of this one's own
+    """
+
+    cutoff: float
+    nodes: Sequence[Mapping]
+    tree: str
+    fit: Mapping
+    means: Sequence[np.ndarray | None] | None = None
+
+    @classmethod
+    def of(cls, settings: Config, findings: Findings) -> Trained:
+        if settings.applied is not None:
+            known, reference = open_applied(settings)
+            classifiers = known.metrics["classifiers"]
+            tree = classifiers["cart"]
+            fit = {key: value for key, value in reference.calibration.items() if key not in ("raw", "scaled")}
+            return cls(classifiers["sbr"]["cutoff"], tree["nodes"], tree["tree"], fit, reference.means or (None, None))
+        training = [case for case in findings.cohort if case["set"] == "train"]
+        features = classification.tabulate_features([findings.sbr[case["participant_id"]] for case in training])
+        labels = [case["label"] for case in training]
+        tree = classification.fit_cart(features, labels)
+        validation = findings.of_set("validation")
+        fit = fit_temperature(*([case[key] for case in validation] for key in ("margin", "label")))
+        return cls(classification.choose_cutoff(features[:, 0], labels), tree.nodes, tree.text, fit)
 
 
 def _average(findings: Findings, cases: Sequence[Mapping]) -> dict[str, MeanMap]:
@@ -62,32 +104,40 @@ def _average(findings: Findings, cases: Sequence[Mapping]) -> dict[str, MeanMap]
     return averages
 
 
-def _measure(
-    relevance: np.ndarray, case: Mapping, anatomy: Anatomy, averages: Mapping[str, MeanMap], settings: Config
+def _liken(
+    relevance: np.ndarray, case: Mapping, anatomy: Anatomy, averages: Mapping[str, MeanMap], trained: Trained
 ) -> dict:
-    """A row of roi_relevance.tsv."""
-    peak = find_peak(relevance, anatomy.grid, anatomy.striatum)
-    likeness = {"r_normal": None, "r_reduced": None, "consistent": None}
-    normal, reduced = (
+    """The columns of roi_relevance.tsv that say whether a map is like those of the class called."""
+    normal, reduced = trained.means or (
         average.without(relevance) if case["group"] == group else average.mean
         for group, average in ((group, averages[f"{group}_relevance"]) for group in ("TN", "TP"))
     )
-    if normal is not None and reduced is not None:
-        likeness = check_consistency(relevance, case["predicted"], normal, reduced, anatomy.brain)
+    if normal is None or reduced is None:
+        return {"r_normal": None, "r_reduced": None, "consistent": None}
+    return check_consistency(relevance, case["predicted"], normal, reduced, anatomy.brain)
+
+
+def _measure(relevance: np.ndarray, case: Mapping, anatomy: Anatomy, settings: Config) -> dict:
+    """The other columns of roi_relevance.tsv."""
+    peak = find_peak(relevance, anatomy.grid, anatomy.striatum)
     return {
         "participant_id": case["participant_id"],
         "group": case["group"],
         **anatomy.measure_map(relevance, settings.preprocessing),
         **{f"peak_{name}": value for name, value in peak.items()},
-        **likeness,
     }
 
 
 def _summarise(
-    settings: Config, findings: Findings, rows: Sequence[Mapping], classifiers: Mapping, doubts: Sequence[Mapping]
+    settings: Config,
+    findings: Findings,
+    rows: Sequence[Mapping],
+    classifiers: Mapping,
+    doubts: Sequence[Mapping],
+    trained: Trained,
 ) -> dict:
     """The content of metrics.json, but for the part of `_compare_means`."""
-    lrp = settings.attribution.method == "lrp"
+    lrp, tested = settings.attribution.method == "lrp", findings.of_set("test")
     return {
         "explanation": settings.explanation,
         "target": settings.target,
@@ -96,9 +146,9 @@ def _summarise(
         "classifiers": classifiers,
         "detection": {
             name: {key: roc[key] for key in ("n", "errors", "auc", "auc_ci95")}
-            for name, roc in detection.trace_all(doubts).items()
+            for name, roc in (detection.trace_all(doubts) if doubts else {}).items()
         },
-        "calibration": _calibrate(findings),
+        "calibration": calibrate(trained.fit, *([case[key] for case in tested] for key in ("margin", "label"))),
         "peaks": summarise_peaks(
             [{"distance_mm": row["peak_distance_mm"], "inside": row["peak_inside"]} for row in rows]
         ),
@@ -119,35 +169,27 @@ def _compare_means(means: Mapping[str, np.ndarray], anatomy: Anatomy) -> dict:
     }
 
 
-def _classify(findings: Findings, cases: Sequence[Mapping], putamen_relevance: Sequence[float]) -> dict:
+def _classify(
+    findings: Findings, cases: Sequence[Mapping], putamen_relevance: Sequence[float], trained: Trained
+) -> dict:
     """Test-set figures of the network, of the sign of the relevance, of an SBR cutoff, and of a classification tree.
 
     Cutoff and tree are chosen on the training cases.
     """
-    sbr, training = findings.sbr, [case for case in findings.cohort if case["set"] == "train"]
-    known = classification.tabulate_features([sbr[case["participant_id"]] for case in training])
-    features = classification.tabulate_features([sbr[case["participant_id"]] for case in cases])
-    lower, known_labels = features[:, 0], [case["label"] for case in training]
-    cutoff = classification.choose_cutoff(known[:, 0], known_labels)
-    tree = classification.fit_cart(known, known_labels)
+    features = classification.tabulate_features([findings.sbr[case["participant_id"]] for case in cases])
+    lower, cutoff = features[:, 0], trained.cutoff
     relevance = np.asarray(putamen_relevance)
     calls = {
         "cnn": ([case["predicted"] for case in cases], [case["p_reduced"] for case in cases], {}),
         "roi_relevance": (relevance > 0, relevance, {"cutoff": 0.0}),
         "sbr": (lower < cutoff, -lower, {"cutoff": cutoff}),
-        "cart": (tree.predict(features), tree.score(features), {"tree": tree.text, "nodes": tree.nodes}),
+        "cart": (*classification.follow_tree(trained.nodes, features), {"tree": trained.tree, "nodes": trained.nodes}),
     }
     labels = [case["label"] for case in cases]
     return {
         name: {**classification.summarise(labels, predicted, scores), **more}
         for name, (predicted, scores, more) in calls.items()
     }
-
-
-def _calibrate(findings: Findings) -> dict:
-    """How well the network's probabilities are calibrated, with a temperature from the validation cases."""
-    sets = [findings.of_set(name) for name in ("validation", "test")]
-    return calibrate(*([case[key] for case in cases] for cases in sets for key in ("margin", "label")))
 
 
 def _score_doubts(

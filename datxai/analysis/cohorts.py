@@ -40,14 +40,20 @@ def compare_auc(labels_a: ArrayLike, scores_a: ArrayLike, labels_b: ArrayLike, s
     """Difference of the areas under two independent ROC curves, as `compare_proportions` gives it.
 
     Variances are those of DeLong et al. 1988 (doi:10.2307/2531595), which add since the cohorts share no case; the
-    test is z. None without two cases of each label, and where both variances are zero: of two perfect curves, say.
+    test is z. Where one of them is not known, with fewer than two cases of a label, or is zero, as that of a perfect
+    curve, there is no test, and the distances to the limits of the score intervals add in square.
     """
-    a, b = (_place(np.asarray(labels), np.asarray(scores, float)) for labels, scores in
-            ((labels_a, scores_a), (labels_b, scores_b)))  # fmt: skip
-    if a is None or b is None:
-        return dict(UNKNOWN)
-    (auc_a, variance_a), (auc_b, variance_b) = a, b
-    return _test(auc_b - auc_a, math.sqrt(variance_a + variance_b))
+    from scipy.stats import norm
+
+    sides = [(np.asarray(y), np.asarray(s, float)) for y, s in ((labels_a, scores_a), (labels_b, scores_b))]
+    variances = [_find_variance(*side) for side in sides]
+    estimates = [measure_auc(*side) for side in sides]
+    compared = _subtract(*estimates)
+    if compared["difference"] is None or not all(variances):
+        return compared
+    difference, error = compared["difference"], math.sqrt(sum(variances))
+    interval = [difference - Z95 * error, difference + Z95 * error]
+    return {"difference": difference, "difference_ci95": interval, "p": float(2 * norm.sf(abs(difference) / error))}
 
 
 def compare_means(a: ArrayLike, b: ArrayLike) -> dict:
@@ -93,14 +99,15 @@ def compare_calls(a: Mapping, b: Mapping) -> list[dict]:
     return rows
 
 
-def compare_calibration(a: Mapping, b: Mapping, temperature: float) -> list[dict]:
-    """How well calibrated a network is in both cohorts, as predicted (``raw``) and with the temperature (``scaled``).
+def compare_calibration(a: Mapping, b: Mapping, temperature: float | None) -> list[dict]:
+    """How well calibrated a network is in both cohorts, as predicted (``raw``) and, if there is one, with the temperature
+    (``scaled``).
 
     ``a`` and ``b`` hold ``labels`` and ``margins``. Rows as in `compare_calls`: Brier score, log loss (nats), with t
     intervals and Welch's test, and expected calibration error, for which there is neither.
     """
     rows = []
-    for name, divisor in (("raw", 1.0), ("scaled", temperature)):
+    for name, divisor in (("raw", 1.0), *([("scaled", temperature)] if temperature is not None else [])):
         samples = [_score_each(np.asarray(side["margins"], float) / divisor, side["labels"]) for side in (a, b)]
         for measure in ("brier", "log_loss"):
             values = [sample[measure] for sample in samples]
@@ -132,31 +139,19 @@ def _row(measure: str, estimates: Sequence[tuple], compared: Mapping, test: str 
     return row | told | {"test": test if compared["p"] is not None else None}
 
 
-def _place(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float] | None:
-    """AUC and DeLong's variance: of the placements of each label among the other's scores."""
+def _find_variance(labels: np.ndarray, scores: np.ndarray) -> float:
+    """DeLong's variance of an AUC: of the placements of each label among the other's scores; 0 if it is not known."""
     positive, negative = scores[labels == 1], scores[labels == 0]
     if min(len(positive), len(negative)) < 2:
-        return None
-    auc, _ = measure_auc(labels, scores, interval=False)
-    assert auc is not None
-    placements = (_place_among(positive, negative), 1 - _place_among(negative, positive))
-    return auc, float(sum(values.var(ddof=1) / len(values) for values in placements))
+        return 0.0
+    placements = (_place_among(positive, negative), _place_among(negative, positive))
+    return float(sum(values.var(ddof=1) / len(values) for values in placements))
 
 
 def _place_among(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     """For each value the share of the others that are lower; ties count half."""
     others = np.sort(others)
     return (np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")) / (2 * len(others))
-
-
-def _test(difference: float, error: float) -> dict:
-    """The z test of a difference with a standard error."""
-    from scipy.stats import norm
-
-    if error == 0:
-        return dict(UNKNOWN)
-    interval = [difference - Z95 * error, difference + Z95 * error]
-    return {"difference": difference, "difference_ci95": interval, "p": float(2 * norm.sf(abs(difference) / error))}
 
 
 def _subtract(a: tuple, b: tuple) -> dict:

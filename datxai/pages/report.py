@@ -87,10 +87,13 @@ def write_benchmark_report(path: str | os.PathLike, page: MethodsPage) -> None:
 
 def write_external_report(path: str | os.PathLike, page: ExternalPage) -> None:
     """Write the page that sets a cohort beside that of the run which judged it."""
-    groups: dict[str, dict[str, list[Mapping]]] = {}
+    whole: dict[str, list[Mapping]] = {}
+    groups: dict[str, dict[str, Mapping]] = {}  # what the network does in each, by measure
     for row in page.rows:
-        groups.setdefault(row["group"], {}).setdefault(row["classifier"], []).append(row)
-    whole = groups.pop("all")
+        if row["group"] == "all":
+            whole.setdefault(row["classifier"], []).append(row)
+        else:
+            groups.setdefault(row["group"], {})[row["measure"]] = row
     _write(path, "external.html.j2", page, whole=whole, groups=groups, classifier_names=CLASSIFIERS, measures=EXTERNAL)
 
 

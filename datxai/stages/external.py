@@ -139,13 +139,14 @@ def _compare(settings: Config, internal: Side, external: Side) -> Iterator[dict]
         yield whole | compare_shares(measure, *([bool(case[key]) for case in side.judged] for side in sides))
     if not external.tested:
         return
-    for name in _classifiers(internal):
+    for name in ("cnn", *(["roi_relevance"] if _are_alike(*sides) else []), "sbr", "cart"):
         calls = [_calls(side.tested, name) for side in sides]
         yield from (whole | {"classifier": name} | row for row in compare_calls(*calls))
         if name == "cnn":
             rest = ([case["label"] == case["predicted"] for case in side.tested if not case["uncertain"]] for side in sides)
             yield whole | compare_shares("accuracy_of_the_rest", *rest)
-            temperature = internal.reference.calibration["temperature"]
+            fit = internal.reference.calibration
+            temperature = fit["temperature"] if fit["determined"] else None
             yield from (whole | row for row in compare_calibration(*calls, temperature))
     for column in settings.subgroups:
         for value in sorted({external.group_of(case, column) for case in external.tested}):
@@ -153,9 +154,10 @@ def _compare(settings: Config, internal: Side, external: Side) -> Iterator[dict]
             yield from ({**whole, "group": f"{column}: {value}", **row} for row in compare_calls(*calls))
 
 
-def _classifiers(internal: Side) -> list[str]:
-    """The classifiers that both sides have: maps made another way say nothing of those of the run."""
-    return ["cnn", *(["roi_relevance"] if internal.reference.means is not None else []), "sbr", "cart"]
+def _are_alike(*sides: Side) -> bool:
+    """Whether the maps of both sides are made the same way."""
+    ours, theirs = (side.findings.run.entry("explain", "external")["config"] for side in sides)
+    return ours == theirs
 
 
 def _find_remarks(settings: Config, internal: Side, external: Side) -> Iterator[str]:
@@ -168,11 +170,13 @@ def _find_remarks(settings: Config, internal: Side, external: Side) -> Iterator[
         yield f"{unlabelled} of {len(external.judged)} scans have no label: they are judged and explained, and counted in no accuracy."  # fmt: skip
     if tested and len({case["label"] for case in tested}) == 1:
         yield "All labelled scans are of one class: there is no AUC, and either sensitivity or specificity."
-    if internal.reference.means is None:
+    if not _are_alike(internal, external):
         yield (
-            "The relevance maps are made another way than those of the run, or that has none to compare with: no map "
-            "is called consistent, and the sign of the relevance is not compared."
+            "The relevance maps are made another way than those of the run: no map is called consistent, and the sign "
+            "of the relevance is not compared."
         )
+    elif internal.reference.means is None:
+        yield "The run has no mean map of one of the classes: no map is called consistent."
     if not internal.reference.calibration["determined"]:
         yield "The run could not determine a temperature: its probabilities are not calibrated."
 

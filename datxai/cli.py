@@ -233,11 +233,13 @@ def _require_apart(order: Order, run: Path, applied: Path) -> None:
         raise InputError(f"to={run}: holds files that no run has made ({RECORD} is missing); choose another to=DIR.")
     if before is not None and (of is None or Path(of).resolve() != there):
         what = "a run of its own" if of is None else f"what the run {of} says"
-        raise InputError(f"to={run}: holds {what}, expected a new folder, or what {applied} says; choose another to=DIR.")
+        raise InputError(
+            f"to={run}: holds {what}, expected a new folder, or what {applied} says; choose another to=DIR."
+        )
     if before is None and not {"data", "experiment"} & {group_of(key) for key in order.given}:
         raise InputError(
-            f"run={applied}: no cohort is given that it could meet; give data=folder data.root=DIR, or data=dicom, ppmi "
-            f"or phantom."
+            f"run={applied}: no cohort is given that it could meet; give data=folder data.root=DIR, or data=dicom, "
+            f"ppmi or phantom."
         )
 
 

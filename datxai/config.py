@@ -27,8 +27,8 @@ STAGES = {
     "external": "of `apply`: internal and external test side by side, external.html",
 }
 COMMANDS = {
-    "apply": "a finished run meets another cohort: run=RUN_DIR to=DIR data=folder data.root=DIR [subgroups=[site,sex,age]]",
     "case": "one new scan through a trained run: scan=PATH run=RUN_DIR [age=YEARS]",
+    "apply": "a finished run meets other scans: run=RUN_DIR to=DIR data=folder data.root=SCANS [subgroups=[site,sex]]",
     "serve": "a page on this machine where scans are dropped in: run=RUN_DIR [port=8765]",
     "template": "a template for registration from a run's own normal scans: run=RUN_DIR",
     "benchmark": "ways to explain side by side, by measures of their maps: run=RUN_DIR",

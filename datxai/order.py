@@ -17,8 +17,9 @@ HELP, VERSION = "help", "version"
 NEED_NO_RUN = ("compare", "reads")
 FROM_TRAINING_ON = tuple(STAGES)[tuple(STAGES).index("train") :]
 PATHS = (  # settings whose value is a path, a pattern of paths, or the name of a folder
-    "run", "base", "applied", "scan", "file", "out", "data.root", "data.participants", "data.collection", "data.pattern",
-    "explanation", "registration.template", "atlas.labels", "atlas.names", "composite.rules_from", "network.weights",
+    "run", "base", "applied", "scan", "file", "out", "data.root", "data.participants", "data.collection",
+    "data.pattern", "explanation", "registration.template", "atlas.labels", "atlas.names", "composite.rules_from",
+    "network.weights",
 )  # fmt: skip
 FLAGS_WITH_VALUE = (
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",

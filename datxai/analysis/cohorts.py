@@ -73,7 +73,7 @@ def compare_means(a: ArrayLike, b: ArrayLike) -> dict:
 
 
 def compare_calls(a: Mapping, b: Mapping) -> list[dict]:
-    """What a classifier does in both cohorts, a row each for accuracy, balanced accuracy, sensitivity, specificity, AUC.
+    """What a classifier does in both cohorts, a row a measure.
 
     Parameters
     ----------
@@ -89,7 +89,9 @@ def compare_calls(a: Mapping, b: Mapping) -> list[dict]:
     sides = [summarise(side["labels"], side["predicted"], side["scores"]) for side in (a, b)]
     rows = []
     for measure, counted in PROPORTIONS.items():
-        counts = [(sum(side[key] for key in counted if key in HITS), sum(side[key] for key in counted)) for side in sides]
+        counts = [
+            (sum(side[key] for key in counted if key in HITS), sum(side[key] for key in counted)) for side in sides
+        ]
         estimates = [(side[measure], side[f"{measure}_ci95"], n) for side, (_, n) in zip(sides, counts)]
         rows.append(_row(measure, estimates, compare_proportions(*counts[0], *counts[1]), "Fisher"))
     estimates = [(side["balanced_accuracy"], side["balanced_accuracy_ci95"], side["n"]) for side in sides]
@@ -100,8 +102,8 @@ def compare_calls(a: Mapping, b: Mapping) -> list[dict]:
 
 
 def compare_calibration(a: Mapping, b: Mapping, temperature: float | None) -> list[dict]:
-    """How well calibrated a network is in both cohorts, as predicted (``raw``) and, if there is one, with the temperature
-    (``scaled``).
+    """How well calibrated a network is in both cohorts, as predicted (``raw``) and, where there is one, with the
+    temperature (``scaled``).
 
     ``a`` and ``b`` hold ``labels`` and ``margins``. Rows as in `compare_calls`: Brier score, log loss (nats), with t
     intervals and Welch's test, and expected calibration error, for which there is neither.

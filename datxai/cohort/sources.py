@@ -131,7 +131,7 @@ def find_dicom(
     for path in walk(root, NOT_SCANS):
         parts = path.relative_to(root).parts
         if not is_listed and not explain_odd(path):
-            known.add(identity := strip_prefix(parts[0] if len(parts) > 1 else re.split(r"_ses-|\.", path.name)[0]))
+            known.add(identity := strip_prefix(re.split(r"_ses-|\.", path.name)[0] if path.parent == root else parts[0]))
             if identity not in refused:
                 _add_person(people, identity, path, collect, refused)
         if reason := explain_odd(path):

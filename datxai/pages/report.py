@@ -47,7 +47,8 @@ EXTERNAL = MEASURES | {  # measures of a cohort beside another; those below are 
     "called_reduced": "Called reduced", "uncertain": "Uncertain", "accuracy_of_the_rest": "Accuracy of the others",
     "brier_raw": "Brier score as predicted", "brier_scaled": "Brier score with the temperature",
     "log_loss_raw": "Log loss as predicted", "log_loss_scaled": "Log loss with the temperature",
-    "ece_raw": "Expected calibration error as predicted", "ece_scaled": "Expected calibration error with the temperature",
+    "ece_raw": "Expected calibration error as predicted",
+    "ece_scaled": "Expected calibration error with the temperature",
 }  # fmt: skip
 FLAGS = {
     "misclassified": "misclassified", "inconsistent": "map inconsistent", "uncertain": "uncertain",

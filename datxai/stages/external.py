@@ -140,14 +140,16 @@ def _compare(settings: Config, internal: Side, external: Side) -> Iterator[dict]
     if not external.tested:
         return
     for name in ("cnn", *(["roi_relevance"] if _are_alike(*sides) else []), "sbr", "cart"):
-        calls = [_calls(side.tested, name) for side in sides]
-        yield from (whole | {"classifier": name} | row for row in compare_calls(*calls))
+        a, b = (_calls(side.tested, name) for side in sides)
+        yield from (whole | {"classifier": name} | row for row in compare_calls(a, b))
         if name == "cnn":
-            rest = ([case["label"] == case["predicted"] for case in side.tested if not case["uncertain"]] for side in sides)
+            rest = (
+                [case["label"] == case["predicted"] for case in side.tested if not case["uncertain"]] for side in sides
+            )
             yield whole | compare_shares("accuracy_of_the_rest", *rest)
             fit = internal.reference.calibration
             temperature = fit["temperature"] if fit["determined"] else None
-            yield from (whole | row for row in compare_calibration(*calls, temperature))
+            yield from (whole | row for row in compare_calibration(a, b, temperature))
     for column in settings.subgroups:
         for value in sorted({external.group_of(case, column) for case in external.tested}):
             calls = (_calls(side.cases_of(column, value), "cnn") for side in sides)
@@ -167,7 +169,10 @@ def _find_remarks(settings: Config, internal: Side, external: Side) -> Iterator[
     if not tested:
         yield "No scan has a label: nothing is said of how often the network is right."
     elif unlabelled:
-        yield f"{unlabelled} of {len(external.judged)} scans have no label: they are judged and explained, and counted in no accuracy."  # fmt: skip
+        yield (
+            f"{unlabelled} of {len(external.judged)} scans have no label: they are judged and explained, and counted "
+            f"in no accuracy."
+        )
     if tested and len({case["label"] for case in tested}) == 1:
         yield "All labelled scans are of one class: there is no AUC, and either sensitivity or specificity."
     if not _are_alike(internal, external):
@@ -209,7 +214,9 @@ def _write_page(
             for value in sorted({external.group_of(case, column) for case in external.tested}):
                 groups[f"{column} {value}"] = external.cases_of(column, value)
         figure = run.external.with_suffix("") / "tests.png"
-        save_figure(plot_comparison({name: _summarise(cases) for name, cases in groups.items()}), figure.with_suffix(""))
+        save_figure(
+            plot_comparison({name: _summarise(cases) for name, cases in groups.items()}), figure.with_suffix("")
+        )
     n = counts["scans"]
     write_external_report(
         run.external,

@@ -80,7 +80,9 @@ def test_scans_are_judged_as_by_the_reader(finished, labelled, scans):
         for key in ("logit_normal", "logit_reduced", "p_reduced"):
             assert float(row[key]) == pytest.approx(reading.result[key], abs=SAME)
         told = reading.result["probability"]
-        assert row["probability"] == "n/a" if told is None else float(row["probability"]) == pytest.approx(told, abs=SAME)
+        assert (
+            row["probability"] == "n/a" if told is None else float(row["probability"]) == pytest.approx(told, abs=SAME)
+        )
         assert row["uncertain"] == str(reading.result["uncertain"]).lower()
         assert float(row["sbr_putamen_left"]) == pytest.approx(reading.result["putamen_left"], rel=SAME)
         assert row["verdict"] == reading.result["quality"]["verdict"]
@@ -200,9 +202,15 @@ REFUSED = [
     (["to={tmp}/to", "data=folder", "data.root={tmp}/none"], "no such folder; set data.root"),
     (["to={tmp}/to", "data=folder", "data.root={empty}"], "no scan among 0 NIfTI files"),
     (["to={tmp}/to", "data=dicom", "data.root={empty}"], "no DICOM file"),
-    (["to={tmp}/to", "data=folder", "data.root={scans}", "data.columns.label=finding"], "label is 'HC', expected one of"),
+    (
+        ["to={tmp}/to", "data=folder", "data.root={scans}", "data.columns.label=finding"],
+        "label is 'HC', expected one of",
+    ),
     (["to={tmp}/to", "data=folder", "data.root={scans}", "grid=mni_4mm"], "goes on with that, not with grid=mni_4mm"),
-    (["to={tmp}/to", *WORDS, "data.root={scans}", "subgroups=[ward]"], "has no column 'ward', expected it for subgroups"),
+    (
+        ["to={tmp}/to", *WORDS, "data.root={scans}", "subgroups=[ward]"],
+        "has no column 'ward', expected it for subgroups",
+    ),
     (["to={tmp}/to", *WORDS, "data.root={twice}"], "2 scans of one session"),
     (["to={to}", *WORDS, "data.root={empty}"], "holds the cohort of data.root="),
     (["to={finished}", *WORDS, "data.root={scans}"], "holds a run of its own"),

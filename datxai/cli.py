@@ -157,6 +157,8 @@ def _require_possible(order: Order) -> None:
             "--config-path and --config-name: a run begins with the configuration of datxai, or with its record; "
             "put your settings into D/experiment/mine.yaml and give --config-dir D experiment=mine."
         )
+    if order.sweeps and "applied" in order.given:
+        raise InputError("`datxai apply` takes one run to one cohort; leave out -m.")
     if order.sweeps and order.given.get("dry_run") == "true":
         raise InputError("--dry-run shows one composite; leave out -m.")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and order.task != "train":

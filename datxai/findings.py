@@ -12,6 +12,7 @@ import numpy as np
 from datxai.analysis.calibration import choose_uncertain, margin_of, probability
 from datxai.analysis.classification import tabulate_features
 from datxai.anatomy import Anatomy
+from datxai.errors import InputError
 from datxai.run import Run
 from datxai.schema import (
     FLAG,
@@ -90,6 +91,14 @@ class Findings:
     def tested(self) -> list[dict]:
         """The test cases: predictions, and what was measured in their relevance maps."""
         return [case | self.roi_relevance[case["participant_id"]] for case in self.of_set("test")]
+
+    def require_tested(self, needed_by: str) -> None:
+        """Refuse a run that was applied to a cohort without labels, for what is about them (`InputError`)."""
+        if not self.of_set("test"):
+            raise InputError(
+                f"{self.run.predictions}: no case has a label, and '{needed_by}' is about labelled test cases; give "
+                f"labels to the cohort, or choose another run."
+            )
 
     def of_set(self, name: str) -> list[dict]:
         """The predictions of the training, ``validation`` or ``test`` set, or of the `UNLABELLED`."""

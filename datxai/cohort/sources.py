@@ -130,13 +130,13 @@ def find_dicom(
     strangers, odd = set(), []
     for path in walk(root, NOT_SCANS):
         parts = path.relative_to(root).parts
-        if not is_listed and not explain_odd(path):
+        reason = explain_odd(path)
+        if not (is_listed or reason):
             known.add(identity := strip_prefix(re.split(r"_ses-|\.", path.name)[0] if path.parent == root else parts[0]))
             if identity not in refused:
                 _add_person(people, identity, path, collect, refused)
-        if reason := explain_odd(path):
-            if any(_find_owner(part, known, False) for part in parts[:-1]):  # in the folder of a participant
-                odd.append(("/".join(parts), f"{path}: {reason}, passed over"))
+        if reason:
+            odd.append((parts, f"{path}: {reason}, passed over"))
             continue
         identity = next((owner for part in parts if (owner := _find_owner(part, known, part == path.name))), None)
         if identity is None:
@@ -157,7 +157,12 @@ def find_dicom(
             f"{root}: no DICOM file, and no {table.name} that lists any scan; set data.root to the folder that holds "
             f"the scans, or data=folder for NIfTI files."
         )
-    return name_cases(entries, collect), skipped + odd
+    of_people = (  # in the folder of a participant
+        ("/".join(parts), reason)
+        for parts, reason in odd
+        if any(_find_owner(part, known, False) for part in parts[:-1])
+    )
+    return name_cases(entries, collect), [*skipped, *of_people]
 
 
 def _read_people(

@@ -107,6 +107,7 @@ def run(settings: Config, _: Run) -> None:
         for member in members:
             stack.enter_context(holding(member.run.folder))
             member.run.entry("evaluate", "compare")
+            member.findings.require_tested("compare")
         _compare(settings, members)
 
 

@@ -132,7 +132,8 @@ def find_dicom(
         parts = path.relative_to(root).parts
         reason = explain_odd(path)
         if not (is_listed or reason):
-            known.add(identity := strip_prefix(re.split(r"_ses-|\.", path.name)[0] if path.parent == root else parts[0]))
+            owner = re.split(r"_ses-|\.", path.name)[0] if path.parent == root else parts[0]
+            known.add(identity := strip_prefix(owner))
             if identity not in refused:
                 _add_person(people, identity, path, collect, refused)
         if reason:

@@ -38,6 +38,7 @@ def make(settings: Config, run: Run) -> None:
     means = {name: average.mean for name, average in averages.items() if average.mean is not None}
     if {"TP_relevance", "TN_relevance"} <= means.keys():
         means["heat_map"] = make_heat_map(means["TP_relevance"], means["TN_relevance"])
+    run.means.mkdir(parents=True, exist_ok=True)
     run.keep_only(run.means, [])
     for name, data in means.items():
         save(Volume(data, anatomy.grid.affine, ({"step": "average", "group": name},)), run.mean_of(name))

@@ -107,8 +107,8 @@ class Bench:
 
     @cached_property
     def mean_scan(self) -> np.ndarray:
-        """Half way between the mean normal and the mean reduced training case, (X, Y, Z); of a cohort in which nobody
-        was trained on, test case."""
+        """Half way between the mean normal and the mean reduced training case, (X, Y, Z); in a run that is applied,
+        which has none, test case."""
         cases = self.findings.of_set("train") or self.findings.of_set("test")
         groups = [[case["participant_id"] for case in cases if case["label"] == label] for label in (0, 1)]
         means = [

@@ -139,7 +139,12 @@ def test_without_a_table_every_scan_is_judged_and_nothing_said_of_accuracy(finis
     names = [f"sub-{number:04d}" for number in (1, 2, 3)]
     for name in names:
         shutil.copy(scans / f"{name}_spect.nii.gz", root)
-    answer = apply(finished, to, "data=folder", f"data.root={root}", "n_jobs=1")
+    words = ["data=folder", f"data.root={root}", "n_jobs=1"]
+    forked.datxai("preprocess", f"run={to}", f"applied={finished[0]}", *words, "shard=0/2")
+    made = {path.name: path.stat().st_mtime_ns for path in (to / "preprocessed").glob("*.nii.gz")}
+    assert len(made) == 2
+    answer = apply(finished, to, *words)
+    assert made.items() <= {path.name: path.stat().st_mtime_ns for path in (to / "preprocessed").iterdir()}.items()
     assert "Test set" not in answer.stdout
     rows = read_table(to / "predictions.tsv")
     assert [row["participant_id"] for row in rows] == [name.removeprefix("sub-") for name in names]
@@ -156,6 +161,10 @@ def test_without_a_table_every_scan_is_judged_and_nothing_said_of_accuracy(finis
     assert "Classification of the test set" not in report and "Misclassified cases" not in report
     assert {path.stem for path in (to / "report").glob("*.js")} == {row["participant_id"] for row in rows}
     assert len(list((to / "relevance").glob("*.nii.gz"))) == len(names)
+    for command in ("benchmark", "compare"):
+        said = forked.datxai(command, f"run={to}", *([finished[0]] if command == "compare" else []), status=2).stderr
+        assert f"no case has a label, and '{command}' is about labelled test cases" in said
+    Reader.open(to)  # which judges as the run does
 
 
 def test_cases_with_a_label_alone_are_counted(finished, labelled, scans, tmp_path):
@@ -196,6 +205,7 @@ def test_scans_that_the_run_was_trained_on_are_no_external_test(finished, tmp_pa
 REFUSED = [
     (["data=folder", "data.root={scans}"], "`datxai apply` needs to="),
     (["to={tmp}/to"], "no cohort is given that it could meet"),
+    (["to={tmp}/to", "data=folder", "data.root={scans}", "seed=1,2", "-m"], "takes one run to one cohort"),
     (["to={run}", "data=folder", "data.root={scans}"], "is, holds or lies in the run that is applied"),
     (["to={run}/to", "data=folder", "data.root={scans}"], "is, holds or lies in the run that is applied"),
     (["to={scans}", "data=folder", "data.root={scans}"], "holds files that no run has made"),

@@ -40,6 +40,7 @@ PLACE_FAULTS = {  # what a place brings about, and what to do
     errno.EIO: "the disk may be damaged",
 }
 CHOICE = {"benchmark": "default", "search": "training"}  # commands with a group of settings, and its first choice
+OF_HYDRA = (".hydra", ".lock", "datxai.log")  # what a run folder may hold that has no record
 MAKE_FOLDERS = ("benchmark", "spectral")  # commands that read a run and make a folder of their own name in it
 
 
@@ -158,6 +159,8 @@ def _require_possible(order: Order) -> None:
             "--config-path and --config-name: a run begins with the configuration of datxai, or with its record; "
             "put your settings into D/experiment/mine.yaml and give --config-dir D experiment=mine."
         )
+    if order.sweeps and "applied" in order.given:
+        raise InputError("`datxai apply` takes one run to one cohort; leave out -m.")
     if order.sweeps and order.given.get("dry_run") == "true":
         raise InputError("--dry-run shows one composite; leave out -m.")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and order.task != "train":
@@ -187,8 +190,11 @@ def _place(order: Order) -> Plan:
             f"run={run}: no run there whose cohort the jobs of `{order.task} -m` could share; make one first, `datxai "
             f"run={run}` with its settings, or leave out '{order.task}', so that each job makes all that it needs."
         )
+    applied = Path(given["applied"]) if given.get("applied", "null") != "null" else None
     if order.task in COMMANDS:
         _require_run(order, run)
+    if applied is not None:
+        _require_apart(order, run, applied)
     if not order.leaves_nothing:
         _require_writable(run)
         jobs = [path for name in ("datxai.log", ".hydra") for path in (run / name, *run.glob(f"*/{name}"))]
@@ -198,13 +204,16 @@ def _place(order: Order) -> Plan:
     words += [quote(f"{key}={folder}") for key, folder in (("run", run), ("base", base)) if folder is not None]
     if order.task in CHOICE and order.task not in given:
         words.append(f"{order.task}={CHOICE[order.task]}")
-    for folder in [base] if order.sweeps else [run, base]:
+    for folder in [base] if order.sweeps else [run, applied, base]:
         record = read_record(folder) if folder is not None else None
         if folder is not None and record is not None:
             record = record if record.choices else compose.read_0_1(folder, record)
             record = record.of_explanation(order.explanation)
+            if applied is not None and folder == applied:
+                record = _for_another_cohort(order, record, applied)
             words = words if order.sweeps else _leave_out_repeated(words, record)
             fixed = made_before(run, order.task, order.explanation) if folder == run else ()
+            fixed = made_before(applied, "apply") if applied is not None and folder == applied else fixed
             return Plan(order, compose.PRIMARY, tuple(words), run, record, folder, tuple(fixed))
     return Plan(order, compose.PRIMARY, tuple(words), run)
 
@@ -226,6 +235,50 @@ def _place_on_bundle(order: Order, path: Path) -> Plan:
     orientation = bundle.record.values["data"].get("orientation", "header")
     words = [f"data.orientation={orientation}", *words, quote(f"run={path}")]
     return Plan(order, compose.PRIMARY, tuple(words), None, record, path, bundle.fixed, bundle)
+def _require_apart(order: Order, run: Path, applied: Path) -> None:
+    """Refuse folders in which what a run says of another cohort cannot lie, and a run that cannot be applied."""
+    from datxai.record import RECORD, read_record
+
+    if not (applied / "manifest.json").is_file():
+        raise InputError(
+            f"run={applied}: no run folder of datxai there (no manifest.json), expected a finished run; make one with "
+            f"`datxai run={applied}`."
+        )
+    here, there = run.resolve(), applied.resolve()
+    if here == there or there in here.parents or here in there.parents:
+        raise InputError(
+            f"to={run}: is, holds or lies in the run that is applied, {applied}, which is only read; choose another "
+            f"to=DIR."
+        )
+    before = read_record(run)
+    of = None if before is None else before.values.get("applied")
+    if before is None and run.is_dir() and any(path.name not in OF_HYDRA for path in run.iterdir()):
+        raise InputError(f"to={run}: holds files that no run has made ({RECORD} is missing); choose another to=DIR.")
+    if before is not None and (of is None or Path(of).resolve() != there):
+        what = "a run of its own" if of is None else f"what the run {of} says"
+        raise InputError(
+            f"to={run}: holds {what}, expected a new folder, or what {applied} says; choose another to=DIR."
+        )
+    if before is None and not {"data", "experiment"} & {group_of(key) for key in order.given}:
+        raise InputError(
+            f"run={applied}: no cohort is given that it could meet; give data=folder data.root=DIR, or data=dicom, "
+            f"ppmi or phantom."
+        )
+
+
+def _for_another_cohort(order: Order, record: Record, applied: Path) -> Record:
+    """What is taken over of the record of a run that is applied: all but code and what the run itself rests on."""
+    from datxai.record import CODE, RECORD
+
+    for setting in CODE:
+        group, name = setting.split(".")
+        value = record.values.get(group, {}).get(name)
+        if value is not None and not {setting, group} & {*order.given}:
+            raise InputError(
+                f"{applied / RECORD}: {setting}={value} is Python code that would be executed; if you trust it, name "
+                f"it on the command line: {setting}={value}"
+            )
+    return replace(record, values={**record.values, "base": None, "applied": None, "subgroups": []})
 
 
 def _find_run(order: Order) -> Path:
@@ -360,6 +413,8 @@ def _perform(plan: Plan, cfg: DictConfig, folder: Path, sweeps: bool) -> float |
         )
     if settings.base is not None and Path(settings.base).resolve() == folder.resolve():  # a shard of the base itself
         now = replace(now, values={**now.values, "base": None})
+    if settings.applied is not None and plan.record is not None and not settings.dry_run:
+        _require_trained_with(settings, plan, now)
     if plan.record is not None and not sweeps:
         log.info("Settings taken over from %s: %s", plan.rests_on, compose.describe(plan.record))
     if plan.bundle is not None:
@@ -394,8 +449,9 @@ def _locking(settings: Config, folder: Path, writes: bool) -> Iterator[None]:
         if settings.stage in MAKE_FOLDERS:
             stack.callback(_remove_empty, folder / settings.stage)
             stack.enter_context(holding(folder / settings.stage, command))
-        if settings.base is not None and Path(settings.base).resolve() != folder.resolve():
-            stack.enter_context(holding(Path(settings.base)))
+        for rests_on in (settings.base, settings.applied):
+            if rests_on is not None and Path(rests_on).resolve() != folder.resolve():
+                stack.enter_context(holding(Path(rests_on)))
         yield
 
 
@@ -417,6 +473,26 @@ def _find_record(plan: Plan, now: Record, settings: Config) -> Record | None:
     record = found.of_explanation(settings.explanation) if found is not None and found.choices else plan.record
     require_same(plan.run, record, now, settings.stage, settings.explanation)
     return record
+
+
+def _require_trained_with(settings: Config, plan: Plan, now: Record) -> None:
+    """Refuse settings that the network of a run that is applied rests on, if they are others than it was trained with;
+    and another cohort than the folder holds already."""
+    from datxai.record import read_record, require_same, say
+
+    assert settings.applied is not None and plan.run is not None and plan.record is not None
+    applied = Path(settings.applied)
+    theirs = read_record(applied)
+    if theirs is not None and theirs.choices:
+        require_same(applied, theirs, now, "apply")
+    if plan.rests_on == plan.run:
+        old, new = plan.record.settings(), now.settings()
+        for setting in ("data.kind", "data.root", "data.collection", "data.seed", "data.n_subjects"):
+            if old.get(setting) != new.get(setting):
+                raise InputError(
+                    f"to={plan.run}: holds the cohort of {setting}={say(old.get(setting))}, not of "
+                    f"{say(new.get(setting))}; choose another to=DIR."
+                )
 
 
 def _settings(cfg: DictConfig, given: Mapping[str, str]) -> Config:

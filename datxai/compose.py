@@ -312,7 +312,7 @@ def describe(record: Record) -> str:
             if plain != value and not is_open and f"{group}.{key}" not in record.references:
                 settings.append(f"{group}.{key}={say(value)}")
     plain = Config()
-    settings += [f"{key}={say(record.values[key])}" for key in ("target", "seed", "base")
+    settings += [f"{key}={say(record.values[key])}" for key in ("target", "seed", "base", "applied", "subgroups")
              if key in record.values and record.values[key] != getattr(plain, key)]  # fmt: skip
     return ", ".join(settings) or "the defaults"
 

@@ -25,9 +25,11 @@ STAGES = {
     "explain": "a relevance map of every test case",
     "evaluate": "classification with intervals, regional relevance, mean maps",
     "report": "figures and report.html",
+    "external": "of `apply`: internal and external test side by side, external.html",
 }
 COMMANDS = {
     "case": "new scans through a trained run: scan=PATH|[A,B] run=RUN_DIR [age=YEARS] [sex=F|M] [prior=PATH] [out=DIR]",
+    "apply": "a finished run meets other scans: run=RUN_DIR to=DIR data=folder data.root=SCANS [subgroups=[site,sex]]",
     "serve": "a page on this machine where scans are dropped in: run=RUN_DIR [port=8765]",
     "bundle": "a run's model in one file to hand on, without scans: run=RUN_DIR [out=FILE.datxai] [precision=bf16]",
     "export": "a run's network in another format: run=RUN_DIR [to=onnx] [out=FILE]",
@@ -42,7 +44,7 @@ COMMANDS = {
 OF_BUNDLES = ("case", "serve", "bundle", "export")  # commands that take a bundle in the place of a run folder
 ALL = "all"
 DEFAULT = "default"  # the explanation whose maps lie in the run folder itself
-EXPLAINED = ("explain", "evaluate", "report")  # the stages that each explanation of a run has of its own
+EXPLAINED = ("explain", "evaluate", "report", "external")  # the stages that each explanation of a run has of its own
 EXPLAINING = ("attribution", "composite", "target")  # and the settings
 CALL = (  # settings of one call or one machine, which a run does not record
     "stage", "run", "shard", "runs", "scan", "age", "sex", "prior", "prior_years", "port", "dicom", "deidentify",
@@ -338,6 +340,8 @@ class Config:
     target: str = "difference"  # difference | decision | predicted | normal | reduced | label
     run: str = MISSING
     base: str | None = None  # a run whose stages are taken over where settings and inputs are the same
+    applied: str | None = None  # a finished run whose network and calibration judge this cohort, all of it a test set
+    subgroups: list[str] = field(default_factory=list)  # columns of the participants by which the cohort is looked at
     stage: str = ALL
     shard: str | None = None  # K/N: every N-th case, from K on, of `preprocess` or `explain`
     explanation: str = DEFAULT  # which of the run's explanations is made, or asked

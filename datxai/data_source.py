@@ -16,7 +16,9 @@ TRUTHS = {"True": ("True", "TRUE", "true"), "False": ("False", "FALSE", "false")
 
 
 def find_scans(settings: Config, run: Run) -> tuple[list[sources.CohortScan], list[tuple[str, str]]]:
-    """The cohort's scans, and those left out with the reason."""
+    """The cohort's scans, and those left out with the reason. Only for a run that is applied to them may labels, or in
+    a folder the whole table, be missing."""
+    known = settings.applied is None
     data, skip = settings.data, settings.on_error == "skip"
     if settings.on_error not in ("raise", "skip"):
         raise InputError(f"on_error={settings.on_error}: expected raise or skip.")
@@ -28,13 +30,13 @@ def find_scans(settings: Config, run: Run) -> tuple[list[sources.CohortScan], li
         assert isinstance(data, Dicom)
         labels = _parse_labels(data.label_values, "data.label_values")
         if data.kind == "dicom":
-            return sources.find_dicom(data.root, data.participants, data.columns, labels, skip=skip)
+            return sources.find_dicom(data.root, data.participants, data.columns, labels, known, skip)
         assert isinstance(data, Folder)
-        return sources.find_folder(data.root, data.participants, data.columns, labels, data.pattern, skip=skip)
+        return sources.find_folder(data.root, data.participants, data.columns, labels, data.pattern, known, skip)
     if data.kind == "ppmi":
         assert isinstance(data, Ppmi)
         groups = _parse_labels(data.groups, "data.groups") or ppmi.PPMI_GROUPS
-        return ppmi.find_ppmi(data.root, data.collection, groups, skip, data.columns, data.descriptions)
+        return ppmi.find_ppmi(data.root, data.collection, groups, skip, data.columns, data.descriptions, known)
     raise InputError(f"data.kind={data.kind}: expected phantom, folder, dicom or ppmi.")
 
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from datxai.cohort.dataset import VolumeStore
 
 GROUPS = ("TN", "FP", "FN", "TP")
-SET = one_of("train", "validation", "test")
+UNLABELLED = "unlabelled"  # the set of the cases that a run was applied to, and of which nobody says what they are
+SET = one_of("train", "validation", "test", UNLABELLED)
 VERDICT = one_of("green", "amber", "red")
 
 
@@ -46,7 +47,7 @@ def _to_measure(text: str) -> float | bool | None:
 
 MEASURE = Kind("a number, true, false, or n/a", _to_measure)
 PREDICTION = {
-    "participant_id": TEXT, "set": SET, "label": LABEL, "predicted": LABEL,
+    "participant_id": TEXT, "set": SET, "label": LABEL.or_unknown(), "predicted": LABEL,
     "p_reduced": NUMBER, "logit_normal": NUMBER, "logit_reduced": NUMBER,
 }  # fmt: skip
 TABLE1 = {
@@ -56,6 +57,11 @@ TABLE1 = {
 METRICS = {"classifiers": dict, "calibration": {"temperature": float, "determined": bool}}
 MAP_RECORD = {"method": dict, "ledger": list}
 SCAN_RECORD = {"measures": {"mirrored": bool, "quality": dict}}
+
+
+def _find_group(case: Mapping) -> str | None:
+    label, predicted = case["label"], case["predicted"]
+    return None if label is None else (("TN", "FP"), ("FN", "TP"))[label][predicted]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +75,7 @@ class Findings:
         """``participant_id``, ``set`` and ``label`` of every case, before anything is predicted."""
         rows = read_columns(self.run.split, {"participant_id": TEXT, "set": SET})
         sets = ByCase(self.run.split, rows)
-        people = read_columns(self.run.participants, {"participant_id": TEXT, "label": LABEL})
+        people = read_columns(self.run.participants, {"participant_id": TEXT, "label": LABEL.or_unknown()})
         return [
             {"participant_id": name, "set": sets[name]["set"], "label": person["label"]}
             for person in people
@@ -78,10 +84,10 @@ class Findings:
 
     @cached_property
     def predictions(self) -> list[dict]:
-        """predictions.tsv: every case with its ``group``, TN, FP, FN or TP, and its ``margin``, the logit of reduced
-        less that of normal."""
+        """predictions.tsv: every case with its ``group``, TN, FP, FN or TP (None without a label), and its ``margin``,
+        the logit of reduced less that of normal."""
         return [
-            {**row, "group": (("TN", "FP"), ("FN", "TP"))[row["label"]][row["predicted"]], "margin": margin_of(row)}
+            {**row, "group": _find_group(row), "margin": margin_of(row)}
             for row in read_columns(self.run.predictions, PREDICTION)
         ]
 
@@ -90,8 +96,16 @@ class Findings:
         """The test cases: predictions, and what was measured in their relevance maps."""
         return [case | self.roi_relevance[case["participant_id"]] for case in self.of_set("test")]
 
+    def require_tested(self, needed_by: str) -> None:
+        """Refuse a run that was applied to a cohort without labels, for what is about them (`InputError`)."""
+        if not self.of_set("test"):
+            raise InputError(
+                f"{self.run.predictions}: no case has a label, and '{needed_by}' is about labelled test cases; give "
+                f"labels to the cohort, or choose another run."
+            )
+
     def of_set(self, name: str) -> list[dict]:
-        """The predictions of the training, ``validation`` or ``test`` set."""
+        """The predictions of the training, ``validation`` or ``test`` set, or of the `UNLABELLED`."""
         return [case for case in self.predictions if case["set"] == name]
 
     @property
@@ -112,7 +126,7 @@ class Findings:
     @cached_property
     def people(self) -> Mapping[str, dict]:
         """participants.tsv by case: ``age`` in years (None: not known), ``label``, and the rest as text."""
-        columns = {"participant_id": TEXT, "label": LABEL}
+        columns = {"participant_id": TEXT, "label": LABEL.or_unknown()}
         rows = read_columns(self.run.participants, columns, others=TEXT, optional={"age": NUMBER.or_unknown()})
         return ByCase(self.run.participants, rows)
 
@@ -177,19 +191,19 @@ class Findings:
     @cached_property
     def map_measures(self) -> list[dict]:
         """roi_relevance.tsv: all that was measured in the map of each test case (None: not known)."""
-        columns = {"participant_id": TEXT, "group": one_of(*GROUPS)}
+        columns = {"participant_id": TEXT, "group": one_of(*GROUPS).or_unknown()}
         return read_columns(self.run.roi_relevance, columns, others=MEASURE)
 
     @cached_property
     def table1(self) -> list[dict]:
         """Table 1: age by set, label and sex."""
-        return read_columns(self.run.table1, TABLE1)
+        return read_columns(self.run.table1, TABLE1, may_be_empty=True)
 
     @cached_property
     def doubt(self) -> list[dict]:
         """doubt.tsv: whether each test case is misclassified, and the scores that speak for it (None: not known)."""
         columns = {"participant_id": TEXT, "misclassified": FLAG}
-        return read_columns(self.run.doubt, columns, others=MEASURE)
+        return read_columns(self.run.doubt, columns, others=MEASURE, may_be_empty=True)
 
     @cached_property
     def regions(self) -> list[dict]:
@@ -222,6 +236,14 @@ class Findings:
             ) from error
 
     @cached_property
+    def unlike(self) -> dict[str, bool]:
+        """shift.tsv: whether each case that was held out is unlike the training cases; empty where nothing is judged."""
+        columns = {"participant_id": TEXT, "marked": FLAG}
+        path = self.run.shift_cases
+        rows = read_columns(path, columns, others=TEXT, may_be_empty=True) if path.is_file() else []
+        return {row["participant_id"]: row["marked"] for row in rows}
+
+    @cached_property
     def probabilities(self) -> dict[str, float]:
         """The calibrated probability of reduced of every case."""
         calibrated = self.calibrate([case["margin"] for case in self.predictions])
@@ -233,7 +255,11 @@ class Findings:
 
     @cached_property
     def half_width(self) -> float:
-        """Half the width of what is called uncertain about 0.5; 0 where there is no validation case."""
+        """Half the width of what is called uncertain about 0.5; 0 where there is no validation case, and that of the
+        run that was applied where one was."""
+        known = self.metrics["calibration"].get("half_width")
+        if known is not None:
+            return known
         validation = [case["margin"] for case in self.of_set("validation")]
         return choose_uncertain(self.calibrate(validation)) if validation else 0.0
 

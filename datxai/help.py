@@ -54,6 +54,8 @@ SETTINGS = {  # what shapes what a stage or command makes
     "explain": ("attribution", "composite", "target", "explanation", "dry_run"),
     "evaluate": ("atlas", "preprocessing", "explanation"),
     "report": ("explanation",),
+    "external": ("subgroups", "explanation"),
+    "apply": ("to", "data", "subgroups", "reconstruction", "attribution", "composite", "target", "on_error"),
     "case": (
         "scan", "age", "sex", "prior", "prior_years", "out", "on_error", "attribution", "composite", "target",
         "explanation", "explanations", "dicom", "deidentify",

@@ -18,8 +18,9 @@ HELP, VERSION = "help", "version"
 NEED_NO_RUN = ("compare", "reads")
 FROM_TRAINING_ON = tuple(STAGES)[tuple(STAGES).index("train") :]
 PATHS = (  # settings whose value is a path, a pattern of paths, or the name of a folder
-    "run", "base", "scan", "prior", "file", "out", "data.root", "data.participants", "data.collection", "data.pattern",
-    "explanation", "registration.template", "atlas.labels", "atlas.names", "composite.rules_from", "network.weights",
+    "run", "base", "applied", "scan", "prior", "file", "out", "data.root", "data.participants", "data.collection",
+    "data.pattern", "explanation", "registration.template", "atlas.labels", "atlas.names", "composite.rules_from",
+    "network.weights",
 )  # fmt: skip
 FLAGS_WITH_VALUE = (
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
@@ -101,6 +102,8 @@ def read_order(arguments: Sequence[str]) -> Order:
         words.remove(task)
     if task == "compare":
         words = _gather_runs(words)
+    if task == "apply":
+        task, words = ALL, _name_applied(words)
     if task == "case":
         words = _name_first(words)
     if task in FROM_TRAINING_ON and not any(key_of(word) == "training.seed" for word in words):
@@ -169,6 +172,18 @@ def _gather_runs(words: list[str]) -> list[str]:
     folders = [_unquote(word.removeprefix("run=")) if not Path(word).is_dir() else word for word in runs]
     named = ",".join("'" + folder.replace("'", r"\'") + "'" for folder in folders)
     return [*(word for word in words if word not in runs), f"runs=[{named}]"]
+
+
+def _name_applied(words: list[str]) -> list[str]:
+    """The words of ``apply``, which is the whole journey of another cohort in a folder of its own: run=RUN to=DIR are
+    applied=RUN run=DIR."""
+    given = {key_of(word) for word in words}
+    for key, what in (("run", "RUN_DIR, the folder of a finished run"), ("to", "DIR, the folder of what is made")):
+        if key not in given:
+            raise InputError(f"`datxai apply` needs {key}={what}.")
+    renamed = {"run": "applied", "to": "run"}
+    return [f"{renamed.get(key_of(word), key_of(word))}={word.partition('=')[2]}" if key_of(word) in renamed else word
+            for word in words]  # fmt: skip
 
 
 def _name_first(words: list[str]) -> list[str]:

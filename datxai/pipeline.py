@@ -127,14 +127,19 @@ def _part(settings: Config) -> slice:
 
 
 def _journey(settings: Config) -> list[str]:
-    """The stages in order; scans that are there already are not simulated."""
-    return [name for name in STAGES if name != "simulate" or settings.data.kind == "phantom"]
+    """The stages in order; scans that are there already are not simulated, and but for a run that is applied there is
+    nothing to set a cohort beside."""
+    without = {"simulate"} if settings.data.kind != "phantom" else set()
+    without |= {"external"} if settings.applied is None else set()
+    return [name for name in STAGES if name not in without]
 
 
 def _announce(folder: Run) -> None:
     """Say where the report is and how well the test set was classified."""
-    log.info("\nTest set, estimate and 95 % interval in percent")
-    for name, measures in read_json(folder.metrics)["classifiers"].items():
+    classifiers = read_json(folder.metrics)["classifiers"]
+    if classifiers:
+        log.info("\nTest set, estimate and 95 % interval in percent")
+    for name, measures in classifiers.items():
         figures = [
             f"{measure} {100 * measures[measure]:.1f} ({100 * measures[f'{measure}_ci95'][0]:.1f} to "
             f"{100 * measures[f'{measure}_ci95'][1]:.1f})"
@@ -143,6 +148,8 @@ def _announce(folder: Run) -> None:
         ]
         log.info("  %-14s %s", name, ", ".join(figures))
     log.info("\nReport: %s", folder.report)
+    if folder.find("external") is not None:
+        log.info("Beside the test of the run that is applied: %s", folder.external)
 
 
 def find_objective(settings: Config) -> float | None:

@@ -154,6 +154,17 @@ class Reference:
         )
 
 
+def open_applied(settings: Config) -> tuple[Findings, Reference]:
+    """The run that is applied to another cohort: what it has found, and what it holds scans against.
+
+    The maps are those of the explanation of the same name, if that run has one, and if it was made the same way.
+    """
+    assert settings.applied is not None
+    run = Run(settings.applied)
+    run = Run(settings.applied, settings.explanation if settings.explanation in run.explanations else DEFAULT)
+    return Findings(run), Reference.of(settings, run)
+
+
 @dataclass(frozen=True, eq=False)
 class Reader:
     """Holds what every scan needs: network, template, regions, mean maps, normal cases. Load once, read many."""

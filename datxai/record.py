@@ -39,6 +39,7 @@ RECORD = Path(".hydra", "config.yaml")
 OF_0_1 = ("overrides.yaml", "hydra.yaml")  # what version 0.1 kept beside it
 CODE = ("composite.rules_from", "network.target")  # which is executed where the command line names it
 MOST_BYTES = 2**20
+OF_COHORT = ("data", "split", "reconstruction")  # groups of which another cohort has its own
 OF_ONE_SCAN = ("seed", "reconstruction.centre", "reconstruction.start_angle_deg", "reconstruction.flip")
 GROUPS = tuple(name for name, kind in get_type_hints(Config).items() if is_dataclass(kind) and name not in CALL)
 
@@ -307,7 +308,12 @@ def made_before(folder: Path, task: str, explanation: str = DEFAULT) -> dict[str
         entry = entries.get(entry_name(name, explanation))
         config = entry.get("config") if isinstance(entry, Mapping) else None
         found = dict.fromkeys(flatten(config) if isinstance(config, Mapping) else (), name) | found
-    return {setting: name for setting, name in found.items() if setting not in free}
+    groups = OF_COHORT if task == "apply" else ()
+    return {
+        setting: name
+        for setting, name in found.items()
+        if setting not in free and setting.partition(".")[0] not in groups
+    }
 
 
 def require_same(folder: Path, before: Record, now: Record, task: str, explanation: str = DEFAULT) -> None:

@@ -73,6 +73,7 @@ class Run:
     figures = property(lambda self: self.explained / "figures")
     report = property(lambda self: self.explained / "report.html")
     pages = property(lambda self: self.explained / "report")
+    external = property(lambda self: self.explained / "external.html")
 
     def scan_of(self, case: str) -> Path:
         """The preprocessed volume of a case."""

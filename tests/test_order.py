@@ -26,6 +26,9 @@ TABLE = {
     "+data.camera.motion_mm=0": Order("all", ("+data.camera.motion_mm=0",)),
     "compare a b out=c": Order("compare", ("out='c'", "runs=['a','b']")),
     "compare run=a explanations=[default,x]": Order("compare", ("explanations=[default,x]", "runs=['a']")),
+    "apply run=a to=b data=folder": Order("all", ("applied='a'", "run='b'", "data=folder")),
+    "apply to=b,c run=a=1 seed=3": Order("all", ("run='b,c'", "applied='a=1'", "seed=3")),
+    "apply --help": Order("help", topic="apply"),
     "case scan=a=b.nii run=x": Order("case", ("scan='a=b.nii'", "run='x'")),
     "case run=x explanations=[b,a]": Order("case", ("run='x'", "explanations=[b,a]", "explanation='b'")),
     "case run=x explanations=[b,a] explanation=c": Order("case", ("run='x'", "explanations=[b,a]", "explanation='c'")),
@@ -59,6 +62,12 @@ def test_words_are_read_as_an_order(line):
 def test_a_first_word_that_is_neither_stage_nor_command(line, sentence):
     with pytest.raises(InputError, match=sentence):
         read_order(line.split())
+
+
+def test_apply_needs_both_folders():
+    for line, missing in (("apply run=a data=folder", "to=DIR"), ("apply to=b", "run=RUN_DIR")):
+        with pytest.raises(InputError, match=f"`datxai apply` needs {missing}"):
+            read_order(line.split())
 
 
 @pytest.mark.parametrize("word", ["run=clinic data (Köln)", "data.root=Müller, Hans", "scan=it's", "run=a=b"])

@@ -122,21 +122,17 @@ def measure_reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int =
     }
 
 
-def calibrate(
-    validation_margins: ArrayLike,
-    validation_labels: ArrayLike,
-    test_margins: ArrayLike,
-    test_labels: ArrayLike,
-) -> dict:
-    """The temperature of the validation cases, and how well the test cases are calibrated without and with it.
+def calibrate(fit: Mapping, margins: ArrayLike, labels: ArrayLike) -> dict:
+    """How well (test) cases are calibrated without and with a temperature that others were fitted.
 
-    Returns what `fit_temperature` does, with ``raw`` and ``scaled``: what `score` and `measure_reliability` return.
+    Returns the ``fit``, of `fit_temperature`, with ``raw`` and ``scaled``: what `score` and `measure_reliability`
+    return. Without a case it is the fit alone.
     """
-    fit = fit_temperature(validation_margins, validation_labels)
-    test_margins = np.asarray(test_margins, float)
-    for name, margins in (("raw", test_margins), ("scaled", test_margins / fit["temperature"])):
-        fit[name] = score(margins, test_labels) | measure_reliability(probability(margins), test_labels)
-    return fit
+    margins = np.asarray(margins, float)
+    calibrated: dict[str, Any] = {**fit}
+    for name, values in (("raw", margins), ("scaled", margins / fit["temperature"])) if len(margins) else ():
+        calibrated[name] = score(values, labels) | measure_reliability(probability(values), labels)
+    return calibrated
 
 
 def choose_uncertain(probabilities: ArrayLike, fraction: float = UNCERTAIN_SHARE) -> float:

@@ -139,6 +139,22 @@ def fit_cart(
     )
 
 
+def follow_tree(nodes: Sequence[Mapping], features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a tree given by its ``nodes`` (`Cart`) says of features (n, p): ``predict`` and ``score`` of it, (n,) each.
+
+    Columns are `FEATURES`. As in scikit-learn, features are rounded to float32 before they are compared.
+    """
+    leaves = []
+    for row in np.asarray(features, np.float32):
+        node = nodes[0]
+        while node["feature"] is not None:
+            below = row[FEATURES.index(node["feature"])] <= node["threshold"]
+            node = nodes[node["left"] if below else node["right"]]
+        leaves.append(node["reduced"] / (node["normal"] + node["reduced"]))
+    scores = np.array(leaves, float)
+    return (scores > 0.5).astype(int), scores
+
+
 def measure_auc(
     labels: np.ndarray, scores: np.ndarray, interval: bool = True
 ) -> tuple[float | None, list[float] | None]:

@@ -192,6 +192,11 @@ class Shift:
             },
         }
 
+    def with_features(self, features: Features) -> Shift:
+        """The same, of the measures alone whose feature there is."""
+        known = {name: fit for name, fit in self.measures.items() if MEASURES[name][0] in features}
+        return replace(self, measures=known, limits={name: self.limits[name] for name in known})
+
     def with_tested(self, tested: Sequence[Mapping]) -> Shift:
         """The same, with what it makes of the run's test cases, rows of `tabulate`."""
         from datxai.analysis.classification import wilson_interval

@@ -122,16 +122,16 @@ def open_store(path: str | os.PathLike) -> VolumeStore:
 
 
 class CaseDataset(torch.utils.data.Dataset):
-    """Cases of a store with their labels: (float32 tensor of shape [1, X, Y, Z], int label).
+    """Cases of a store with their labels: (float32 tensor of shape [1, X, Y, Z], int label; -1 where it is not known).
 
     Only what is asked for is read from disk; every item is a fresh copy.
     """
 
-    def __init__(self, store: VolumeStore, case_ids: Sequence[str], labels: Sequence[int]):
+    def __init__(self, store: VolumeStore, case_ids: Sequence[str], labels: Sequence[int | None]):
         assert len(case_ids) == len(labels), (len(case_ids), len(labels))
         self.store = store
         self.case_ids = tuple(case_ids)
-        self.labels = tuple(int(label) for label in labels)
+        self.labels = tuple(-1 if label is None else int(label) for label in labels)
         self._positions = [store.find(case_id) for case_id in case_ids]
 
     def __len__(self) -> int:

@@ -27,6 +27,7 @@ def find_ppmi(
     skip: bool = False,
     columns: Mapping[str, str | None] | None = None,
     descriptions: Sequence[str] = PPMI_SERIES,
+    require_label: bool = True,
 ) -> tuple[list[CohortScan], list[tuple[str, str]]]:
     """Reconstructed scans of a PPMI download as it lies on disk, and what was skipped as (name, reason).
 
@@ -48,6 +49,8 @@ def find_ppmi(
         Names of the table's columns by those of `PPMI_COLUMNS`, where they differ.
     descriptions : sequence of str
         Descriptions of the series that are wanted, in the table and, with ``_`` for spaces, in the tree.
+    require_label : bool
+        Whether both labels must occur, and scans of other groups are skipped; else these have no label.
     """
     root = Path(root)
     if not root.is_dir():
@@ -55,7 +58,8 @@ def find_ppmi(
     names = _map_columns(columns)
     table = root / collection if collection else _find_collection(root, names)
     rows = _select_series(_read_collection(table, names), descriptions, table)
-    _require_groups(rows, groups, f"{table}: no {descriptions[0]} scan")
+    if require_label:
+        _require_groups(rows, groups, f"{table}: no {descriptions[0]} scan")
     folders = defaultdict(list)
     for folder, files, form in _find_folders(root, {_spell(description) for description in descriptions}):
         folders[_folder_key(folder, files)].append((folder, files, form))
@@ -72,7 +76,7 @@ def find_ppmi(
         image = row["Image Data ID"]
         key = next((key for key in (image.removeprefix("I"), _row_key(row)) if key in folders), None)
         used.add(key)
-        if row["Group"] not in groups:
+        if row["Group"] not in groups and require_label:
             skipped.append((image, f"group {row['Group']!r} takes no part"))
             continue
         if key is None or len(folders[key]) > 1:
@@ -88,7 +92,8 @@ def find_ppmi(
         for folder, *_ in folders[key]:
             refuse(folder.name, f"{folder}: {table} has no row for this scan; add the row or remove it.", collect)
     scans = name_cases(entries, collect)
-    require_classes((scan.participant.label for scan in scans), root)
+    if require_label:
+        require_classes((scan.participant.label for scan in scans), root)
     return scans, skipped
 
 
@@ -139,8 +144,9 @@ def _select_series(
 def _make_participant(row: Mapping[str, str], groups: Mapping[str, int], table: Path) -> Participant:
     columns = {"participant_id": "Subject", "age": "Age", "sex": "Sex", "label": "Group"}
     texts = {name: row[column] for name, column in columns.items()}
+    texts["label"] = texts["label"] if texts["label"] in groups else ""  # of another group, which has no label
     extra = {"image": row["Image Data ID"], "visit": row["Visit"], "group": row["Group"], "date": row["Acq Date"]}
-    return make_participant(texts, groups, extra, table)
+    return make_participant(texts, groups, extra, table, require_label=False)
 
 
 def _require_groups(rows: Iterable[Mapping[str, str]], groups: Iterable[str], what: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from datxai.cohort.table import (
     Participant,
     compose,
+    make_participant,
     read_participants,
     refuse,
     strip_prefix,
@@ -20,6 +21,7 @@ from datxai.errors import InputError
 from datxai.forms import DICOM, DICOMDIR, PAIR, tell_form, walk
 
 SUFFIXES = ("spect", "pet")  # of BIDS-like names that are DAT scans
+TABLE = "participants.tsv"  # where no other name is given
 NOT_SCANS = ("derivatives", "sourcedata", "code")  # folders of a BIDS data set without original scans
 
 
@@ -39,7 +41,7 @@ class CohortScan:
 
 def find_folder(
     root: str | os.PathLike,
-    participants: str | os.PathLike = "participants.tsv",
+    participants: str | os.PathLike = TABLE,
     columns: Mapping[str, str | None] | None = None,
     label_values: Mapping[str, int] | None = None,
     pattern: str | None = None,
@@ -58,7 +60,8 @@ def find_folder(
     ----------
     participants : path
         Table, relative to ``root`` or absolute; ``columns``, ``label_values`` and ``require_label`` as in
-        `datxai.cohort.table.read_participants`.
+        `datxai.cohort.table.read_participants`. Without ``require_label`` there need be no `TABLE` at all: whoever a
+        file is named after is a participant.
     pattern : str, optional
         Paths relative to ``root``, with ``{participant_id}`` and where needed ``{session}``; ``*`` stands for
         anything within a name. Other files are passed over.
@@ -70,11 +73,14 @@ def find_folder(
     skipped: list[tuple[str, str]] = []
     collect = skipped if skip else None
     people, table = _read_people(root, participants, columns, label_values, require_label, collect)
+    is_listed = table.is_file()
     refused = {strip_prefix(name) for name, _ in skipped}
 
     entries = []
     files = sorted(filter(is_named_nifti, walk(root, NOT_SCANS)))
     for path, identity, session in _name_files(files, root, pattern, people):
+        if not is_listed and identity not in refused:
+            _add_person(people, identity, path, collect, refused)
         if identity in people:
             entries.append((people[identity], session, (path,), "nifti"))
         elif identity not in refused:
@@ -86,12 +92,17 @@ def find_folder(
     scans = name_cases(entries, collect)
     advice = f"among {len(files)} NIfTI files; add it, remove the row, or set data.pattern to how files are named"
     _require_scans(people.values(), entries, root, advice, collect)
+    if not entries and not is_listed:
+        raise InputError(
+            f"{root}: no scan among {len(files)} NIfTI files, and no {table.name} that lists any; set data.root to the "
+            f"folder that holds the scans, data.pattern to how they are named, or data=dicom."
+        )
     return scans, skipped
 
 
 def find_dicom(
     root: str | os.PathLike,
-    participants: str | os.PathLike = "participants.tsv",
+    participants: str | os.PathLike = TABLE,
     columns: Mapping[str, str | None] | None = None,
     label_values: Mapping[str, int] | None = None,
     require_label: bool = True,
@@ -111,15 +122,22 @@ def find_dicom(
     skipped: list[tuple[str, str]] = []
     collect = skipped if skip else None
     people, table = _read_people(root, participants, columns, label_values, require_label, collect)
+    is_listed = table.is_file()
     known = {*people, *(strip_prefix(name) for name, _ in skipped)}
+    refused: set[str] = set()
 
     files = defaultdict(list)
     strangers, odd = set(), []
     for path in walk(root, NOT_SCANS):
         parts = path.relative_to(root).parts
-        if reason := explain_odd(path):
-            if any(_find_owner(part, known, False) for part in parts[:-1]):  # in the folder of a participant
-                odd.append(("/".join(parts), f"{path}: {reason}, passed over"))
+        reason = explain_odd(path)
+        if not (is_listed or reason):
+            owner = re.split(r"_ses-|\.", path.name)[0] if path.parent == root else parts[0]
+            known.add(identity := strip_prefix(owner))
+            if identity not in refused:
+                _add_person(people, identity, path, collect, refused)
+        if reason:
+            odd.append((parts, f"{path}: {reason}, passed over"))
             continue
         identity = next((owner for part in parts if (owner := _find_owner(part, known, part == path.name))), None)
         if identity is None:
@@ -135,7 +153,17 @@ def find_dicom(
     entries = [(people[person], session, tuple(sorted(paths)), "dicom") for (person, session), paths in files.items()]
     advice = "among the DICOM files; add it, remove the row, or name its folder or file after the participant"
     _require_scans(people.values(), entries, root, advice, collect)
-    return name_cases(entries, collect), skipped + odd
+    if not entries and not is_listed:
+        raise InputError(
+            f"{root}: no DICOM file, and no {table.name} that lists any scan; set data.root to the folder that holds "
+            f"the scans, or data=folder for NIfTI files."
+        )
+    of_people = (  # in the folder of a participant
+        ("/".join(parts), reason)
+        for parts, reason in odd
+        if any(_find_owner(part, known, False) for part in parts[:-1])
+    )
+    return name_cases(entries, collect), [*skipped, *of_people]
 
 
 def _read_people(
@@ -145,6 +173,8 @@ def _read_people(
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; set data.root to the folder that holds the scans.")
     table = root / participants
+    if not (table.is_file() or require_label or str(participants) != TABLE):
+        return {}, table
     if not table.is_file():
         raise InputError(
             f"{table}: no such file, expected a table of participants (participant_id, age, sex, label); "
@@ -152,6 +182,18 @@ def _read_people(
         )
     people = read_participants(table, columns, label_values, require_label, skipped)
     return {strip_prefix(person.participant_id): person for person in people}, table
+
+
+def _add_person(
+    people: dict[str, Participant], identity: str, path: Path, skipped: list | None, refused: set[str]
+) -> None:
+    """Make a participant of whom no table says anything of the one whom a file is named after."""
+    if identity not in people:
+        try:
+            people[identity] = make_participant({"participant_id": identity}, source=path, require_label=False)
+        except InputError as error:
+            refused.add(identity)
+            refuse(path.name, str(error), skipped)
 
 
 def _require_scans(people: Iterable[Participant], entries: list, root: Path, advice: str, skipped: list | None) -> None:

@@ -125,6 +125,15 @@ def make_participant(
     )
 
 
+def require_column(rows: Iterable[Mapping], column: str, table: object, setting: str) -> None:
+    """Refuse a ``setting`` that names a column which no row of a table has (`InputError`)."""
+    columns = dict.fromkeys(key for row in rows for key in row)
+    if column not in columns:
+        raise InputError(
+            f"{table}: has no column {column!r}, expected it for {setting}; there are {', '.join(columns)}."
+        )
+
+
 def strip_prefix(participant_id: str) -> str:
     """The identity without the ``sub-`` of BIDS, for comparison."""
     return compose(participant_id).removeprefix("sub-")

@@ -79,7 +79,7 @@ class Member:
         """What its network was made from, but for the cases that are tested and for seeds."""
         scans, training = self.run.find("preprocess") or {}, self.run.entry("train", "compare")["config"]
         split = {name: value for name, value in self.split.items() if name not in ("fold", "repeat", "test")}
-        recipe = {name: value for name, value in training["training"].items() if name != "seed"}
+        recipe = {name: value for name, value in training.get("training", {}).items() if name != "seed"}
         return hash_content([scans.get("fingerprint"), split, {**training, "training": recipe}])
 
     def fingerprint(self, stage: str) -> str:
@@ -110,6 +110,7 @@ def run(settings: Config, _: Run) -> None:
         for member in members:
             stack.enter_context(holding(member.run.folder))
             member.run.entry("evaluate", "compare")
+            member.findings.require_tested("compare")
         _compare(settings, members)
 
 

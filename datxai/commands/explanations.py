@@ -37,6 +37,7 @@ def compare(folder: Path, names: Sequence[str], out: Path) -> None:
 
     explanations = _open(folder, names)
     first = next(iter(explanations.values()))
+    first.require_tested("compare")
     correlation, overlap = _measure_agreement(explanations)
     cases = _tabulate_cases(explanations, correlation, overlap)
     summary = {

@@ -71,7 +71,7 @@ def _find_groups(
 def _summarise(strategies: Strategies, cases: Sequence[Mapping], outside: Sequence[float]) -> dict:
     """The entry of a class in spectral.json."""
     groups = []
-    wrong = np.array([case["label"] != case["predicted"] for case in cases])
+    wrong = np.array([case["label"] not in (None, case["predicted"]) for case in cases])
     for cluster, prototype in enumerate(strategies.prototypes):
         members = strategies.clusters == cluster
         groups.append(

@@ -135,6 +135,7 @@ class RunPage:
     quality : rows with ``participant_id``, ``verdict`` (green, amber, red), ``reason``
     table1, ledger : rows
     misclassified, skipped : rows; an empty list says that there was none
+    external : the address of the page that sets the cohort beside that of the run which judged it
     config, manifest : the resolved configuration as text; stage to its entry in manifest.json
     """
 
@@ -151,8 +152,39 @@ class RunPage:
     misclassified: Sequence[Mapping] | None = None
     skipped: Sequence[Mapping] | None = None
     ledger: Sequence[Mapping] = ()
+    external: str | None = None
     config: str | None = None
     manifest: Mapping[str, Mapping] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExternalPage:
+    """The page of a cohort that a run has been applied to, beside the run's own test cases.
+
+    Attributes
+    ----------
+    created, data : text; ``data`` says what the cohort is
+    run : name of the run that is applied; ``applied``: name to value, what identifies it
+    report, theirs : the addresses of the report of the cohort, and of that of the run
+    facts : what can be said without labels: name to text
+    remarks : sentences that come before all numbers
+    rows : of `datxai.analysis.cohorts`, with ``group`` and ``classifier``
+    half_width, temperature : of the run that is applied
+    figure : the picture of accuracy, sensitivity and specificity by group; None without labels
+    """
+
+    created: str
+    data: str
+    run: str
+    applied: Mapping[str, object]
+    report: str
+    theirs: str
+    facts: Mapping[str, object]
+    remarks: Sequence[str] = ()
+    rows: Sequence[Mapping] = ()
+    half_width: float
+    temperature: float
+    figure: Picture | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

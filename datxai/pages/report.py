@@ -16,7 +16,7 @@ from pathlib import Path
 
 from datxai.analysis.calibration import UNCERTAIN_SHARE
 from datxai.files import write_text
-from datxai.pages.content import CasePage, MethodsPage, RunPage
+from datxai.pages.content import CasePage, ExternalPage, MethodsPage, RunPage
 from datxai.pages.style import COLOURS, GROUP_NAMES
 from datxai.pages.tables import LABEL_NAMES, MEASURES, arrange_table1, format_cell, format_percent
 from datxai.pages.viewer import pack, pack_colours, pack_space
@@ -44,6 +44,14 @@ COLUMNS = {
     "similarity": {"title": "Similarity to the template", "numeric": "%.3f"},
     "reason": {"title": "Reason"},
 }
+EXTERNAL = MEASURES | {  # measures of a cohort beside another; those below are no shares
+    "called_reduced": "Called reduced", "uncertain": "Uncertain", "unlike_training": "Unlike the training scans",
+    "accuracy_of_the_rest": "Accuracy where not uncertain",
+    "brier_raw": "Brier score as predicted", "brier_scaled": "Brier score with the temperature",
+    "log_loss_raw": "Log loss as predicted", "log_loss_scaled": "Log loss with the temperature",
+    "ece_raw": "Expected calibration error as predicted",
+    "ece_scaled": "Expected calibration error with the temperature",
+}  # fmt: skip
 FLAGS = {
     "misclassified": "misclassified", "inconsistent": "map inconsistent", "uncertain": "uncertain",
     "quality": "quality not green",
@@ -60,7 +68,7 @@ RATIO_NAMES = {
     "putamen_asymmetry": "putaminal asymmetry, right \u2212 left, %",
 }
 
-Page = CasePage | RunPage | MethodsPage
+Page = CasePage | RunPage | MethodsPage | ExternalPage
 
 CHART_COLOURS = 4096  # a picture with more is one of slices: charts have some hundred colours, slices many thousand
 LONGEST_WEBP = 16383  # pixels of a side
@@ -89,6 +97,18 @@ def write_report(path: str | os.PathLike, page: RunPage) -> None:
 def write_benchmark_report(path: str | os.PathLike, page: MethodsPage) -> None:
     """Write the page that shows ways to explain side by side."""
     _write(path, "benchmark.html.j2", page, label_names=LABEL_NAMES)
+
+
+def write_external_report(path: str | os.PathLike, page: ExternalPage) -> None:
+    """Write the page that sets a cohort beside that of the run which judged it."""
+    whole: dict[str, list[Mapping]] = {}
+    groups: dict[str, dict[str, Mapping]] = {}  # what the network does in each, by measure
+    for row in page.rows:
+        if row["group"] == "all":
+            whole.setdefault(row["classifier"], []).append(row)
+        else:
+            groups.setdefault(row["group"], {})[row["measure"]] = row
+    _write(path, "external.html.j2", page, whole=whole, groups=groups, classifier_names=CLASSIFIERS, measures=EXTERNAL)
 
 
 def prepare() -> None:

@@ -49,8 +49,8 @@ class FromOutside(Stage, Protocol):
 
 
 if TYPE_CHECKING:  # every module keeps to it
-    from datxai.stages import evaluate, explain, preprocess, report, simulate, split, train
+    from datxai.stages import evaluate, explain, external, preprocess, report, simulate, split, train
 
-    _stages: list[Stage] = [simulate, preprocess, split, train, explain, evaluate, report]
+    _stages: list[Stage] = [simulate, preprocess, split, train, explain, evaluate, report, external]
     _sharded: list[Sharded] = [preprocess, explain]
     _from_outside: list[FromOutside] = [preprocess]

@@ -5,28 +5,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from datxai.analysis import classification, detection, shift
-from datxai.analysis.calibration import calibrate
+from datxai.analysis import classification, detection
+from datxai.analysis.calibration import calibrate, fit_temperature
 from datxai.analysis.regions import COLUMNS, label_regions, measure_regions, summarise_regions
 from datxai.analysis.relevance import MeanMap, check_consistency, find_peak, make_heat_map, summarise_peaks
+from datxai.analysis.shift import MIN_CASES, Shift, fit_shift
 from datxai.anatomy import Anatomy
 from datxai.case import describe_appearance
 from datxai.config import Config, describe
 from datxai.files import read_arrays, write_arrays, write_json, write_table
-from datxai.findings import GROUPS, Findings
+from datxai.findings import GROUPS, UNLABELLED, Findings
+from datxai.reader import open_applied
 from datxai.run import Run
 from datxai.volume import Volume, save
 
 SETS = ("train", "validation", "test")
+LOOKED_AT_NOTHING = "The run that is applied was made by a version that did not look at what its scans are like."
 
 
 def depends(settings: Config) -> dict:
-    return {"atlas": describe(settings.atlas), "preprocessing": asdict(settings.preprocessing)}
+    held = {} if settings.applied is None else {"held_against": "the run that is applied"}
+    return {"atlas": describe(settings.atlas), "preprocessing": asdict(settings.preprocessing), **held}
 
 
 def outputs(run: Run) -> list[Path]:
@@ -35,27 +39,71 @@ def outputs(run: Run) -> list[Path]:
 
 def make(settings: Config, run: Run) -> None:
     findings, anatomy = Findings(run), Anatomy.of(settings)
-    cases = findings.of_set("test")
+    trained = Trained.of(settings, findings)
+    cases, unlabelled = findings.of_set("test"), findings.of_set(UNLABELLED)
     averages = _average(findings, cases)
     means = {name: average.mean for name, average in averages.items() if average.mean is not None}
     if {"TP_relevance", "TN_relevance"} <= means.keys():
         means["heat_map"] = make_heat_map(means["TP_relevance"], means["TN_relevance"])
+    run.means.mkdir(parents=True, exist_ok=True)
     run.keep_only(run.means, [])
     for name, data in means.items():
         save(Volume(data, anatomy.grid.affine, ({"step": "average", "group": name},)), run.mean_of(name))
     parcels = label_regions(*anatomy.parcellation, anatomy.brain, anatomy.striatum, anatomy.grid.spacing)
     rows, parts = [], []
-    for case in cases:
+    for case in [*cases, *unlabelled]:
         relevance = findings.map_of(case["participant_id"]).data
-        rows.append(_measure(relevance, case, anatomy, averages, settings))
+        likeness = _liken(relevance, case, anatomy, averages, trained)
+        rows.append(_measure(relevance, case, anatomy, settings) | likeness)
         parts.append(measure_regions(relevance, parcels, anatomy.brain))
     write_table(run.roi_relevance, rows, list(rows[0]))
-    write_table(run.regions, summarise_regions(parcels, parts, [case["group"] for case in cases]), COLUMNS)
-    classifiers = _classify(findings, cases, [row["putamen_ipsilateral"] for row in rows])
-    doubts = _score_doubts(findings, cases, rows, classifiers["sbr"]["cutoff"])
-    write_table(run.doubt, doubts, list(doubts[0]))
-    metrics = _summarise(settings, findings, rows, classifiers, doubts) | _compare_means(means, anatomy)
-    write_json(run.metrics, metrics | {"shift": _hold_against_training(settings, findings, anatomy)})
+    write_table(run.regions, summarise_regions(parcels, parts, [row["group"] for row in rows]), COLUMNS)
+    tested = rows[: len(cases)]  # of the others it cannot be said what they are
+    classifiers = _classify(findings, cases, [row["putamen_ipsilateral"] for row in tested], trained) if cases else {}
+    doubts = _score_doubts(findings, cases, tested, trained.cutoff)
+    write_table(run.doubt, doubts, list(doubts[0]) if doubts else ["participant_id", "misclassified"])
+    summary = _summarise(settings, findings, rows, classifiers, doubts, trained)
+    judged = _hold_against_training(settings, findings, anatomy, trained.shift)
+    write_json(run.metrics, summary | _compare_means(means, anatomy) | {"shift": judged})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the test cases are held against: what the training and validation cases have shown, here or in the run that
+    is applied.
+
+    Attributes
+    ----------
+    cutoff, nodes : of the binding ratio below which a case is called reduced, and of the classification tree
+    tree : the same tree as text
+    fit : `datxai.analysis.calibration.fit_temperature` of the validation cases
+    means : mean maps of the true negative and true positive cases of the run that is applied; None: of this one's own
+    shift : what the run that is applied holds scans against; None: what this one's own cases tell
+    """
+
+    cutoff: float
+    nodes: Sequence[Mapping]
+    tree: str
+    fit: Mapping
+    means: Sequence[np.ndarray | None] | None = None
+    shift: Shift | None = None
+
+    @classmethod
+    def of(cls, settings: Config, findings: Findings) -> Trained:
+        if settings.applied is not None:
+            known, reference = open_applied(settings)
+            classifiers = known.metrics["classifiers"]
+            tree = classifiers["cart"]
+            fit = {key: value for key, value in reference.calibration.items() if key not in ("raw", "scaled")}
+            means, held = reference.means or (None, None), reference.shift or Shift({}, {}, {}, LOOKED_AT_NOTHING)
+            return cls(classifiers["sbr"]["cutoff"], tree["nodes"], tree["tree"], fit, means, held)
+        training = [case for case in findings.cohort if case["set"] == "train"]
+        features = classification.tabulate_features([findings.sbr[case["participant_id"]] for case in training])
+        labels = [case["label"] for case in training]
+        tree = classification.fit_cart(features, labels)
+        validation = findings.of_set("validation")
+        fit = fit_temperature(*([case[key] for case in validation] for key in ("margin", "label")))
+        return cls(classification.choose_cutoff(features[:, 0], labels), tree.nodes, tree.text, fit)
 
 
 def _average(findings: Findings, cases: Sequence[Mapping]) -> dict[str, MeanMap]:
@@ -68,32 +116,40 @@ def _average(findings: Findings, cases: Sequence[Mapping]) -> dict[str, MeanMap]
     return averages
 
 
-def _measure(
-    relevance: np.ndarray, case: Mapping, anatomy: Anatomy, averages: Mapping[str, MeanMap], settings: Config
+def _liken(
+    relevance: np.ndarray, case: Mapping, anatomy: Anatomy, averages: Mapping[str, MeanMap], trained: Trained
 ) -> dict:
-    """A row of roi_relevance.tsv."""
-    peak = find_peak(relevance, anatomy.grid, anatomy.striatum)
-    likeness = {"r_normal": None, "r_reduced": None, "consistent": None}
-    normal, reduced = (
+    """The columns of roi_relevance.tsv that say whether a map is like those of the class called."""
+    normal, reduced = trained.means or (
         average.without(relevance) if case["group"] == group else average.mean
         for group, average in ((group, averages[f"{group}_relevance"]) for group in ("TN", "TP"))
     )
-    if normal is not None and reduced is not None:
-        likeness = check_consistency(relevance, case["predicted"], normal, reduced, anatomy.brain)
+    if normal is None or reduced is None:
+        return {"r_normal": None, "r_reduced": None, "consistent": None}
+    return check_consistency(relevance, case["predicted"], normal, reduced, anatomy.brain)
+
+
+def _measure(relevance: np.ndarray, case: Mapping, anatomy: Anatomy, settings: Config) -> dict:
+    """The other columns of roi_relevance.tsv."""
+    peak = find_peak(relevance, anatomy.grid, anatomy.striatum)
     return {
         "participant_id": case["participant_id"],
         "group": case["group"],
         **anatomy.measure_map(relevance, settings.preprocessing),
         **{f"peak_{name}": value for name, value in peak.items()},
-        **likeness,
     }
 
 
 def _summarise(
-    settings: Config, findings: Findings, rows: Sequence[Mapping], classifiers: Mapping, doubts: Sequence[Mapping]
+    settings: Config,
+    findings: Findings,
+    rows: Sequence[Mapping],
+    classifiers: Mapping,
+    doubts: Sequence[Mapping],
+    trained: Trained,
 ) -> dict:
     """The content of metrics.json, but for the part of `_compare_means`."""
-    lrp = settings.attribution.method == "lrp"
+    lrp, tested = settings.attribution.method == "lrp", findings.of_set("test")
     return {
         "explanation": settings.explanation,
         "target": settings.target,
@@ -102,9 +158,9 @@ def _summarise(
         "classifiers": classifiers,
         "detection": {
             name: {key: roc[key] for key in ("n", "errors", "auc", "auc_ci95")}
-            for name, roc in detection.trace_all(doubts).items()
+            for name, roc in (detection.trace_all(doubts) if doubts else {}).items()
         },
-        "calibration": _calibrate(findings),
+        "calibration": calibrate(trained.fit, *([case[key] for case in tested] for key in ("margin", "label"))),
         "peaks": summarise_peaks(
             [{"distance_mm": row["peak_distance_mm"], "inside": row["peak_inside"]} for row in rows]
         ),
@@ -125,35 +181,27 @@ def _compare_means(means: Mapping[str, np.ndarray], anatomy: Anatomy) -> dict:
     }
 
 
-def _classify(findings: Findings, cases: Sequence[Mapping], putamen_relevance: Sequence[float]) -> dict:
+def _classify(
+    findings: Findings, cases: Sequence[Mapping], putamen_relevance: Sequence[float], trained: Trained
+) -> dict:
     """Test-set figures of the network, of the sign of the relevance, of an SBR cutoff, and of a classification tree.
 
     Cutoff and tree are chosen on the training cases.
     """
-    sbr, training = findings.sbr, [case for case in findings.cohort if case["set"] == "train"]
-    known = classification.tabulate_features([sbr[case["participant_id"]] for case in training])
-    features = classification.tabulate_features([sbr[case["participant_id"]] for case in cases])
-    lower, known_labels = features[:, 0], [case["label"] for case in training]
-    cutoff = classification.choose_cutoff(known[:, 0], known_labels)
-    tree = classification.fit_cart(known, known_labels)
+    features = classification.tabulate_features([findings.sbr[case["participant_id"]] for case in cases])
+    lower, cutoff = features[:, 0], trained.cutoff
     relevance = np.asarray(putamen_relevance)
     calls = {
         "cnn": ([case["predicted"] for case in cases], [case["p_reduced"] for case in cases], {}),
         "roi_relevance": (relevance > 0, relevance, {"cutoff": 0.0}),
         "sbr": (lower < cutoff, -lower, {"cutoff": cutoff}),
-        "cart": (tree.predict(features), tree.score(features), {"tree": tree.text, "nodes": tree.nodes}),
+        "cart": (*classification.follow_tree(trained.nodes, features), {"tree": trained.tree, "nodes": trained.nodes}),
     }
     labels = [case["label"] for case in cases]
     return {
         name: {**classification.summarise(labels, predicted, scores), **more}
         for name, (predicted, scores, more) in calls.items()
     }
-
-
-def _calibrate(findings: Findings) -> dict:
-    """How well the network's probabilities are calibrated, with a temperature from the validation cases."""
-    sets = [findings.of_set(name) for name in ("validation", "test")]
-    return calibrate(*([case[key] for case in cases] for cases in sets for key in ("margin", "label")))
 
 
 def _score_doubts(
@@ -170,32 +218,44 @@ def _score_doubts(
     return doubts
 
 
-def _hold_against_training(settings: Config, findings: Findings, anatomy: Anatomy) -> dict:
-    """Fit what tells whether a scan is like the training cases, keep it, and say how it does on the test cases."""
-    run, names = findings.run, {kind: [case["participant_id"] for case in findings.of_set(kind)] for kind in SETS}
-    note = ""
-    if settings.training.max_epochs == 0:
-        note = "The network was not trained in this run, so that no scan can be held against what it was trained with."
-    elif len(names["train"]) < shift.MIN_CASES:
-        note = f"{len(names['train'])} training cases are too few to hold a scan against; {shift.MIN_CASES} are needed."
-    fitted, rows = shift.Shift({}, {}, {}, note), []
-    if not note:
-        seen = _gather_features(findings, anatomy)
+def _hold_against_training(settings: Config, findings: Findings, anatomy: Anatomy, applied: Shift | None) -> dict:
+    """Keep what tells whether a scan is like the training cases, and say how many of the test cases are not."""
+    run, cases, note = findings.run, findings.predictions, "" if applied is None else applied.note
+    seen = {} if note else _gather_features(findings, anatomy)
+    if applied is not None:
+        fitted, held_out = applied.with_features(seen), []
+    elif note := _find_obstacle(settings, findings):
+        fitted, held_out = Shift({}, {}, {}, note), []
+    else:
         if "activations" not in seen:
             note = "The run has kept no activations of its network, which are not among the measures."
-        place = {name: number for number, case in enumerate(findings.predictions) for name in [case["participant_id"]]}
-        of = {kind: {key: x[[place[name] for name in own]] for key, x in seen.items()} for kind, own in names.items()}
-        people = [findings.people[name].get("subject", name) for name in names["train"]]
-        fitted = shift.fit_shift(of["train"], of["validation"], people, note)
-        rows = [
-            {"participant_id": name, "set": kind, **row}
-            for kind in ("validation", "test")
-            for name, row in zip(names[kind], fitted.tabulate(of[kind]), strict=True)
-        ]
-        fitted = fitted.with_tested([row for row in rows if row["set"] == "test"])
-    write_arrays(run.shift, *fitted.pack())
+        of = {kind: _of_set(cases, seen, kind) for kind in SETS}
+        people = [findings.people[case["participant_id"]] for case in cases if case["set"] == "train"]
+        names = [person.get("subject", person["participant_id"]) for person in people]
+        fitted, held_out = fit_shift(of["train"], of["validation"], names, note), ["validation"]
+    rows = [
+        {"participant_id": case["participant_id"], "set": case["set"], **row}
+        for case, row in zip(cases, fitted.tabulate(seen) if fitted.measures else [])
+        if case["set"] in (*held_out, "test", UNLABELLED)
+    ]
+    tested = [row for row in rows if row["set"] not in held_out]
+    told = fitted.with_tested(tested) if fitted.measures else fitted
+    write_arrays(run.shift, *(told if applied is None else fitted).pack())
     write_table(run.shift_cases, rows, ["participant_id", "set", "marked", *fitted.measures])
-    return fitted.summarise([row for row in rows if row["set"] == "test"])
+    return told.summarise(tested)
+
+
+def _find_obstacle(settings: Config, findings: Findings) -> str:
+    """Why nothing can be held against the training cases of a run; empty where it can."""
+    n = len(findings.of_set("train"))
+    if settings.training.max_epochs == 0:
+        return "The network was not trained in this run, so that no scan can be held against what it was trained with."
+    return f"{n} training cases are too few to hold a scan against; {MIN_CASES} are needed." if n < MIN_CASES else ""
+
+
+def _of_set(cases: Sequence[Mapping], features: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+    chosen = [number for number, case in enumerate(cases) if case["set"] == kind]
+    return {name: values[chosen] for name, values in features.items()}
 
 
 def _gather_features(findings: Findings, anatomy: Anatomy) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from datxai.config import Config, describe_network
 from datxai.errors import InputError
 from datxai.explainer import Explainer, describe_method, read_composite
 from datxai.files import read_json
-from datxai.findings import Findings
+from datxai.findings import UNLABELLED, Findings
 from datxai.progress import Bar
 from datxai.run import Run
 from datxai.volume import Volume, save, sidecar_path
@@ -56,7 +56,12 @@ def _choose_cases(settings: Config, run: Run) -> list[dict]:
     which = settings.attribution.cases
     if which not in ("test", "all"):
         raise InputError(f"attribution.cases={which}: expected test or all.")
-    return [case for case in Findings(run).predictions if which == "all" or case["set"] == "test"]
+    cases = [case for case in Findings(run).predictions if which == "all" or case["set"] in ("test", UNLABELLED)]
+    if settings.target == "label" and any(case["label"] is None for case in cases):
+        raise InputError(
+            "target=label: there are cases without a label; choose predicted, normal, reduced, decision or difference."
+        )
+    return cases
 
 
 def _explain(cases: list[dict], settings: Config, run: Run) -> None:

@@ -15,7 +15,7 @@ from datxai.anatomy import Anatomy, grid_of
 from datxai.case import HALVES, SBR, Imaging, describe_imaging
 from datxai.cohort.dataset import open_store, write_store_of
 from datxai.cohort.sources import CohortScan
-from datxai.cohort.table import MISSING, refuse
+from datxai.cohort.table import MISSING, refuse, require_column
 from datxai.config import Config
 from datxai.data_source import find_scans
 from datxai.errors import InputError
@@ -62,6 +62,8 @@ def outputs(run: Run) -> list[Path]:
 
 def make(settings: Config, run: Run) -> None:
     scans, skipped = find_scans(settings, run)
+    for column in settings.subgroups:  # before hours of work that end in this sentence
+        require_column(map(describe, scans), column, "the participants", f"subgroups=[{column}]")
     measures: dict[str, dict] = {}
     write_store_of(run.store, _collect(scans, settings, run, measures, skipped), grid_of(settings))
     used = [scan for scan in scans if scan.case_id in measures]

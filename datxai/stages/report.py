@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import yaml
 
-from datxai.analysis.normal_range import describe_range, fit_ranges, judge_measures
+from datxai.analysis.normal_range import NormalRange, describe_range, fit_ranges, judge_measures
 from datxai.case import tabulate_measures
 from datxai.config import STAGES, Config
 from datxai.findings import GROUPS, Findings
@@ -21,6 +21,7 @@ from datxai.pages.report import write_case_data, write_case_pages, write_report
 from datxai.pages.style import GROUP_NAMES
 from datxai.pages.tables import LABEL_NAMES
 from datxai.progress import Bar
+from datxai.reader import open_applied
 from datxai.run import Run
 from datxai.run_figures import FIGURES, draw
 from datxai.volume import load
@@ -35,35 +36,54 @@ def depends(settings: Config) -> dict:
 
 
 def outputs(run: Run) -> list[Path]:
-    return [run.report, run.pages, *(run.figures / f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf"))]
+    return [run.report, run.pages, run.figures]
 
 
 def make(settings: Config, run: Run) -> None:
     findings = Findings(run)
+    ranges = None if settings.applied is None else open_applied(settings)[1].ranges
+    figures = _choose_figures(settings, findings)
     for name in FIGURES:
-        draw(name, findings, run.figures)
-    pages = write_pages(findings)
+        if name in figures:
+            draw(name, findings, run.figures)
+        else:
+            (run.figures / f"{name}.png").unlink(missing_ok=True)
+            (run.figures / f"{name}.pdf").unlink(missing_ok=True)
+    run.figures.mkdir(exist_ok=True)
+    pages = write_pages(findings, ranges)
+    judged = "" if settings.applied is None else f", judged by the run {Path(settings.applied).resolve().name}"
     quality = findings.quality.values()
     write_report(
         run.report,
         RunPage(
-            data=f"{settings.data.kind}, {len(findings.people)} scans, grid {settings.grid.name}",
+            data=f"{settings.data.kind}, {len(findings.people)} scans, grid {settings.grid.name}{judged}",
             created=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
             metrics=findings.metrics,
-            figures={name: run.figures / f"{name}.png" for name in FIGURES}
+            figures={name: run.figures / f"{name}.png" for name in figures}
             | {"sheet": run.sheet(1).with_suffix(".png")},
             cases=tabulate_cases(findings),
             pages=pages,
             quality=[{key: row[key] for key in ("participant_id", "verdict", "reason")} for row in quality],
             table1=findings.table1,
-            misclassified=[{name: case[name] for name in MISCLASSIFIED} for case in findings.misclassified],
+            misclassified=[{name: case[name] for name in MISCLASSIFIED} for case in findings.misclassified]
+            if findings.tested
+            else None,
             skipped=findings.skipped,
             ledger=findings.average_ledger([case["participant_id"] for case in findings.tested]),
             config=yaml.safe_dump(asdict(settings), sort_keys=False),
             explanation=run.explanation,
+            external=None if settings.applied is None else run.external.name,
             manifest={stage: entry for stage in STAGES if (entry := run.find(stage))},
         ),
     )
+
+
+def _choose_figures(settings: Config, findings: Findings) -> list[str]:
+    """The names of the figures that the run has something for: without labels none, without a training of its own not
+    that."""
+    if not findings.tested:
+        return []
+    return [name for name in FIGURES if name != "training" or settings.applied is None]
 
 
 def tabulate_cases(findings: Findings) -> list[dict]:
@@ -88,7 +108,7 @@ def _tabulate_case(findings: Findings, case: Mapping, explained: set[str]) -> di
     sbr, p = findings.sbr[name], findings.probabilities[name]
     relevance = findings.roi_relevance.get(name, UNKNOWN_MAP)
     flags = {
-        "misclassified": case["label"] != case["predicted"],
+        "misclassified": case["label"] not in (None, case["predicted"]),
         "inconsistent": relevance["consistent"] is False,
         "uncertain": abs(p - 0.5) <= findings.half_width,
         "quality": quality["verdict"] != "green",
@@ -98,7 +118,7 @@ def _tabulate_case(findings: Findings, case: Mapping, explained: set[str]) -> di
         "set": case["set"],
         "age": person["age"],
         "sex": _known(person["sex"]),
-        "label": LABEL_NAMES[case["label"]],
+        "label": LABEL_NAMES.get(case["label"]),
         "predicted": LABEL_NAMES[case["predicted"]],
         "probability": p,
         "sbr": min(sbr["putamen_left"], sbr["putamen_right"]),
@@ -118,12 +138,15 @@ def _page_of(run: Run, name: str) -> str:
     return f"{run.pages.name}/{PAGE}#{quote(name)}"
 
 
-def write_pages(findings: Findings) -> LinkedPages:
-    """Write the page of each case with a relevance map, and of each mean map; pages of an earlier cohort go."""
+def write_pages(findings: Findings, ranges: Mapping[str, NormalRange] | None = None) -> LinkedPages:
+    """Write the page of each case with a relevance map, and of each mean map; pages of an earlier cohort go.
+
+    ``ranges`` are those of `describe_case`.
+    """
     run, explained = findings.run, findings.explained
     means = {group: f"mean_{group}" for group in GROUPS if findings.mean_of(f"{group}_relevance") is not None}
     pages: Iterator[CasePage] = chain(
-        (describe_case(findings, case) for case in explained),
+        (describe_case(findings, case, ranges) for case in explained),
         (describe_mean(findings, group, name) for group, name in means.items()),
     )
     written = []
@@ -145,17 +168,20 @@ def write_pages(findings: Findings) -> LinkedPages:
     )
 
 
-def describe_case(findings: Findings, case: Mapping) -> CasePage:
+def describe_case(
+    findings: Findings, case: Mapping, ranges: Mapping[str, NormalRange] | None = None
+) -> CasePage:
     """What the page of a case of the cohort shows; left and right are the patient's own.
 
-    The normal cases that its binding ratios are held against are those of other people.
+    Its binding ratios are held against ``ranges``, or those of the normal cases of other people of the cohort.
     """
     run, name = findings.run, case["participant_id"]
     person, measures, record = findings.people[name], findings.measures_of(name), findings.record_of_map(name)
     age, sex, subject = person["age"], _known(person["sex"]), person.get("subject", name)
-    others = [normal for normal in findings.normals if normal["subject"] != subject]
     ratios = tabulate_measures(measures)
-    ranges = findings.ranges if len(others) == len(findings.normals) else fit_ranges(others)
+    if ranges is None:
+        others = [normal for normal in findings.normals if normal["subject"] != subject]
+        ranges = findings.ranges if len(others) == len(findings.normals) else fit_ranges(others)
     expected = judge_measures(ranges, ratios, age, sex)
     files = {"spect": run.scan_of(name), "relevance": run.relevance_of(name)}
     relevance = findings.roi_relevance.get(name)

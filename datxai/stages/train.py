@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -14,16 +15,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 import numpy as np
 import torch
 
+from datxai.analysis.calibration import margin_of, probability
 from datxai.anatomy import Anatomy, grid_of
+from datxai.case import SBR
 from datxai.cohort.dataset import CaseDataset
 from datxai.config import Config, Network, describe, describe_network
 from datxai.device import choose_device
 from datxai.explainer import predict_label
-from datxai.files import hash_content, write_arrays, write_table
+from datxai.files import hash_content, replacing, write_arrays, write_table
 from datxai.findings import Findings
 from datxai.model import checkpoint, distributed, training, weights
 from datxai.model.architectures import build, hash_source, outline
@@ -33,6 +37,7 @@ from datxai.model.network import Input
 from datxai.model.recipe import Recipe
 from datxai.model.tracking import track
 from datxai.progress import Bar
+from datxai.reader import open_applied
 from datxai.run import Run
 
 log = logging.getLogger("datxai")
@@ -42,6 +47,9 @@ FORWARD_SHARE = 1 / 3  # time of a forward pass (validation) as a fraction of th
 
 
 def depends(settings: Config) -> dict:
+    if settings.applied is not None:
+        run = Run(settings.applied)
+        return {"applied": {name: run.entry("evaluate", "apply").get(name) for name in ("fingerprint", "output_hash")}}
     recipe = asdict(settings.training)
     del recipe["tracking"]  # changes nothing in the result
     looked_up = describe(settings.atlas) if settings.network.see != "all" else {}
@@ -51,7 +59,10 @@ def depends(settings: Config) -> dict:
 
 
 def check(settings: Config) -> None:
-    """Refuse what no training can be made with, before anything is made."""
+    """Refuse what no training can be made with, before anything is made; or a run that cannot be applied."""
+    if settings.applied is not None:
+        Run(settings.applied).entry("evaluate", "apply")
+        return
     _recipe(settings)
     model = outline(shape=grid_of(settings).shape, **describe_network(settings.network))
     _start(model, settings.network)
@@ -70,6 +81,9 @@ def outputs(run: Run) -> list[Path]:
 def make(settings: Config, run: Run) -> None:
     """Train, then predict. Of the processes that torchrun has started all train; process 0 says and writes everything,
     and goes on alone."""
+    if settings.applied is not None:
+        _apply(settings, run)
+        return
     findings, device = Findings(run), distributed.join(choose_device(settings))
     is_first = distributed.rank() == 0
     if not is_first:
@@ -92,7 +106,29 @@ def make(settings: Config, run: Run) -> None:
     }
     checkpoint.save_network(description, run.model / "config.yaml")
     del model
-    _predict(settings, findings, device)
+    rows = _predict(settings, findings, device)
+    write_table(run.predictions, rows, list(rows[0]))
+
+
+def _apply(settings: Config, run: Run) -> None:
+    """Take the network of the run that is applied, and write what it says of every case, as sure as that run is."""
+    findings, (_, reference) = Findings(run), open_applied(settings)
+    run.model.mkdir(exist_ok=True)
+    for path in outputs(Run(cast(str, settings.applied)))[:3]:
+        with replacing(run.model / path.name) as temporary:
+            shutil.copyfile(path, temporary)
+    rows = _predict(settings, findings, choose_device(settings))
+    calibration = reference.calibration
+    probabilities = probability([margin_of(row) for row in rows], calibration["temperature"])
+    for row, p in zip(rows, probabilities.tolist()):
+        ratios = findings.sbr[row["participant_id"]]
+        row |= {
+            "probability": p if calibration["determined"] else None,
+            "uncertain": abs(p - 0.5) <= calibration["half_width"],
+            **{f"sbr_{name}": ratios[name] for name in SBR},
+            **{key: findings.quality[row["participant_id"]][key] for key in ("verdict", "reason", "similarity")},
+        }
+    write_table(run.predictions, rows, list(dict.fromkeys(key for row in rows for key in row)))
 
 
 def _build(settings: Config, network_settings: Mapping, findings: Findings) -> torch.nn.Sequential:
@@ -161,15 +197,13 @@ def _recipe(settings: Config) -> Recipe:
     return Recipe(**{field.name: getattr(settings.training, field.name) for field in fields(Recipe)})
 
 
-def _predict(settings: Config, findings: Findings, device: str) -> None:
-    """Write what the weights of the best epoch say of every case, and the features that they say it by."""
+def _predict(settings: Config, findings: Findings, device: str) -> list[dict]:
+    """What the weights of the best epoch say of every case; the features that they say it by are kept."""
     model, _ = checkpoint.load(findings.run.model, device, settings.network.target)
     with watching_features(model) as features:
         logits = training.predict(model, _list_cases(findings), settings.training.batch_size, device)
     write_arrays(findings.run.features, {"features": np.concatenate(features)} if features else {})
-    rows = [{**case, **predict_label(pair)} for case, pair in zip(findings.cohort, logits)]
-    columns = ["participant_id", "set", "label", "predicted", "p_reduced", "logit_normal", "logit_reduced"]
-    write_table(findings.run.predictions, rows, columns)
+    return [{**case, **predict_label(pair)} for case, pair in zip(findings.cohort, logits)]
 
 
 def _list_cases(findings: Findings, set_name: str | None = None) -> CaseDataset:

@@ -116,7 +116,7 @@ def test_the_error_to_expect_of_a_calibrated_classifier_is_that_of_drawn_labels(
 
 def test_scaling_improves_what_it_was_fitted_for_and_moves_no_decision():
     validation, test = draw(2000, 3.0, seed=1), draw(2000, 3.0, seed=2)
-    found = calibrate(*validation, *test)
+    found = calibrate(fit_temperature(*validation), *test)
     for name in ("nll", "brier", "ece"):
         assert found["scaled"][name] < found["raw"][name]
     before, after = (sum(row["n"] for row in found[name]["bins"] if row["low"] >= 0.5) for name in ("raw", "scaled"))
@@ -144,7 +144,7 @@ def test_uncertain_cases_by_hand():
 
 @pytest.mark.parametrize("validation", [([-1.0, 2.0], [0, 1]), ([-1.0, 2.0, -1.0], [0, 1, 1])])
 def test_the_reliability_figure_shows_every_bin_and_its_cases(validation):
-    found = calibrate(*validation, *draw(150, 1.0))
+    found = calibrate(fit_temperature(*validation), *draw(150, 1.0))
     figure = plot_reliability(found)
     figure.draw_without_rendering()
     shown = ["raw", "scaled"] if found["determined"] else ["raw"]

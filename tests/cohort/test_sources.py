@@ -384,3 +384,59 @@ def test_ppmi_needs_a_collection_and_the_tree(tmp_path):
         find_ppmi(root)
     with pytest.raises(InputError, match=r"other\.csv: has no column 'Image Data ID'"):
         find_ppmi(root, "other.csv")
+
+
+def test_where_no_label_is_needed_a_folder_needs_no_table(tmp_path):
+    touch(tmp_path, "a.nii.gz", "deep/sub-b_ses-1_spect.nii.gz", "deep/sub-b_ses-2_spect.nii.gz", "sub-b_T1w.nii.gz")
+    scans, skipped = find_folder(tmp_path, require_label=False)
+    assert [scan.case_id for scan in scans] == ["a", "b_ses-1", "b_ses-2"]
+    assert {scan.participant.label for scan in scans} == {None}
+    assert scans[1].participant is scans[2].participant and skipped == []
+    scans, _ = find_folder(tmp_path, pattern="deep/sub-{participant_id}_ses-{session}_*.nii.gz", require_label=False)
+    assert [scan.case_id for scan in scans] == ["b_ses-1", "b_ses-2"]
+    with pytest.raises(InputError, match=r"other\.tsv: no such file"):  # one that is named has to be there
+        find_folder(tmp_path, "other.tsv", require_label=False)
+    with pytest.raises(InputError, match=r"no scan among 4 NIfTI files, and no participants\.tsv"):
+        find_folder(tmp_path, pattern="{participant_id}.img", require_label=False)
+    touch(tmp_path, "other/a.nii")
+    with pytest.raises(InputError, match="2 scans of one session"):
+        find_folder(tmp_path, require_label=False)
+    scans, skipped = find_folder(tmp_path, require_label=False, skip=True)
+    assert [scan.case_id for scan in scans] == ["b_ses-1", "b_ses-2"] and [name for name, _ in skipped] == ["a"]
+
+
+def test_a_file_that_can_name_nobody_is_refused_or_skipped(tmp_path):
+    touch(tmp_path, "a.nii", "none.nii")
+    with pytest.raises(InputError, match="participant_id 'none' cannot name files"):
+        find_folder(tmp_path, require_label=False)
+    scans, skipped = find_folder(tmp_path, require_label=False, skip=True)
+    assert [scan.case_id for scan in scans] == ["a"] and [name for name, _ in skipped] == ["none.nii"]
+
+
+def test_without_a_table_dicom_belongs_to_the_first_folder_or_the_file(tmp_path):
+    touch(tmp_path, "P1/study/1.dcm", "P1/study/2.dcm", "P2/ses-1/1.dcm", "P2/ses-2/1.dcm", "x_y.dcm", "P1/note.txt")
+    (tmp_path / "P1" / "note.txt").write_text("read me")
+    scans, skipped = find_dicom(tmp_path, require_label=False)
+    found = {scan.case_id: len(scan.files) for scan in scans}
+    assert found == {"P1": 2, "P2_ses-1": 1, "P2_ses-2": 1, "x_y": 1}
+    assert [name for name, _ in skipped] == ["P1/note.txt"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no DICOM file, and no participants\.tsv"):
+        find_dicom(tmp_path / "empty", require_label=False)
+
+
+def test_a_table_without_labels_where_none_is_needed(tmp_path):
+    (tmp_path / "participants.tsv").write_text("participant_id\tsite\na\tX\nb\tn/a\n")
+    touch(tmp_path, "a.nii", "b.nii")
+    scans, _ = find_folder(tmp_path, require_label=False)
+    assert [scan.participant.extra["site"] for scan in scans] == ["X", "n/a"]
+    touch(tmp_path, "c.nii")
+    with pytest.raises(InputError, match=r"participants\.tsv has no participant 'c'"):
+        find_folder(tmp_path, require_label=False)
+
+
+def test_ppmi_groups_without_a_label_where_none_is_needed(tmp_path):
+    rows, folders = [PATIENT, row("I4", 3003, "SWEDD")], [FOLDERS[1], place(3003, "I4")]
+    scans, skipped = find_ppmi(ppmi(tmp_path, rows, folders), require_label=False)
+    assert [(scan.case_id, scan.participant.label) for scan in scans] == [("3002", 1), ("3003", None)]
+    assert scans[1].participant.extra["group"] == "SWEDD" and skipped == []

@@ -36,6 +36,7 @@ def run(settings: Config, trained: Run) -> None:
     check(settings)
     trained.entry("train", "benchmark")
     bench = Bench(settings, trained)
+    bench.findings.require_tested("benchmark")
     log.info("benchmark")
     trials = [*choose_cases(bench), *try_lesions(bench)]
     tasks = [(settings, trained.folder, *part) for part in _share_out(bench, trials)]

@@ -107,8 +107,9 @@ class Bench:
 
     @cached_property
     def mean_scan(self) -> np.ndarray:
-        """Half way between the mean normal and the mean reduced training case, (X, Y, Z)."""
-        cases = self.findings.of_set("train")
+        """Half way between the mean normal and the mean reduced training case, (X, Y, Z); in a run that is applied,
+        which has none, test case."""
+        cases = self.findings.of_set("train") or self.findings.of_set("test")
         groups = [[case["participant_id"] for case in cases if case["label"] == label] for label in (0, 1)]
         means = [
             reduce(np.add, (self.store.volume(name).astype(float) for name in group)) / len(group)

@@ -55,6 +55,11 @@ def run(settings: Config, folder: Run) -> None:
     ``experiment/best.yaml``. A search that was stopped goes on; several commands may work on one at the same time.
     """
     options = settings.search
+    if settings.applied is not None:
+        raise InputError(
+            f"run={folder.folder}: is what the run {settings.applied} says of another cohort, and trains nothing; "
+            f"search in a run that does."
+        )
     space = read_space(options, settings)
     folder.entry("split", "search")
     trials.require_optuna()

@@ -266,8 +266,8 @@ def _tell_change(name: str, change: Mapping) -> dict:
 
     return {
         "region": _words(name),
-        "before": f"{change['before']:.2f}",
-        "now": f"{change['now']:.2f}",
+        "before": _write_ratio(name, change["before"]),
+        "now": _write_ratio(name, change["now"]),
         "change, %": signed(change["percent"]),
         "a year, %": signed(change["percent_per_year"]),
         "limits, %": "{:+.0f} to {:+.0f}".format(*change["limits"]).replace("-", "\u2212"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -142,6 +142,14 @@ class Findings:
     def ranges(self) -> dict[str, NormalRange]:
         """What the normal cases let expect of each measure."""
         return fit_ranges(self.normals)
+
+    def ranges_without(self, subject: str, names: Iterable[str]) -> dict[str, NormalRange]:
+        """The same for some measures, of the normal cases of other people."""
+        others = [case for case in self.normals if case["subject"] != subject]
+        if len(others) == len(self.normals):
+            return self.ranges
+        columns = ("age", "sex", *names)
+        return fit_ranges([{name: case[name] for name in columns if name in case} for case in others])
 
     @cached_property
     def features(self) -> np.ndarray:

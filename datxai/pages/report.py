@@ -38,6 +38,7 @@ COLUMNS = {
     "predicted": {"title": "Called", "flag": "misclassified"},
     "probability": {"title": "Calibrated probability of reduced", "numeric": "%.3f", "flag": "uncertain"},
     "sbr": {"title": "SBR of the lower putamen", "numeric": "%.2f"},
+    "z": {"title": "z of the lower putamen", "numeric": "%.1f"},
     "relevance": {"title": "Relevance in the ipsilateral putamen", "numeric": "%.3g"},
     "consistent": {"title": "Map consistent", "flag": "inconsistent"},
     "quality": {"title": "Quality", "flag": "quality"},

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import yaml
 
-from datxai.analysis.normal_range import describe_range, fit_ranges, judge_measures
+from datxai.analysis.normal_range import describe_range, judge_measures
 from datxai.case import tabulate_measures
 from datxai.config import STAGES, Config
 from datxai.findings import GROUPS, Findings
@@ -87,6 +87,9 @@ def _tabulate_case(findings: Findings, case: Mapping, explained: set[str]) -> di
     person, quality = findings.people[name], findings.quality[name]
     sbr, p = findings.sbr[name], findings.probabilities[name]
     relevance = findings.roi_relevance.get(name, UNKNOWN_MAP)
+    lower = min("putamen_left", "putamen_right", key=lambda side: sbr[side])
+    ranges = findings.ranges_without(person.get("subject", name), [lower])
+    judged = judge_measures(ranges, {lower: sbr[lower]}, person["age"], _known(person["sex"]))[lower]
     flags = {
         "misclassified": case["label"] != case["predicted"],
         "inconsistent": relevance["consistent"] is False,
@@ -101,7 +104,8 @@ def _tabulate_case(findings: Findings, case: Mapping, explained: set[str]) -> di
         "label": LABEL_NAMES[case["label"]],
         "predicted": LABEL_NAMES[case["predicted"]],
         "probability": p,
-        "sbr": min(sbr["putamen_left"], sbr["putamen_right"]),
+        "sbr": sbr[lower],
+        "z": judged and judged["z"],
         "relevance": relevance["putamen_ipsilateral"],
         "consistent": relevance["consistent"],
         "quality": quality["verdict"],
@@ -152,10 +156,8 @@ def describe_case(findings: Findings, case: Mapping) -> CasePage:
     """
     run, name = findings.run, case["participant_id"]
     person, measures, record = findings.people[name], findings.measures_of(name), findings.record_of_map(name)
-    age, sex, subject = person["age"], _known(person["sex"]), person.get("subject", name)
-    others = [normal for normal in findings.normals if normal["subject"] != subject]
-    ratios = tabulate_measures(measures)
-    ranges = findings.ranges if len(others) == len(findings.normals) else fit_ranges(others)
+    age, sex, ratios = person["age"], _known(person["sex"]), tabulate_measures(measures)
+    ranges = findings.ranges_without(person.get("subject", name), ratios)
     expected = judge_measures(ranges, ratios, age, sex)
     files = {"spect": run.scan_of(name), "relevance": run.relevance_of(name)}
     relevance = findings.roi_relevance.get(name)

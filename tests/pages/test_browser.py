@@ -326,7 +326,7 @@ def make_cases(n, seed=0):
                 "participant_id": f"sub-{number}", "set": rng.choice(["train", "test"]), "age": rng.uniform(40, 80),
                 "sex": None, "label": "normal" if group in ("TN", "FP") else "reduced",
                 "predicted": "normal" if group in ("TN", "FN") else "reduced", "probability": rng.random(),
-                "sbr": rng.uniform(0.2, 3), "z": rng.normal(),
+                "sbr": rng.uniform(0.2, 3), "z": -number / 10,
                 "relevance": None if number % 5 == 0 else rng.normal(), "consistent": True,
                 "quality": "green", "similarity": rng.random(), "reason": None, "group": str(group),
                 "flags": flags + ["misclassified"] * (group in ("FN", "FP")),

@@ -91,6 +91,17 @@ def test_an_earlier_scan_and_the_cloud_of_normal_cases_are_there_too(content, tm
     assert written.count("<figure>") == 2
 
 
+def test_a_picture_taller_than_a_page_is_shown_whole(content, tmp_path):
+    """As of two scans on a grid of one slice."""
+    Image.fromarray(np.full((1100, 330, 3), 200, np.uint8)).save(tmp_path / "tall.png")
+    pages = draw_case(replace(content, picture=tmp_path / "tall.png"))
+    ((axes,),) = [page.axes for page in pages if page.axes]
+    box = axes.get_position()
+    assert 0 < box.y0 < box.y1 < 1
+    ratio = box.height * axes.figure.get_figheight() / (box.width * axes.figure.get_figwidth())
+    assert ratio == pytest.approx(1100 / 330)
+
+
 def test_the_file_is_a_pdf_with_its_title(content, tmp_path):
     write_case_pdf(tmp_path / "case.pdf", content)
     data = (tmp_path / "case.pdf").read_bytes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -160,6 +160,14 @@ class Findings:
         """What the normal cases let expect of each measure."""
         return fit_ranges(self.normals)
 
+    def ranges_without(self, subject: str, names: Iterable[str]) -> dict[str, NormalRange]:
+        """The same for some measures, of the normal cases of other people."""
+        others = [case for case in self.normals if case["subject"] != subject]
+        if len(others) == len(self.normals):
+            return self.ranges
+        columns = ("age", "sex", *names)
+        return fit_ranges([{name: case[name] for name in columns if name in case} for case in others])
+
     @cached_property
     def features(self) -> np.ndarray:
         """Semi-quantitative features of the test cases, see `tabulate_features`."""
@@ -237,7 +245,7 @@ class Findings:
 
     @cached_property
     def unlike(self) -> dict[str, bool]:
-        """shift.tsv: whether each case that was held out is unlike the training cases; empty where nothing is judged."""
+        """shift.tsv: whether each held-out case is unlike the training cases; empty where nothing is judged."""
         columns = {"participant_id": TEXT, "marked": FLAG}
         path = self.run.shift_cases
         rows = read_columns(path, columns, others=TEXT, may_be_empty=True) if path.is_file() else []

@@ -23,6 +23,7 @@ from datxai.pages.tables import format_cell
 A4 = 210 / 25.4, 297 / 25.4  # inches
 MARGIN = 0.7  # inches
 WIDTH = A4[0] - 2 * MARGIN
+TALLEST = A4[1] - 2 * MARGIN - 0.2  # inches of a picture, with some room around it
 GAP = 0.15  # inches between the columns of a table
 NARROWEST = 0.5  # inches of a column
 ROUNDING = 1e-6  # inches
@@ -146,13 +147,14 @@ class Paper:
             self.top -= lines * LEADING * size / 72
 
     def show(self, picture: str | os.PathLike) -> None:
-        """A PNG file over the whole width."""
+        """A PNG file over the whole width, or the whole height where it is taller than a page."""
         pixels = imread(os.fspath(picture))
-        height = WIDTH * pixels.shape[0] / pixels.shape[1]
+        ratio = pixels.shape[0] / pixels.shape[1]
+        height = min(WIDTH * ratio, TALLEST)
         self.skip()
         self.reserve(height)
         self.top -= height
-        axes = self.pages[-1].add_axes((MARGIN / A4[0], self.top / A4[1], WIDTH / A4[0], height / A4[1]))
+        axes = self.pages[-1].add_axes((MARGIN / A4[0], self.top / A4[1], height / ratio / A4[0], height / A4[1]))
         axes.imshow(pixels)
         axes.set_axis_off()
         self.skip(0.05)

@@ -38,6 +38,7 @@ COLUMNS = {
     "predicted": {"title": "Called", "flag": "misclassified"},
     "probability": {"title": "Calibrated probability of reduced", "numeric": "%.3f", "flag": "uncertain"},
     "sbr": {"title": "SBR of the lower putamen", "numeric": "%.2f"},
+    "z": {"title": "z of the lower putamen", "numeric": "%.1f"},
     "relevance": {"title": "Relevance in the ipsilateral putamen", "numeric": "%.3g"},
     "consistent": {"title": "Map consistent", "flag": "inconsistent"},
     "quality": {"title": "Quality", "flag": "quality"},
@@ -287,8 +288,8 @@ def _tell_change(name: str, change: Mapping) -> dict:
 
     return {
         "region": _words(name),
-        "before": f"{change['before']:.2f}",
-        "now": f"{change['now']:.2f}",
+        "before": _write_ratio(name, change["before"]),
+        "now": _write_ratio(name, change["now"]),
         "change, %": signed(change["percent"]),
         "a year, %": signed(change["percent_per_year"]),
         "limits, %": "{:+.0f} to {:+.0f}".format(*change["limits"]).replace("-", "\u2212"),

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import yaml
 
-from datxai.analysis.normal_range import NormalRange, describe_range, fit_ranges, judge_measures
+from datxai.analysis.normal_range import NormalRange, describe_range, judge_measures
 from datxai.case import tabulate_measures
 from datxai.config import STAGES, Config
 from datxai.findings import GROUPS, Findings
@@ -26,6 +26,7 @@ from datxai.run import Run
 from datxai.run_figures import FIGURES, draw
 from datxai.volume import load
 
+Ranges = Mapping[str, NormalRange]
 PAGE = "case.html"  # shows one case at a time
 MISCLASSIFIED = ("participant_id", "group", "p_reduced", "putamen_ipsilateral", "consistent")  # columns
 UNKNOWN_MAP = {"putamen_ipsilateral": None, "consistent": None}
@@ -61,7 +62,7 @@ def make(settings: Config, run: Run) -> None:
             metrics=findings.metrics,
             figures={name: run.figures / f"{name}.png" for name in figures}
             | {"sheet": run.sheet(1).with_suffix(".png")},
-            cases=tabulate_cases(findings),
+            cases=tabulate_cases(findings, ranges),
             pages=pages,
             quality=[{key: row[key] for key in ("participant_id", "verdict", "reason")} for row in quality],
             table1=findings.table1,
@@ -86,10 +87,13 @@ def _choose_figures(settings: Config, findings: Findings) -> list[str]:
     return [name for name in FIGURES if name != "training" or settings.applied is None]
 
 
-def tabulate_cases(findings: Findings) -> list[dict]:
-    """The rows of the report's table of cases; the scans that quality control left out come last."""
+def tabulate_cases(findings: Findings, ranges: Ranges | None = None) -> list[dict]:
+    """The rows of the report's table of cases; the scans that quality control left out come last.
+
+    ``ranges`` are those of `describe_case`.
+    """
     explained = {case["participant_id"] for case in findings.explained}
-    rows = [_tabulate_case(findings, case, explained) for case in findings.predictions]
+    rows = [_tabulate_case(findings, case, explained, ranges) for case in findings.predictions]
     known = ("participant_id", "similarity", "reason")
     left_out = [row for name, row in findings.quality.items() if name not in findings.probabilities]
     return rows + [
@@ -101,12 +105,15 @@ def tabulate_cases(findings: Findings) -> list[dict]:
     ]  # fmt: skip
 
 
-def _tabulate_case(findings: Findings, case: Mapping, explained: set[str]) -> dict:
+def _tabulate_case(findings: Findings, case: Mapping, explained: set[str], ranges: Ranges | None) -> dict:
     """The row of a case, which has a page if it is one of those ``explained``."""
     name = case["participant_id"]
     person, quality = findings.people[name], findings.quality[name]
     sbr, p = findings.sbr[name], findings.probabilities[name]
     relevance = findings.roi_relevance.get(name, UNKNOWN_MAP)
+    lower = min("putamen_left", "putamen_right", key=lambda side: sbr[side])
+    ranges = ranges or findings.ranges_without(person.get("subject", name), [lower])
+    judged = judge_measures(ranges, {lower: sbr[lower]}, person["age"], _known(person["sex"]))[lower]
     flags = {
         "misclassified": case["label"] not in (None, case["predicted"]),
         "inconsistent": relevance["consistent"] is False,
@@ -121,7 +128,8 @@ def _tabulate_case(findings: Findings, case: Mapping, explained: set[str]) -> di
         "label": LABEL_NAMES.get(case["label"]),
         "predicted": LABEL_NAMES[case["predicted"]],
         "probability": p,
-        "sbr": min(sbr["putamen_left"], sbr["putamen_right"]),
+        "sbr": sbr[lower],
+        "z": judged and judged["z"],
         "relevance": relevance["putamen_ipsilateral"],
         "consistent": relevance["consistent"],
         "quality": quality["verdict"],
@@ -138,7 +146,7 @@ def _page_of(run: Run, name: str) -> str:
     return f"{run.pages.name}/{PAGE}#{quote(name)}"
 
 
-def write_pages(findings: Findings, ranges: Mapping[str, NormalRange] | None = None) -> LinkedPages:
+def write_pages(findings: Findings, ranges: Ranges | None = None) -> LinkedPages:
     """Write the page of each case with a relevance map, and of each mean map; pages of an earlier cohort go.
 
     ``ranges`` are those of `describe_case`.
@@ -168,20 +176,15 @@ def write_pages(findings: Findings, ranges: Mapping[str, NormalRange] | None = N
     )
 
 
-def describe_case(
-    findings: Findings, case: Mapping, ranges: Mapping[str, NormalRange] | None = None
-) -> CasePage:
+def describe_case(findings: Findings, case: Mapping, ranges: Ranges | None = None) -> CasePage:
     """What the page of a case of the cohort shows; left and right are the patient's own.
 
     Its binding ratios are held against ``ranges``, or those of the normal cases of other people of the cohort.
     """
     run, name = findings.run, case["participant_id"]
     person, measures, record = findings.people[name], findings.measures_of(name), findings.record_of_map(name)
-    age, sex, subject = person["age"], _known(person["sex"]), person.get("subject", name)
-    ratios = tabulate_measures(measures)
-    if ranges is None:
-        others = [normal for normal in findings.normals if normal["subject"] != subject]
-        ranges = findings.ranges if len(others) == len(findings.normals) else fit_ranges(others)
+    age, sex, ratios = person["age"], _known(person["sex"]), tabulate_measures(measures)
+    ranges = ranges or findings.ranges_without(person.get("subject", name), ratios)
     expected = judge_measures(ranges, ratios, age, sex)
     files = {"spect": run.scan_of(name), "relevance": run.relevance_of(name)}
     relevance = findings.roi_relevance.get(name)

@@ -131,3 +131,23 @@ def test_everything_is_fit_for_print(check_print):
         charts.plot_putamen_by_start({f"{start}{i}": [[1.0, 2.0]] for i in range(6)}, [["TN", "FP"]]),
     ):
         check_print(figure)
+
+
+@pytest.mark.parametrize("age", [61.0, None])
+@pytest.mark.parametrize("n", [6, 0])
+def test_a_scan_is_drawn_among_the_normal_cases(age, n, check_print):
+    ages = np.linspace(40, 80, 5)
+    curve = {"age": ages, "low": 2 - ages / 100, "median": 3 - ages / 100, "high": 4 - ages / 100}
+    cloud = (list(range(50, 50 + n)), [2.0] * n, [True, False] * (n // 2))
+    panels = {title: {"value": value, "curve": curve, "cloud": cloud} for title, value in (("a", 0.9), ("b", None))}
+    figure = charts.plot_among_normals(panels, age)
+    first, second = figure.axes
+    assert (first.get_title(), second.get_title()) == ("a", "b")
+    assert first.lines[0].get_ydata() == pytest.approx(curve["median"])
+    (_, scan), band = first.lines, first.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((2 - 0.8, 4 - 0.4))
+    assert np.ravel(scan.get_ydata()).tolist() == ([0.9] if age else [0.9, 0.9])
+    assert len(second.lines) == 1
+    points = [collection.get_offsets() for collection in first.collections[1:]]
+    assert [len(offsets) for offsets in points] == [n // 2, n // 2]
+    check_print(figure)

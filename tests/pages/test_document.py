@@ -1,6 +1,7 @@
 """The PDF of a scan says what its page says, and all of it is on the paper."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 import datxai
-from datxai.pages.content import CasePage
+from datxai.pages.content import CasePage, PriorScan
 from datxai.pages.document import MARGIN, draw_case, write_case_pdf
 from datxai.pages.report import write_case_report
 from datxai.volume import Volume, save
@@ -69,6 +70,36 @@ def test_the_numbers_are_those_of_the_page(content, tmp_path):
         assert cell in page
     assert any("Research use only, not diagnostic" in text for text in said)
     assert any("softmax output 97.3 %" in text for text in said)
+
+
+def test_an_earlier_scan_and_the_cloud_of_normal_cases_are_there_too(content, tmp_path):
+    change = {
+        "putamen_left": {"before": 1.0, "now": 0.6, "percent": -40.0, "percent_per_year": -16.0, "limits": [-26, 35],
+                         "exceeds": True},
+        "putamen_right": {"before": -0.1, "now": 0.2, "percent": None, "percent_per_year": None, "limits": [-26, 35],
+                          "exceeds": None},
+    }  # fmt: skip
+    prior = PriorScan(title="old, 2.5 years before", volumes={}, change=change, source="Limits: so and so.")
+    page = replace(content, prior=prior, among_normals=content.picture)
+    write_case_report(tmp_path / "case.html", page)
+    written = (tmp_path / "case.html").read_text()
+    said = {text.get_text() for text in texts_of(draw_case(page))}
+    for cell in ("\u221240.0", "\u221216.0", "\u221226 to +35", "\u22120.10", "yes", "Limits: so and so."):
+        assert cell in said
+        assert cell in written
+    assert "Change since the earlier scan: old, 2.5 years before" in said
+    assert written.count("<figure>") == 2
+
+
+def test_a_picture_taller_than_a_page_is_shown_whole(content, tmp_path):
+    """As of two scans on a grid of one slice."""
+    Image.fromarray(np.full((1100, 330, 3), 200, np.uint8)).save(tmp_path / "tall.png")
+    pages = draw_case(replace(content, picture=tmp_path / "tall.png"))
+    ((axes,),) = [page.axes for page in pages if page.axes]
+    box = axes.get_position()
+    assert 0 < box.y0 < box.y1 < 1
+    ratio = box.height * axes.figure.get_figheight() / (box.width * axes.figure.get_figwidth())
+    assert ratio == pytest.approx(1100 / 330)
 
 
 def test_the_file_is_a_pdf_with_its_title(content, tmp_path):

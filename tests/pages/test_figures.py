@@ -110,6 +110,21 @@ def test_case_shows_the_slices_through_the_peak(head):
     assert said.count("L") == said.count("R") == (2 if thin else 4)
 
 
+def test_an_earlier_scan_is_drawn_on_the_same_slices_and_scales(head):
+    """Ten times as bright, it takes the scale: of the case what is left is a tenth."""
+    prior = (10 * head.images["TP"], -10 * head.maps["TP"])
+    figure = figures.plot_case(head.frame, head.images["TP"], head.maps["TP"], head.peak, ("L", "R"), prior)
+    drawn = [axes for axes in figure.axes if axes.get_title()]
+    titles = [axes.get_title() for axes in drawn]
+    n = len(drawn) // 4
+    assert titles[n : 2 * n] == [f"earlier: {title}" for title in titles[:n]]
+    for rows in (drawn[: 2 * n], drawn[2 * n :]):
+        images = [axes.images[-1] for axes in rows]
+        assert len({image.get_clim() for image in images}) == 1
+        for now, before in zip(images[:n], images[n:]):
+            assert np.abs(before.get_array()).max() == pytest.approx(10 * np.abs(now.get_array()).max(), rel=1e-5)
+
+
 def test_everything_is_drawn_and_fit_for_print(head, check_print):
     frame, images, maps = head.frame, head.images, head.maps
     case = {"case_id": "sub-1", "group": "FN", "image": images["TP"], "relevance": maps["TP"], "consistent": False}
@@ -119,6 +134,7 @@ def test_everything_is_drawn_and_fit_for_print(head, check_print):
         figures.plot_misclassified(frame, images, maps, [case] * 9),
         figures.plot_roi_histogram(frame, head.roi, images["TN"], [-1e-3, 2e-3], ["TN", "TP"]),
         figures.plot_case(frame, images["TP"], maps["TP"], head.peak),
+        figures.plot_case(frame, images["TP"], maps["TP"], head.peak, prior=(images["TN"], maps["TN"])),
     ):
         check_print(figure)
 

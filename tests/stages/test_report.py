@@ -146,6 +146,10 @@ def test_binding_ratios_are_held_against_the_normal_cases_of_other_people(found)
                 [known[key] for key in ("low", "high", "z", "n")]
             )
             assert page.normal_range_source.endswith(said[name])
+    rows = {row["participant_id"]: row["z"] for row in tabulate_cases(found)}
+    assert {name: rows[name] for name in expected} == pytest.approx(
+        {name: its.score(found.sbr[name]["putamen_left"])[0] for name, its in expected.items()}
+    )
     write_pages(found)
     low, high = expected["sub 3&"].limits
     assert f"({low:.2f} to {high:.2f})" in read_case(run.pages / "sub 3&.js")["html"]
@@ -155,6 +159,7 @@ def test_too_few_normal_cases_give_no_range(found):
     page = describe_case(found, found.predictions[0])
     assert not any(page.normal_range.values())
     assert page.normal_range_source == ""
+    assert {row["z"] for row in tabulate_cases(found)} == {None}
 
 
 def test_pages_of_an_earlier_cohort_go(found):

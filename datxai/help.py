@@ -55,7 +55,7 @@ SETTINGS = {  # what shapes what a stage or command makes
     "evaluate": ("atlas", "preprocessing", "explanation"),
     "report": ("explanation",),
     "case": ("scan", "age", "attribution", "composite", "target", "explanation", "explanations", "dicom", "deidentify",
-             "out"),
+             "out"),  # fmt: skip
     "serve": ("port", "attribution", "composite", "target", "explanation"),
     "bundle": ("out", "precision", "explanation"),
     "export": ("out", "to"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datxai.config import COMMANDS, STAGES
+from datxai.config import COMMANDS, EXPLAINING, STAGES
 
 HELP = """\
 datxai: DAT-SPECT scans to classified scans with relevance maps that can be checked.
@@ -54,8 +54,7 @@ SETTINGS = {  # what shapes what a stage or command makes
     "explain": ("attribution", "composite", "target", "explanation", "dry_run"),
     "evaluate": ("atlas", "preprocessing", "explanation"),
     "report": ("explanation",),
-    "case": ("scan", "age", "attribution", "composite", "target", "explanation", "explanations", "dicom", "deidentify",
-             "out"),  # fmt: skip
+    "case": ("scan", "age", "out", *EXPLAINING, "explanation", "explanations", "dicom", "deidentify"),
     "serve": ("port", "attribution", "composite", "target", "explanation"),
     "bundle": ("out", "precision", "explanation"),
     "export": ("out", "to"),

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from datxai.config import ALL, MISSING, Config, restore
 from datxai.errors import InputError
 from datxai.files import hash_content, hash_json, read_arrays, replacing, require_file
-from datxai.record import OF_ONE_SCAN, Record, check_record, flatten_all, say
+from datxai.record import CODE, OF_ONE_SCAN, Record, check_record, flatten, flatten_all, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,6 +176,8 @@ class Bundle:
         record = check_record(_parse(self.content[SETTINGS], self._place(SETTINGS)), self._place(SETTINGS))
         if missing := [name for name in (*GROUPS, "target") if name not in record.values]:
             raise InputError(f"{self._place(SETTINGS)}: says nothing of {', '.join(missing)}; make the bundle again.")
+        if code := _find_code(record.values):
+            raise InputError(f"{self._place(SETTINGS)}: {code} is Python code, which no bundle names; do not trust it.")
         return record
 
     @cached_property
@@ -311,12 +313,11 @@ def settings_to_hand_on(record: Record) -> tuple[dict[str, Any], dict[str, Path]
     """The part of a record that reading needs, without a place of the machine; and the files of the run's own that it
     names, by the members that they become. Code is refused (`InputError`)."""
     values = {name: dict(record.values[name]) for name in GROUPS} | {"target": record.values["target"]}
-    for group, key in (("composite", "rules_from"), ("network", "target")):
-        if values[group].get(key) is not None:
-            raise InputError(
-                f"{group}.{key}={values[group][key]} is Python code, which a bundle does not hold; hand the run folder "
-                f"and the code on, or make a run without it."
-            )
+    if code := _find_code(values):
+        raise InputError(
+            f"{code} is Python code, which a bundle does not hold; hand the run folder and the code on, or make a run "
+            f"without it."
+        )
     values["data"] = {"orientation": values["data"].get("orientation", "header")}
     values["network"] |= {"weights": None, "rename": None, "initial": [], "freeze": []}
     files = {}
@@ -331,6 +332,12 @@ def settings_to_hand_on(record: Record) -> tuple[dict[str, Any], dict[str, Path]
     }
     choices = {group: name for group, name in record.choices.items() if group in kept}
     return {"values": values, "choices": choices, "references": links}, files
+
+
+def _find_code(values: Mapping[str, Any]) -> str | None:
+    """The first setting that names code."""
+    found = {name: flatten(values).get(name) for name in CODE}
+    return next((f"{name}={value}" for name, value in found.items() if value is not None), None)
 
 
 def pack_numbers(data: bytes, width: int) -> bytes:

@@ -226,7 +226,7 @@ def _place_on_bundle(order: Order, path: Path) -> Plan:
     if order.task not in OF_BUNDLES:
         if is_bundle(path):
             raise say_what_it_holds(path, order.task)
-        raise InputError(f"run={path}: is a file, expected a run folder; choose another run=DIR.")
+        raise InputError(f"run={path}: is a file, expected a folder; choose another run=DIR.")
     if order.sweeps:
         raise InputError(f"run={path}: a bundle is for one command at a time; leave out -m.")
     bundle = Bundle.open(path, only=[SETTINGS])

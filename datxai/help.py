@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datxai.config import COMMANDS, STAGES
+from datxai.config import COMMANDS, EXPLAINING, STAGES
 
 HELP = """\
 datxai: DAT-SPECT scans to classified scans with relevance maps that can be checked.
@@ -55,10 +55,10 @@ SETTINGS = {  # what shapes what a stage or command makes
     "evaluate": ("atlas", "preprocessing", "explanation"),
     "report": ("explanation",),
     "external": ("subgroups", "explanation"),
-    "apply": ("to", "data", "subgroups", "reconstruction", "attribution", "composite", "target", "on_error"),
+    "apply": ("to", "data", "subgroups", "reconstruction", *EXPLAINING, "on_error"),
     "case": (
-        "scan", "age", "sex", "prior", "prior_years", "out", "on_error", "attribution", "composite", "target",
-        "explanation", "explanations", "dicom", "deidentify",
+        "scan", "age", "sex", "prior", "prior_years", "out", "on_error", *EXPLAINING, "explanation", "explanations",
+        "dicom", "deidentify",
     ),
     "serve": ("port", "attribution", "composite", "target", "explanation"),
     "bundle": ("out", "precision", "explanation"),

@@ -189,9 +189,7 @@ class Reader:
         run = Run(Path(path), changes.get("explanation", DEFAULT))
         if run.folder.is_file():
             bundle = Bundle.open(run.folder)
-            settings = replace(bundle.settings, **changes)
-            _require_no_code(settings, run.folder, changes)
-            return cls._of(settings, bundle)
+            return cls._of(replace(bundle.settings, **changes), bundle)
         run.entry("evaluate", "case")
         return cls.of(_restore(run, **changes), run)
 
@@ -417,22 +415,17 @@ def _restore(run: Run, **changes) -> Config:
     if record is None or not record.values:
         raise InputError(f"{run.folder / RECORD}: no settings of the run are recorded; make the run again.")
     settings = replace(restore(record.of_explanation(run.explanation).values), **changes)
-    _require_no_code(settings, run.folder / RECORD, changes)
-    return settings
-
-
-def _require_no_code(settings: Config, place: Path, changes: Mapping) -> None:
-    """Refuse code that the settings of a run name, and the caller does not."""
     if settings.composite.rules_from is not None and "composite" not in changes:
         raise InputError(
-            f"{place}: composite.rules_from={settings.composite.rules_from} is Python code that "
+            f"{run.folder / RECORD}: composite.rules_from={settings.composite.rules_from} is Python code that "
             f"would be executed; if you trust it, give the composite as Reader.open(folder, composite=...)."
         )
     if settings.network.target is not None and "network" not in changes:
         raise InputError(
-            f"{place}: network.target={settings.network.target} is Python code that would be executed; "
+            f"{run.folder / RECORD}: network.target={settings.network.target} is Python code that would be executed; "
             f"if you trust it, give the network as Reader.open(folder, network=...)."
         )
+    return settings
 
 
 def _require_explanations(settings: Config, run: Run | Bundle) -> None:

@@ -295,8 +295,8 @@ def change(members, name, *way, value):
 @pytest.mark.parametrize(
     ("name", "way", "value", "words"),
     [
-        (SETTINGS, ("values", "composite", "rules_from"), "evil.py", "evil.py is Python code that would be executed"),
-        (SETTINGS, ("values", "network", "target"), "os:system", "os:system is Python code that would be executed"),
+        (SETTINGS, ("values", "composite", "rules_from"), "evil.py", "evil.py is Python code, which no bundle names"),
+        (SETTINGS, ("values", "network", "target"), "os:system", "target=os:system is Python code, which no bundle"),
         (SETTINGS, ("values", "grid", "shape"), "???", "grid.shape"),
         (SETTINGS, ("values", "grid", "shape"), [3, 3, 3], "grid slab_12mm"),
         (SETTINGS, ("values", "grid"), {}, "says nothing of grid.name"),

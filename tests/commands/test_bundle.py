@@ -79,7 +79,7 @@ def test_case_reads_a_scan_with_it(place):
         (["case", "-m", "run=model.datxai", "scan=a,b"], "a bundle is for one command at a time"),
         (["case", "run=cut.datxai", "scan=x"], "is cut off: it has 2000 bytes"),
         (["case", "run=words.datxai", "scan=x"], "is no bundle of datxai"),
-        (["train", "run=words.datxai"], "is a file, expected a run folder"),
+        (["train", "run=words.datxai"], "is a file, expected a folder"),
         (["bundle", "run=run", "out=words.datxai"], "is a file that is no bundle, which is not replaced"),
         (["bundle", "run=run", "precision=int4"], "precision=int4: expected float32 or bf16"),
         (["bundle", "run=run", "composite=epsilon"], "a bundle holds an explanation that the run has made"),

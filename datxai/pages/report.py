@@ -44,7 +44,8 @@ COLUMNS = {
     "reason": {"title": "Reason"},
 }
 EXTERNAL = MEASURES | {  # measures of a cohort beside another; those below are no shares
-    "called_reduced": "Called reduced", "uncertain": "Uncertain", "accuracy_of_the_rest": "Accuracy where not uncertain",
+    "called_reduced": "Called reduced", "uncertain": "Uncertain",
+    "accuracy_of_the_rest": "Accuracy where not uncertain",
     "brier_raw": "Brier score as predicted", "brier_scaled": "Brier score with the temperature",
     "log_loss_raw": "Log loss as predicted", "log_loss_scaled": "Log loss with the temperature",
     "ece_raw": "Expected calibration error as predicted",

@@ -70,9 +70,9 @@ class Member:
 
     @cached_property
     def split(self) -> dict:
-        """The settings of its split, those of its kind; empty where they are not recorded."""
+        """The settings of its split, those of its kind; empty where they are not recorded, or all cases are tested."""
         entry = self.run.find("split")
-        return {} if entry is None else entry["config"]["split"]
+        return {} if entry is None else entry["config"].get("split", {})
 
     @property
     def apart_from_fold(self) -> str:

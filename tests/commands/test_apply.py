@@ -122,7 +122,7 @@ def test_the_same_command_makes_nothing_anew(finished, labelled, scans):
     forked.datxai("check", f"run={labelled}")
 
 
-def test_stages_go_on_in_it(labelled, tmp_path):
+def test_stages_and_commands_go_on_in_it(finished, labelled, tmp_path):
     to = tmp_path / "to"
     shutil.copytree(labelled, to)
     for stage in ("explain", "evaluate", "report", "external"):
@@ -131,6 +131,11 @@ def test_stages_go_on_in_it(labelled, tmp_path):
     assert any("made another way" in remark for remark in read_json(own / "external.json")["remarks"])
     assert {row["classifier"] for row in read_table(own / "external.tsv")} == {"cnn", "sbr", "cart"}
     assert "external.html" in (own / "report.html").read_text() and (own / "external.html").is_file()
+    forked.datxai("compare", to, finished[0], f"out={tmp_path / 'compare'}")
+    runs = {row["run"]: row for row in read_table(tmp_path / "compare" / "runs.tsv")}
+    assert int(runs["to"]["n"]) == N
+    said = forked.datxai("search", f"run={to}", "search.space={training.learning_rate: 'log(1e-5, 1e-3)'}", status=2)
+    assert "trains nothing; search in a run that does" in said.stderr
 
 
 def test_without_a_table_every_scan_is_judged_and_nothing_said_of_accuracy(finished, labelled, scans, tmp_path):

@@ -20,6 +20,7 @@ COMMAND = {  # the command, and what each of its parts stands on beside settings
     "cli": {"pipeline", "order", "compose", "help", "lock"},
     "compose": {"order"},
     "order": set(),
+    "api": {"cli", "compose", "order", "findings", "run"},
     "help": set(),
 }
 ONLY_IN = {

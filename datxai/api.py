@@ -9,7 +9,7 @@ from typing import Any
 
 from datxai.cli import carry_out, prepare
 from datxai.compose import compose, refusing, take_choices
-from datxai.config import ALL, DEFAULT
+from datxai.config import ALL, COMMANDS, DEFAULT, STAGES
 from datxai.errors import InputError
 from datxai.findings import Findings
 from datxai.order import key_of, read_order
@@ -40,7 +40,7 @@ class Pipeline:
         given = {**self.settings, **_by_key(words, settings), "run": f"run={self.folder}"}
         order = read_order([*([] if task == ALL else [task]), *given.values()])
         flags = [flag for flag in order.flags if not flag.startswith("--config-dir=")]
-        if order.task != task or order.sweeps or flags:
+        if order.task not in (ALL, *STAGES, *COMMANDS) or order.sweeps or flags:
             raise InputError(f"{' '.join((task, *words))}: only the command `datxai` does that; call it in a shell.")
         with refusing():
             plan = prepare(order)

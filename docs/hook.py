@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MADE = ROOT / "build" / "gallery"  # by examples/gallery.py
 FILES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 INNER = {"commands", "stages", "conf", "cli", "order", "compose", "help"}  # of the command: reached by its words
+PICTURES: dict[str, str] = {}  # the first of each page, once the pages are made
 NOT_RUN = "\n!!! note\n    This page was not run when the site was built; `make docs` runs it.\n"
 LINKS = [  # as they stand in docs/, and where they lead on the site
     (re.compile(r"\((?:\.\./)+examples/gallery/(\w+)\.py"), r"(gallery/\1.md"),
@@ -51,7 +52,7 @@ def on_page_markdown(markdown, page, **_):
     up = "../" * page.file.src_uri.count("/")
     for pattern, target in LINKS:
         markdown = pattern.sub(target.replace("(", f"({up}", 1), markdown)
-    markdown = re.sub(r"^```(\w+) run$", r"```\1", markdown, flags=re.MULTILINE)  # a word for the tests
+    markdown = re.sub(r"^```(\w+) .+$", r"```\1", markdown, flags=re.MULTILINE)  # words for the tests
     if page.file.src_uri == "gallery.md":
         markdown = _add_pictures(markdown)
     return markdown
@@ -79,8 +80,14 @@ def _make_page(runner, name: str) -> Iterator[tuple[str, str | bytes]]:
     yield f"gallery/{name}.md", body.replace(f"# {title}\n", f"# {title}\n{links}", 1)
     yield f"gallery/{name}.py", script.read_text()
     yield f"gallery/{name}.ipynb", nbformat.writes(notebook)
+    PICTURES.update({name: min(resources["outputs"], key=_order)} if resources["outputs"] else {})
     for path, content in resources["outputs"].items():
         yield f"gallery/{Path(path).as_posix()}", content
+
+
+def _order(path: str) -> list[int]:
+    """Cell and output of a picture, from its name."""
+    return [int(number) for number in re.findall(r"_(\d+)", path)]
 
 
 def _make_reference() -> Iterator[tuple[str, str]]:
@@ -98,10 +105,13 @@ def _make_reference() -> Iterator[tuple[str, str]]:
 
 
 def _add_pictures(markdown: str) -> str:
-    """The items of the gallery's list as cards with the first picture of each page."""
+    """The items of the gallery's list as cards, with the first picture of each page."""
 
     def card(match: re.Match) -> str:
-        first = next(iter(sorted((MADE / "thumbnails").glob(f"{match[1]}.png"))), None)
-        return match[0] if first is None else match[0]
+        title, name, text = match.groups()
+        shown = f"[![{title}](gallery/{PICTURES[name]})](gallery/{name}.md)\n\n    " if name in PICTURES else ""
+        return f"- {shown}**[{title}](gallery/{name}.md)**\n\n    {text}\n"
 
-    return re.sub(r"^- \[.+?\]\(gallery/(\w+)\.md\).*$", card, markdown, flags=re.MULTILINE)
+    markdown = re.sub(r"^- \[(.+?)\]\(gallery/(\w+)\.md\): (.*)$", card, markdown, flags=re.MULTILINE)
+    return re.sub(r"(^- .+?)(?=\n## |\Z)", r'<div class="grid cards" markdown>\n\n\1\n</div>\n', markdown,
+                  flags=re.MULTILINE | re.DOTALL)  # fmt: skip

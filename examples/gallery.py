@@ -46,22 +46,23 @@ def run_pages(names: Iterable[str], folder: Path) -> Iterator[tuple[str, object]
     from nbclient import NotebookClient
     from nbformat.v4 import new_code_cell, new_notebook
 
-    manager = KernelManager(kernel_name="python3", transport="ipc")
-    manager.start_kernel(cwd=str(folder))
-    try:
-        for name in names:
-            notebook = read_page(name)
-            prepared = new_notebook(cells=[new_code_cell(f"%reset -f\n{QUIET}"), *notebook.cells])
-            NotebookClient(prepared, km=manager, timeout=SECONDS).execute()
-            for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
-                cell.execution_count, cell.metadata = number, {}
-                for output in cell.outputs:
-                    output.pop("execution_count", None)
-                    if output.output_type == "execute_result":
-                        output.execution_count = number
-            yield name, notebook
-    finally:
-        manager.shutdown_kernel(now=True)
+    with TemporaryDirectory() as sockets:  # of this machine and user alone
+        manager = KernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")
+        manager.start_kernel(cwd=str(folder))
+        try:
+            for name in names:
+                notebook = read_page(name)
+                prepared = new_notebook(cells=[new_code_cell(f"%reset -f\n{QUIET}"), *notebook.cells])
+                NotebookClient(prepared, km=manager, timeout=SECONDS, startup_timeout=SECONDS).execute()
+                for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
+                    cell.execution_count, cell.metadata = number, {}
+                    for output in cell.outputs:
+                        output.pop("execution_count", None)
+                        if output.output_type == "execute_result":
+                            output.execution_count = number
+                yield name, notebook
+        finally:
+            manager.shutdown_kernel(now=True)
 
 
 def main() -> None:

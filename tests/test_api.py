@@ -1,6 +1,7 @@
 """`Pipeline`: what the command does, from Python."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,17 @@ def test_stages_go_on_with_what_is_there(finished, tmp_path):
     np.testing.assert_array_equal(found.map_of(name).data, other)
     assert run.findings.metrics == before, "the explanation that was there is left"
     assert datxai.Pipeline(folder, explanation="epsilon").findings.run.explained == found.run.explained
+
+
+def test_the_page_says_what_can_be_run(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished[0], tmp_path / "runs/phantom")
+    page = (Path(datxai.__file__).parents[1] / "docs/python.md").read_text()
+    (block,) = re.findall(r"^```python run-folder\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    block, n_changed = re.subn(r'Pipeline\("runs/phantom", .*\)', 'Pipeline("runs/phantom")', block)  # as it was made
+    assert n_changed == 1
+    exec(compile(block, "docs/python.md", "exec"), {})
+    assert (tmp_path / "runs/phantom/explanations/gamma/relevance").is_dir()
 
 
 def test_a_command_is_a_task_too(tmp_path):

@@ -1,4 +1,4 @@
-"""What users install: the built wheel, in a fresh environment, away from the checkout."""
+"""What users install: the wheel, built from the sdist, in a fresh environment, away from the checkout."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def test_the_wheel_runs_the_journey_in_a_fresh_environment(tmp_path):
 
     ignored = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
     source = shutil.copytree(CHECKOUT, tmp_path / "source", ignore=ignored)
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", source)
+    run(sys.executable, "-m", "build", "--outdir", tmp_path / "dist", source)  # the sdist, and the wheel from it
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     venv.create(tmp_path / "venv", with_pip=True)
     (there,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")

@@ -13,7 +13,7 @@ from datxai.config import Config
 from datxai.run import Run, git_revision, versions
 
 BESIDE = ("datxai", "python", "torch")  # packages with lines of their own
-DEV = "dev"  # the extra that is not a user's
+OF_DEVELOPERS = ("dev", "docs")  # extras that are not a user's
 
 
 def run(settings: Config, folder: Run) -> None:
@@ -57,7 +57,7 @@ def find_extras() -> dict[str, list[str]]:
     lacks: dict[str, list[str]] = {}
     for requirement in importlib.metadata.requires("datxai") or ():
         match = re.match(r"""([\w.-]+).*;.*\bextra == ['"](\w+)['"]""", requirement)
-        if match and match[2] != DEV:
+        if match and match[2] not in OF_DEVELOPERS:
             lacks.setdefault(match[2], []).extend([] if _is_there(match[1]) else [match[1]])
     return lacks
 

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MADE = ROOT / "build" / "gallery"  # by examples/gallery.py
 FILES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 INNER = {"commands", "stages", "conf", "cli", "order", "compose", "help"}  # of the command: reached by its words
+LISTED = re.compile(r"\(\.\./examples/gallery/(\w+)\.py\)")
 PICTURES: dict[str, str] = {}  # the first of each page, once the pages are made
 NOT_RUN = "\n!!! note\n    This page was not run when the site was built; `make docs` runs it.\n"
 LINKS = [  # as they stand in docs/, and where they lead on the site
@@ -28,9 +29,12 @@ LINKS = [  # as they stand in docs/, and where they lead on the site
 
 def on_files(files, config):
     """Add the pages that are not in docs/, and name them in the navigation."""
-    gallery, sections = [], dict(pair for entry in config.nav for pair in (entry.items() if isinstance(entry, dict) else ()))
+    gallery, sections = (
+        [],
+        dict(pair for entry in config.nav for pair in (entry.items() if isinstance(entry, dict) else ())),
+    )
     runner = _load_gallery()
-    for name in runner.list_pages():
+    for name in LISTED.findall((ROOT / "docs" / "gallery.md").read_text()):
         gallery.append(f"gallery/{name}.md")
         for path, content in _make_page(runner, name):
             files.append(File.generated(config, path, content=content))
@@ -41,9 +45,7 @@ def on_files(files, config):
     for name, page in FILES.items():
         files.append(File.generated(config, page, content=(ROOT / name).read_text()))
     sections["Gallery"] += [path for path in gallery if path not in sections["Gallery"]]
-    sections["Reference"] += [
-        path for path in [*reference, *FILES.values()] if path not in sections["Reference"]
-    ]
+    sections["Reference"] += [path for path in [*reference, *FILES.values()] if path not in sections["Reference"]]
     return files
 
 
@@ -100,7 +102,7 @@ def _make_reference() -> Iterator[tuple[str, str]]:
             rooms.setdefault(parts[0] if len(parts) > 1 else "datxai", []).append(".".join(("datxai", *parts)))
     for room, modules in sorted(rooms.items(), key=lambda item: (item[0] != "datxai", item[0])):
         title = "datxai" if room == "datxai" else f"datxai.{room}"
-        listed = "\n\n".join(f"## {name}\n\n::: {name}" for name in modules)
+        listed = "\n\n".join(f"::: {name}" for name in modules)
         yield f"reference/{room}.md", f"# {title}\n\n{listed}\n"
 
 

@@ -17,7 +17,9 @@ from tempfile import TemporaryDirectory
 PAGES = Path(__file__).resolve().parent / "gallery"
 FIRST = "first_run"
 KEPT = (FIRST, "own_composite", "is_it_right")  # as notebooks that open with their pictures
-QUIET = "import os\nos.environ['TQDM_DISABLE'] = '1'\n%matplotlib inline\n%config InlineBackend.figure_formats = ['png']"
+QUIET = (
+    "import os\nos.environ['TQDM_DISABLE'] = '1'\n%matplotlib inline\n%config InlineBackend.figure_formats = ['png']"
+)
 SECONDS = 600  # that a cell may take
 
 
@@ -32,6 +34,7 @@ def read_page(name: str):
 
     notebook = jupytext.read(PAGES / f"{name}.py")
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook.metadata["language_info"] = {"name": "python"}
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
     return notebook
@@ -54,15 +57,23 @@ def run_pages(names: Iterable[str], folder: Path) -> Iterator[tuple[str, object]
                 notebook = read_page(name)
                 prepared = new_notebook(cells=[new_code_cell(f"%reset -f\n{QUIET}"), *notebook.cells])
                 NotebookClient(prepared, km=manager, timeout=SECONDS, startup_timeout=SECONDS).execute()
-                for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
-                    cell.execution_count, cell.metadata = number, {}
-                    for output in cell.outputs:
-                        output.pop("execution_count", None)
-                        if output.output_type == "execute_result":
-                            output.execution_count = number
+                _tidy(notebook)
                 yield name, notebook
         finally:
             manager.shutdown_kernel(now=True)
+
+
+def _tidy(notebook) -> None:
+    """Count the cells of this page alone; leave out what a call of matplotlib returns beside its picture."""
+    for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
+        cell.execution_count, cell.metadata = number, {}
+        draws = any("image/png" in output.get("data", {}) for output in cell.outputs)
+        cell.outputs = [
+            output for output in cell.outputs if not (draws and {*output.get("data", {})} == {"text/plain"})
+        ]
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = number
 
 
 def main() -> None:

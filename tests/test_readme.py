@@ -27,7 +27,11 @@ def test_the_numbers_are_those_of_the_reproduction():
     reproduction = (ROOT / "docs/reproduction.md").read_text()
     for found, place in zip(
         (value for _, value in rows),
-        ("CNN: Accuracy", "relevance in the ipsilateral putamen above zero: Accuracy", "the same, correctly classified"),
+        (
+            "CNN: Accuracy",
+            "relevance in the ipsilateral putamen above zero: Accuracy",
+            "the same, correctly classified",
+        ),
     ):
         line = next(line for line in reproduction.splitlines() if line.startswith(f"| {place}"))
         assert found in line, (found, line)

@@ -66,7 +66,9 @@ def test_every_pin_lies_in_the_range_of_the_package(line):
         return
     pinned = Requirement(line)
     (version,) = pinned.specifier
-    for text in [*PROJECT["dependencies"], *(one for extra in PROJECT["optional-dependencies"].values() for one in extra)]:
+    for text in [
+        *PROJECT["dependencies"],
+        *(one for extra in PROJECT["optional-dependencies"].values() for one in extra),
+    ]:
         wanted = Requirement(text)
         assert wanted.name.lower() != pinned.name.lower() or version.version in wanted.specifier
-

@@ -57,7 +57,10 @@ def test_every_link_leads_somewhere(site):
             target = (out / name).parent / unquote(parts.path) if parts.path else out / name
             assert target.exists(), (name, link)
             if parts.fragment and target.suffix == ".html":
-                assert unquote(parts.fragment) in pages[target.resolve().relative_to(out).as_posix()].names, (name, link)
+                assert unquote(parts.fragment) in pages[target.resolve().relative_to(out).as_posix()].names, (
+                    name,
+                    link,
+                )
 
 
 def test_nothing_is_fetched_from_elsewhere(site):

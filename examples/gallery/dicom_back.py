@@ -35,7 +35,6 @@ frames = colour.pixel_array
 figure, axes = plt.subplots(figsize=(4, 4.4), layout="constrained")
 axes.imshow(frames[len(frames) // 2])
 axes.axis("off")
-figure
 
 # %% [markdown]
 # Without the patient's identity: `deidentify=True`. What is taken over and what is not: [DICOM](../../docs/dicom.md).

@@ -9,8 +9,13 @@ from datxai import Pipeline
 folds = []
 for fold in range(2):
     run = Pipeline(
-        f"runs/folds/{fold}", "split=kfold", "split.folds=2", f"split.fold={fold}", "split.validation=0.25",
-        base="runs/cohort", training={"max_epochs": 8, "learning_rate": 1e-3},
+        f"runs/folds/{fold}",
+        "split=kfold",
+        "split.folds=2",
+        f"split.fold={fold}",
+        "split.validation=0.25",
+        base="runs/cohort",
+        training={"max_epochs": 8, "learning_rate": 1e-3},
     )
     run.split()
     folds.append(run.train())
@@ -31,8 +36,7 @@ for label, colour in ((0, "#56b4e9"), (1, "#e69f00")):
     axes.plot(own.p_reduced, own.fold + 0.1 * (label - 0.5), "o", color=colour, label=("normal", "reduced")[label])
 axes.set(xlabel="probability of reduced, by the network that did not see the case", yticks=[0, 1], ylabel="fold")
 axes.legend(frameon=False)
-figure
 
 # %% [markdown]
-# In a shell: `datxai -m run=RUN split=kfold split.fold=0,1,2,3,4`, then `datxai compare RUN/split.fold=*` pools what was
-# predicted out of fold, with intervals ([cross-validation](../../docs/sweeps.md#cross-validation)).
+# In a shell: `datxai -m run=RUN split=kfold split.fold=0,1,2,3,4`, then `datxai compare RUN/split.fold=*` pools
+# what was predicted out of fold, with intervals ([cross-validation](../../docs/sweeps.md#cross-validation)).

@@ -6,56 +6,67 @@
 # forgets?
 
 # %%
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from datxai.explain import attribute
 from datxai.findings import Findings
 from datxai.metrics import METRICS, Case
-from datxai.model import checkpoint
+from datxai.reader import Reader
 from datxai.run import Run
 
-run = Findings(Run("runs/gallery"))
-model, _ = checkpoint.load(Path("runs/gallery/model"), "cpu", None)
+run, explainer = Findings(Run("runs/gallery")), Reader.open("runs/gallery").explainer
+model = explainer.model.eval()
 name = max(run.tested, key=lambda case: case["p_reduced"])["participant_id"]
 x = torch.from_numpy(run.store.volume(name).copy())[None, None]
 mean = np.mean([run.store.volume(case["participant_id"]) for case in run.of_set("train")], axis=0)
 
 
 def explain(model, x, target="difference"):
-    return attribute(model, x, "input_x_gradient", target=target).relevance[:, 0]
+    """By the run's own method, LRP with the paper's composite."""
+    return explainer.attribute(x, target, model=model).relevance[:, 0]
 
 
 case = Case(
-    model=model.eval(), x=x, relevance=explain(model, x)[0],
+    model=model,
+    x=x,
+    relevance=explain(model, x)[0],
     score=lambda x: model(x)[:, 1] - model(x)[:, 0],
-    explain=explain, explain_other=lambda model, x: explain(model, x, target=0),
-    fill=torch.from_numpy(mean), parcels=run.anatomy.parcels,
-    regions={"brain": run.anatomy.brain, "striatum": run.anatomy.striatum}, spacing=run.store.grid.spacing,
+    explain=explain,
+    explain_other=lambda model, x: explain(model, x, target=0),
+    fill=torch.from_numpy(mean),
+    parcels=run.anatomy.parcels,
+    regions={"brain": run.anatomy.brain, "striatum": run.anatomy.striatum},
+    spacing=run.store.grid.spacing,
 )
 
 # %% [markdown]
-# **Flipping.** Patches are replaced by the mean training scan, the most relevant first, the least relevant first, and
-# in random order. A map that ranks rightly makes the first curve fall fastest.
+# **Flipping.** Patches are replaced by the mean training scan, the most relevant first, the least relevant first,
+# and in random order. A map that ranks rightly makes the first curve fall fastest. Input times gradient, beside
+# it, does not: the network subtracts the mean scan first, so uptake that is missing speaks for disease; but the
+# input itself is positive there and the gradient negative, so that their product has the wrong sign.
 
 # %%
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 
 from datxai.metrics.flipping import cut_patches, flip
 
-curves = flip(case, cut_patches(case.parcels.shape, case.spacing))
-figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
-for label, curve in {"most relevant first": curves.most, "random": curves.random.mean(0), "least": curves.least}.items():
-    axes.plot(curves.fractions, curve, label=label)
-axes.set(xlabel="share of the volume replaced", ylabel="logit of reduced − normal")
-axes.legend(frameon=False)
-figure
+other = replace(case, relevance=attribute(model, x, "input_x_gradient", target="difference").relevance[0, 0])
+patches = cut_patches(case.parcels.shape, case.spacing)
+figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
+for place, (name, judged) in zip(axes, {"LRP": case, "input × gradient": other}.items()):
+    curves = flip(judged, patches)
+    for label, curve in {"most": curves.most, "random": curves.random.mean(0), "least": curves.least}.items():
+        place.plot(curves.fractions, curve, label=f"{label} relevant first" if label != "random" else "random order")
+    place.set(title=name, xlabel="share of the volume replaced")
+axes[0].set_ylabel("logit of reduced − normal")
+axes[1].legend(frameon=False)
 
 # %% [markdown]
-# **All measures** ([what they mean](../../docs/metrics.md)): mass and rank in the striatum, and what is left of the map
-# when layer after layer forgets (`parameter_randomisation`).
+# **All measures** ([what they mean](../../docs/metrics.md)): mass and rank in the striatum, and what is left of
+# the map when layer after layer forgets (`parameter_randomisation`).
 
 # %%
 import pandas as pd
@@ -64,5 +75,5 @@ rows = {metric.title: metric(case)[metric.headline] for metric in METRICS.values
 pd.DataFrame({"value": rows, "higher is better": {m.title: m.higher_is_better for m in METRICS.values()}}).round(3)
 
 # %% [markdown]
-# Only a known cause tells for certain: `datxai benchmark` puts lesions into healthy phantoms and asks which method shows
-# them.
+# Only a known cause tells for certain: `datxai benchmark` puts lesions into healthy phantoms and asks which
+# method shows them.

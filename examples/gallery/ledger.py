@@ -23,7 +23,6 @@ axes.barh(names, ledger.absorbed, color="#0072b2")
 axes.axvline(0, color="black", linewidth=0.8)
 axes.invert_yaxis()
 axes.set(xlabel="absorbed, share of what the explanation started with")
-figure
 
 # %% [markdown]
 # `composite.bias=false` gives biases nothing. What a share means is said under [ledger](../../docs/zennit.md).

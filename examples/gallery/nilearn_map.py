@@ -24,4 +24,5 @@ plotting.plot_stat_map(
 )
 
 # %% [markdown]
-# The map is mirrored: the left side is that of the lower putamen, whatever the patient's. `datxai case` turns it back.
+# The map is mirrored: the left side is that of the lower putamen, whatever the patient's. `datxai case` turns it
+# back.

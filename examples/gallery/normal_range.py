@@ -25,4 +25,3 @@ axes.plot([run.people[name]["age"] for name in reduced], [run.sbr[name]["putamen
           color="#d55e00", label="reduced")  # fmt: skip
 axes.set(xlabel="age in years", ylabel="SBR of the left putamen")
 axes.legend(frameon=False)
-figure

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # My own NIfTI folder
 #
-# A folder with NIfTI files and a table of participants is a cohort: `data=folder`. Here six phantoms stand for
+# A folder with NIfTI files and a table of participants is a cohort: `data=folder`. Here four phantoms stand for
 # your scans, in a camera's own space; they are registered, scaled, measured and mirrored.
 
 # %%
@@ -13,7 +13,7 @@ from datxai.volume import save
 
 folder = Path("my_scans")
 folder.mkdir(exist_ok=True)
-people = draw_population(6, seed=7)
+people = draw_population(4, seed=7)
 for person in people:
     save(simulate_volume(person), folder / f"{person.participant_id}.nii.gz", mni=False)
 rows = [f"{person.participant_id}\t{person.age:.0f}\t{person.sex}\t{person.label}" for person in people]
@@ -45,5 +45,5 @@ pd.read_table(found.run.sbr).iloc[:, :5].round(2)
 pd.read_table(found.run.qc)[["participant_id", "verdict", "similarity"]].round(2)
 
 # %% [markdown]
-# From here on it is the same as for the phantom: `run.split()`, `run.train()`, ... or `run.make()` for all. With other
-# columns, words for labels, or a PPMI download, see [Your own scans](../../docs/data.md).
+# From here on it is the same as for the phantom: `run.split()`, `run.train()`, ... or `run.make()` for all. With
+# other columns, words for labels, or a PPMI download, see [Your own scans](../../docs/data.md).

@@ -29,8 +29,12 @@ Path("my_models.py").write_text(CODE)
 from datxai import Pipeline
 
 run = Pipeline(
-    "runs/small", "network=custom", "network.target=my_models:Small", base="runs/cohort", composite="auto",
-    training={"max_epochs": 8, "learning_rate": 3e-3},
+    "runs/small",
+    "network=custom",
+    "network.target=my_models:Small",
+    base="runs/cohort",
+    composite="auto",
+    training={"max_epochs": 20, "learning_rate": 1e-2},
 )
 run.train()
 run.explain()

@@ -26,4 +26,3 @@ for label, colour in ((0, "#56b4e9"), (1, "#e69f00")):
     axes.plot(own["lower putamen"], own.p_reduced, "o", color=colour, label=("normal", "reduced")[label])
 axes.set(xlabel="specific binding ratio of the lower putamen", ylabel="softmax output of reduced")
 axes.legend(frameon=False)
-figure

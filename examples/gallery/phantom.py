@@ -22,7 +22,6 @@ for row, person in zip(axes, (normal, reduced)):
     row[0].set_ylabel(f"{('normal', 'reduced')[person.label]}, {person.age:.0f} years")
     for place, title in zip(row, (f"one of {camera.views} views", "reconstructed, axial")):
         place.set(title=title, xticks=[], yticks=[])
-figure
 
 # %% [markdown]
 # Binding ratios of the striatum, which the camera blurs: true uptake over the reference region.
@@ -30,7 +29,9 @@ figure
 # %%
 import pandas as pd
 
-pd.DataFrame([{"label": one.label, "age": one.age, "pattern": one.pattern, **one.uptake} for one in people]).iloc[:, :8].round(2)
+pd.DataFrame([{"label": one.label, "age": one.age, "pattern": one.pattern, **one.uptake} for one in people]).iloc[
+    :, :8
+].round(2)
 
 # %% [markdown]
 # How it is made, and how near it comes to real scans: [the phantom](../../docs/phantom.md).

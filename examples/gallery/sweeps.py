@@ -30,7 +30,6 @@ for place, (seed, relevance) in zip(axes, maps.items()):
     data = relevance[:, :, frame.level]
     draw_slice(place, frame, data, Shade.of_relevance([data]))
     place.set_title(f"training.seed={seed}")
-figure
 
 # %% [markdown]
 # How far do the maps of one case agree, voxel by voxel?
@@ -40,4 +39,5 @@ brain = frame.brain
 np.corrcoef([relevance[brain] for relevance in maps.values()]).round(2)
 
 # %% [markdown]
-# `datxai compare RUN` sets accuracies, agreement of maps and an ensemble side by side ([sweeps](../../docs/sweeps.md)).
+# `datxai compare RUN` sets accuracies, agreement of maps and an ensemble side by side
+# ([sweeps](../../docs/sweeps.md)).

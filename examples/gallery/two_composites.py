@@ -27,7 +27,6 @@ for place, (name, relevance) in zip(axes, maps.items()):
     draw_slice(place, frame, data, shade)
     place.set_title(name)
     add_bar(figure, [place], shade)
-figure
 
 # %% [markdown]
 # Each has a scale of its own: relevance of two composites is not in the same units. How alike are they?

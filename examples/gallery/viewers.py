@@ -30,19 +30,21 @@ anatomy = Findings(Run(run)).anatomy
 labels, names = anatomy.parcellation
 save(Volume(labels.astype(np.float32), anatomy.grid.affine, ()), "regions.nii.gz")
 lines = [
-    "{:5d} {:4d} {:4d} {:4d} 1 1 1 \"{}\"".format(number, *(int(255 * part) for part in colormaps["tab20"](number % 20)[:3]), name)
+    '{:5d} {:4d} {:4d} {:4d} 1 1 1 "{}"'.format(
+        number, *(int(255 * part) for part in colormaps["tab20"](number % 20)[:3]), name
+    )
     for number, name in names.items()
 ]
 Path("regions.label").write_text("\n".join(lines) + "\n")
 print("\n".join(lines[:3]))
 
 # %% [markdown]
-# **3D Slicer**: `Slicer --python-code "slicer.util.loadVolume('SPECT.nii.gz'); slicer.util.loadVolume('RELEVANCE.nii.gz')"`,
-# then choose the map as foreground in the slice views, colour table *ColdToHotRainbow* or *RedBlue*, and a window that is
-# symmetric about zero.
+# **3D Slicer**: `Slicer --python-code "slicer.util.loadVolume('SPECT.nii.gz');
+# slicer.util.loadVolume('RELEVANCE.nii.gz')"`, then choose the map as foreground in the slice views, colour table
+# *ColdToHotRainbow* or *RedBlue*, and a window that is symmetric about zero.
 #
-# **ITK-SNAP**: `itksnap -g SPECT.nii.gz -o RELEVANCE.nii.gz -s regions.nii.gz -l regions.label`, then a diverging colour
-# map for the overlay, its range symmetric about zero.
+# **ITK-SNAP**: `itksnap -g SPECT.nii.gz -o RELEVANCE.nii.gz -s regions.nii.gz -l regions.label`, then a diverging
+# colour map for the overlay, its range symmetric about zero.
 #
 # The uptake in the same space lies in `preprocessed/`. What they will show, drawn here:
 
@@ -59,4 +61,3 @@ axes[1].contour(labels[:, :, 0].T, levels=[0.5], colors="black", linewidths=0.5)
 for place, title in zip(axes, ("uptake", "relevance and regions")):
     place.set_title(title)
     place.axis("off")
-figure

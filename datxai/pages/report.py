@@ -197,7 +197,8 @@ def _tile_ratio(page: CasePage) -> dict | None:
     if lower is None:
         return None
     expected = page.normal_range.get(lower)
-    note = f"expected {expected['low']:.2f} to {expected['high']:.2f}" if expected else ""
+    where = _compare(sbr[lower], expected)["is"]
+    note = f"{where} the expected {expected['low']:.2f} to {expected['high']:.2f}" if expected else ""
     return {"name": "SBR of the lower putamen", "value": f"{sbr[lower]:.2f}", "note": note}
 
 

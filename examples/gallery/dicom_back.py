@@ -29,11 +29,12 @@ assert dataset.StudyInstanceUID == pydicom.dcmread(scan).StudyInstanceUID
 
 # %%
 import matplotlib.pyplot as plt
+import numpy as np
 
 colour = next(pydicom.dcmread(path) for path in files if "colour" in path.name)
 frames = colour.pixel_array
 figure, axes = plt.subplots(figsize=(4, 4.4), layout="constrained")
-axes.imshow(frames[len(frames) // 2])
+axes.imshow(frames[np.ptp(frames, axis=-1).sum(axis=(1, 2)).argmax()])  # the frame with most colour
 axes.axis("off")
 
 # %% [markdown]

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Cross-validation
 #
-# `split=kfold`: each case is tested by a network that has not seen it. Two folds here, of few epochs.
+# `split=kfold`: each case is tested by a network that has not seen it. Two folds here, of twenty epochs.
 
 # %%
 from datxai import Pipeline
@@ -15,7 +15,7 @@ for fold in range(2):
         f"split.fold={fold}",
         "split.validation=0.25",
         base="runs/cohort",
-        training={"max_epochs": 8, "learning_rate": 1e-3},
+        training={"max_epochs": 20, "learning_rate": 3e-3},
     )
     run.split()
     folds.append(run.train())

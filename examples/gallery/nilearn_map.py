@@ -16,11 +16,13 @@ run = Path("runs/gallery")
 cases = pd.read_table(run / "predictions.tsv")
 name = cases[cases["set"] == "test"].sort_values("p_reduced").participant_id.iloc[-1]
 relevance = nib.load(run / "relevance" / f"{name}_relevance.nii.gz")
-print(relevance.shape, relevance.header.get_zooms())
+print(relevance.shape, "voxels of", [float(length) for length in relevance.header.get_zooms()], "mm")
 
 # %%
+limit = abs(relevance.get_fdata()).max()
 plotting.plot_stat_map(
-    relevance, load_mni152_template(resolution=2), display_mode="z", cut_coords=[3], cmap="RdBu_r", title=name
+    relevance, load_mni152_template(resolution=2), display_mode="z", cut_coords=[3], cmap="RdBu_r", title=name,
+    threshold=limit / 5, vmax=limit,
 )
 
 # %% [markdown]

@@ -24,4 +24,4 @@ reduced = [name for name, person in run.people.items() if person["label"] == 1]
 axes.plot([run.people[name]["age"] for name in reduced], [run.sbr[name]["putamen_left"] for name in reduced], "x",
           color="#d55e00", label="reduced")  # fmt: skip
 axes.set(xlabel="age in years", ylabel="SBR of the left putamen")
-axes.legend(frameon=False)
+axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

@@ -31,7 +31,7 @@ plot_case(reader.anatomy.frame, reading.spect.data, relevance, peak, sides=("L",
 
 # %%
 folder = reader.write(reading, "my_case")
-print(sorted(path.name for path in folder.parent.iterdir()))
+print(sorted(path.name for path in folder.iterdir()))
 
 # %% [markdown]
 # What each number is: [one new scan](../../docs/case.md).

@@ -16,8 +16,8 @@ figure, axes = plt.subplots(2, 2, figsize=(6, 5.6), layout="constrained")
 for row, person in zip(axes, (normal, reduced)):
     counts, camera = simulate_projections(person, views=8)
     volume = simulate_volume(person).data
-    level = int(volume.max(axis=(0, 1)).argmax())
-    row[0].imshow(counts[0], origin="lower", cmap="inferno")
+    level = int(volume[22:42, 26:46].max(axis=(0, 1)).argmax())  # of the striatum: salivary glands may be hotter
+    row[0].imshow(counts[0], cmap="inferno")
     row[1].imshow(volume[:, :, level].T, origin="lower", cmap="inferno")
     row[0].set_ylabel(f"{('normal', 'reduced')[person.label]}, {person.age:.0f} years")
     for place, title in zip(row, (f"one of {camera.views} views", "reconstructed, axial")):

@@ -17,7 +17,7 @@ MIDDLE = (  # each imports those before it alone
     "anatomy", "scan", "data_source", "case", "explainer", "findings", "run_figures", "reader", "case_folder",
 )  # fmt: skip
 COMMAND = {  # the command, and what each of its parts stands on beside settings and the record
-    "cli": {"pipeline", "order", "compose", "help", "lock"},
+    "cli": {"pipeline", "order", "compose", "help", "lock", "run"},
     "compose": {"order"},
     "order": set(),
     "api": {"cli", "compose", "order", "findings", "run"},

@@ -80,7 +80,7 @@ def test_stages_do_not_import_one_another():
 
 
 def test_examples_stand_on_findings_and_rooms():
-    for path in (PACKAGE.parent / "examples").glob("*.py"):
+    for path in (PACKAGE.parent / "examples").rglob("*.py"):
         assert not {name.split(".")[1] for name in imports(path) if name.startswith("datxai.")} & {
             "stages", "commands", "pipeline", "cli",
         }, path  # fmt: skip

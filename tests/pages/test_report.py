@@ -200,4 +200,4 @@ def test_the_tile_says_where_the_lower_ratio_lies(tmp_path, ratio, word):
                        normal_range={name: limits for name in sides})  # fmt: skip
     write_case_report(tmp_path / "case.html", content)
     text = " ".join(Page(tmp_path / "case.html").text.split())
-    assert f"SBR of the lower putamen {ratio:.2f} {word} the expected 1.20 to 2.18" in text
+    assert f"SBR of the lower putamen {ratio:.2f}{word} the expected 1.20 to 2.18" in text

@@ -17,9 +17,12 @@ from tempfile import TemporaryDirectory
 PAGES = Path(__file__).resolve().parent / "gallery"
 FIRST = "first_run"
 KEPT = (FIRST, "own_composite", "is_it_right")  # as notebooks that open with their pictures
-QUIET = (
-    "import os\nos.environ['TQDM_DISABLE'] = '1'\n%matplotlib inline\n%config InlineBackend.figure_formats = ['png']"
-)
+QUIET = """%reset -f
+%matplotlib inline
+%config InlineBackend.print_figure_kwargs = {"bbox_inches": "tight", "dpi": 140}
+import os
+os.environ["TQDM_DISABLE"] = "1"
+"""
 SECONDS = 600  # that a cell may take
 
 
@@ -55,7 +58,7 @@ def run_pages(names: Iterable[str], folder: Path) -> Iterator[tuple[str, object]
         try:
             for name in names:
                 notebook = read_page(name)
-                prepared = new_notebook(cells=[new_code_cell(f"%reset -f\n{QUIET}"), *notebook.cells])
+                prepared = new_notebook(cells=[new_code_cell(QUIET), *notebook.cells])
                 NotebookClient(prepared, km=manager, timeout=SECONDS, startup_timeout=SECONDS).execute()
                 _tidy(notebook)
                 yield name, notebook

@@ -21,8 +21,14 @@ print(relevance.shape, "voxels of", [float(length) for length in relevance.heade
 # %%
 limit = abs(relevance.get_fdata()).max()
 plotting.plot_stat_map(
-    relevance, load_mni152_template(resolution=2), display_mode="z", cut_coords=[3], cmap="RdBu_r", title=name,
-    threshold=limit / 5, vmax=limit,
+    relevance,
+    load_mni152_template(resolution=2),
+    display_mode="z",
+    cut_coords=[3],
+    cmap="RdBu_r",
+    title=name,
+    threshold=limit / 5,
+    vmax=limit,
 )
 
 # %% [markdown]

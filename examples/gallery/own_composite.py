@@ -16,7 +16,7 @@ layers:
   - {match: ["type:Activation"], rule: pass}
 """
 Path("my_conf/composite").mkdir(parents=True, exist_ok=True)
-Path("my_conf/composite/mine.yaml").write_text(MINE)
+_ = Path("my_conf/composite/mine.yaml").write_text(MINE)
 
 # %%
 import pandas as pd

@@ -17,7 +17,7 @@ people = draw_population(4, seed=7)
 for person in people:
     save(simulate_volume(person), folder / f"{person.participant_id}.nii.gz", mni=False)
 rows = [f"{person.participant_id}\t{person.age:.0f}\t{person.sex}\t{person.label}" for person in people]
-(folder / "participants.tsv").write_text("participant_id\tage\tsex\tlabel\n" + "\n".join(rows) + "\n")
+_ = (folder / "participants.tsv").write_text("participant_id\tage\tsex\tlabel\n" + "\n".join(rows) + "\n")
 
 # %%
 from datxai import Pipeline
@@ -34,7 +34,7 @@ from IPython.display import Image
 Image(found.run.sheet(1).with_suffix(".png"), width=700)
 
 # %% [markdown]
-# Specific binding ratios of the patient's own sides, and how far each scan had to move:
+# Specific binding ratios of the patient's own sides, and what quality control says of each scan:
 
 # %%
 import pandas as pd

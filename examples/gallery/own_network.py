@@ -19,7 +19,7 @@ class Small(nn.Sequential):
             nn.Linear(5 * 6 * width, 2),
         )
 """
-Path("my_models.py").write_text(CODE)
+_ = Path("my_models.py").write_text(CODE)
 
 # %% [markdown]
 # Cohort and split are taken over from a run that is there. `composite="auto"` chooses LRP rules by the layers that it

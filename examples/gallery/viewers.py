@@ -13,7 +13,7 @@ run = Path("runs/gallery")
 path = sorted((run / "relevance").glob("*.nii.gz"))[0]
 header = nib.load(path).header
 print("units", header.get_xyzt_units(), "| sform code", int(header["sform_code"]), "(4: MNI152)")
-print("axes", nib.aff2axcodes(nib.load(path).affine), "| voxels", [float(length) for length in header.get_zooms()], "mm")
+print("axes", nib.aff2axcodes(nib.load(path).affine), "| voxels", [float(size) for size in header.get_zooms()], "mm")
 
 # %% [markdown]
 # Regions as a label image, with the table that ITK-SNAP reads (`Segmentation > Import label descriptions`):

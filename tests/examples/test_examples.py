@@ -27,7 +27,7 @@ LIBRARY = {"nazari2021.py"}  # what the scripts of the paper share
 
 def test_no_example_is_left_out():
     of_gallery = {path for pattern in GALLERY for path in EXAMPLES.glob(pattern)}
-    there = (path for path in EXAMPLES.rglob("*") if path.is_file() and path.suffix != ".pyc" and path not in of_gallery)
+    there = (path for path in {*EXAMPLES.rglob("*")} - of_gallery if path.is_file() and path.suffix != ".pyc")
     assert {path.relative_to(EXAMPLES).as_posix() for path in there} == set().union(*RUN_BY.values())
     for module, names in RUN_BY.items():
         text = (Path(__file__).parent / f"{module}.py").read_text()

@@ -77,7 +77,7 @@ def _make_page(runner, name: str) -> Iterator[tuple[str, str | bytes]]:
     body, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": name, "output_files_dir": name})
     title = re.search(r"^# (.+)$", body, re.MULTILINE)[1]
     body = body.replace("![png](", f"![{title}](")
-    body = re.sub(r"<style scoped>.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<style scoped>.*?</style>", "", body, flags=re.DOTALL).replace("<th></th>", "<td></td>")
     links = f"\n[Script]({name}.py) · [Notebook]({name}.ipynb)\n" + ("" if made.is_file() else NOT_RUN)
     yield f"gallery/{name}.md", body.replace(f"# {title}\n", f"# {title}\n{links}", 1)
     yield f"gallery/{name}.py", script.read_text()

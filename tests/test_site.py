@@ -4,8 +4,11 @@ import ast
 import re
 import subprocess
 import sys
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -72,6 +75,39 @@ def test_nothing_is_fetched_from_elsewhere(site):
 def test_every_picture_has_words(site):
     for name, page in site[0].items():
         assert all(page.alts), name
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """Where the site is served."""
+    handler = partial(QuietHandler, directory=site[1])
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_the_search_finds_a_word(address, open_page):
+    page = open_page(f"{address}/index.html")
+    page.locator("input[name=query]").fill("canonizer")
+    page.locator("a.md-search-result__link").first.wait_for()
+    assert "anonizer" in page.locator(".md-search-result__list").inner_text()
+
+
+@pytest.mark.parametrize("colour_scheme", ["light", "dark"])
+def test_pages_can_be_read_by_all(address, open_page, colour_scheme):
+    """By axe-core; what it calls moderate or minor is the theme's."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    for name in ("index.html", "gallery.html", "gallery/ledger.html", "glossary.html", "reference/metrics.html"):
+        found = axe.Axe().run(open_page(f"{address}/{name}", color_scheme=colour_scheme)).response
+        assert found["passes"]
+        assert not [(name, one["id"], one["nodes"][0]["html"]) for one in found["violations"]
+                    if one["impact"] in ("serious", "critical")]  # fmt: skip
 
 
 def public_names(path):

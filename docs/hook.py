@@ -60,6 +60,12 @@ def on_page_markdown(markdown, page, **_):
     return markdown
 
 
+def on_post_page(output, **_):
+    """Give the theme's search, a dialog, the name that readers of screens need."""
+    dialog = 'data-md-component="search" role="dialog"'
+    return output.replace(dialog, f'{dialog} aria-label="Search"')
+
+
 def _load_gallery():
     spec = importlib.util.spec_from_file_location("gallery", ROOT / "examples" / "gallery.py")
     module = importlib.util.module_from_spec(spec)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 from importlib.metadata import distribution
 from pathlib import Path
@@ -27,6 +28,10 @@ def test_the_wheel_runs_the_journey_in_a_fresh_environment(tmp_path):
     source = shutil.copytree(CHECKOUT, tmp_path / "source", ignore=ignored)
     run(sys.executable, "-m", "build", "--outdir", tmp_path / "dist", source)  # the sdist, and the wheel from it
     (wheel,) = (tmp_path / "dist").glob("*.whl")
+    (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        there = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "constraints.txt", "docs/index.md", "examples/gallery/first_run.py", "tests/conftest.py"} <= there
     venv.create(tmp_path / "venv", with_pip=True)
     (there,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     for package in map(distribution, ("torch", "torchvision")):  # gigabytes that are here already; not what they need

@@ -335,7 +335,7 @@ def test_help_on_a_stage_or_command():
 @pytest.mark.parametrize(
     ("line", "among"),
     [
-        ("datxai ex", "explain"), ("datxai explain composite=g", "composite=gamma"),
+        ("datxai ex", "explain"), ("datxai doc", "doctor"), ("datxai explain composite=g", "composite=gamma"),
         ("datxai composite=g", "composite=gamma"), ("datxai explain training.see", "training.seed="),
         ("datxai --config-dir conf explain composite=m", "composite=mine"),
     ],

@@ -1,4 +1,5 @@
 # make demo   set up, then run the main job: phantom cohort to report
+# make docs   set up, then run the gallery and build the site: build/site/index.html
 # make types   set up, then check the types
 # make test   set up, then run all tests (TESTS=tests/explain: some; VENV=.venv-other PYTHON=python3.13: elsewhere)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -8,7 +9,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 # Where there is no NVIDIA driver, PyTorch's own index gives its CPU build in place of the far larger CUDA build.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint types clean
+.PHONY: demo test docs lint types clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/datxai
@@ -16,6 +17,10 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(TESTS)
+
+docs: $(VENV)/installed
+	$(VENV)/bin/python examples/gallery.py
+	$(VENV)/bin/mkdocs build --strict
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .

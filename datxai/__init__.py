@@ -1,3 +1,19 @@
 """datxai: explainable classification of dopamine transporter SPECT."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datxai.api import Pipeline
+
 __version__ = "0.2.0"
+__all__ = ["Pipeline", "__version__"]
+
+
+def __getattr__(name: str) -> Any:  # what is heavy is imported when it is asked for
+    if name == "Pipeline":
+        from datxai.api import Pipeline
+
+        return Pipeline
+    raise AttributeError(f"module 'datxai' has no attribute '{name}'")

@@ -69,8 +69,10 @@ def main() -> None:
             print(help_text(order.topic))
         elif order.task == VERSION:
             from datxai import __version__
+            from datxai.run import git_revision
 
-            print(__version__)
+            revision = git_revision()
+            print(f"{__version__} (git {revision})" if revision else __version__)
         else:
             _launch(order)
     except InputError as error:
@@ -110,20 +112,16 @@ def _launch(order: Order) -> None:
     """Hand over to Hydra, whose errors are said in one sentence."""
     import hydra
 
-    from datxai.compose import describe, sentence
+    from datxai.compose import describe, refusing
 
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised, not printed
-    try:
+    with nullcontext() if verbose else refusing():
         plan = prepare(order)
         if plan.record is not None and order.sweeps:  # said once, not by each job
             print(f"Settings taken over from {plan.rests_on}: {describe(plan.record)}", flush=True)
         sys.argv[1:] = [*plan.order.flags, *plan.words]
         hydra.main(version_base="1.3", config_path="pkg://datxai.conf", config_name=plan.config)(_make_job(plan))()
-    except Exception as error:
-        if verbose or not type(error).__module__.startswith(("hydra.", "omegaconf.")):
-            raise
-        raise InputError(str(error) if str(error).startswith("datxai: ") else sentence(error)) from error
 
 
 def prepare(order: Order) -> Plan:
@@ -378,9 +376,10 @@ def _make_job(plan: Plan):
         from hydra.errors import CompactHydraException
         from hydra.types import RunMode
 
-        sweeps, folder = HydraConfig.get().mode == RunMode.MULTIRUN, Path(HydraConfig.get().runtime.output_dir)
+        of_hydra = HydraConfig.get()
+        sweeps, folder = of_hydra.mode == RunMode.MULTIRUN, Path(of_hydra.runtime.output_dir)
         try:
-            return _perform(plan, cfg, folder, sweeps)
+            return carry_out(plan, cfg, folder, of_hydra.runtime.choices, sweeps)
         except (InputError, OSError) as error:
             if isinstance(error, OSError) and _errno_of(error) not in PLACE_FAULTS:
                 raise
@@ -393,10 +392,13 @@ def _make_job(plan: Plan):
     return job
 
 
-def _perform(plan: Plan, cfg: DictConfig, folder: Path, sweeps: bool) -> float | None:
-    """Carry out an order with the configuration composed for it; the objective of a job, None where there is none."""
-    from hydra.core.hydra_config import HydraConfig
+def carry_out(
+    plan: Plan, cfg: DictConfig, folder: Path, choices: Mapping[str, str | None], sweeps: bool = False
+) -> float | None:
+    """Carry out an order with the configuration composed for it, of which ``choices`` are Hydra's.
 
+    Returns the objective of a sweep's job, None where there is none. Raises `InputError`.
+    """
     from datxai import compose, pipeline
     from datxai.record import Record, recording
 
@@ -405,7 +407,7 @@ def _perform(plan: Plan, cfg: DictConfig, folder: Path, sweeps: bool) -> float |
     settings.run = str(folder)
     if sweeps:
         log.info("\n%s", folder)
-    now = compose.record_of(cfg, plan.record, HydraConfig.get().runtime.choices, plan.fixed)
+    now = compose.record_of(cfg, plan.record, choices, plan.fixed)
     if settings.explanation != plan.order.explanation:
         raise InputError(
             f"explanation={settings.explanation}: set by a file, expected on the command line, which says what of the "

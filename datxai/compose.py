@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -77,6 +78,16 @@ def compose(words: Sequence[str], config: str = PRIMARY, folder: str | None = No
     path = [f"hydra.searchpath=['file://{Path(folder).absolute()}']"] if folder and not searched else []
     with initialize_config_module("datxai.conf", version_base="1.3"):
         return of_hydra(config, [*words, *path], return_hydra_config=True)
+
+
+def take_choices(cfg: DictConfig) -> Mapping[str, str | None]:
+    """The choices of groups that a configuration was composed of; Hydra's own part, which has them, is taken out."""
+    from omegaconf import flag_override
+
+    choices = cfg.hydra.runtime.choices
+    with flag_override(cfg, ["struct", "readonly"], False):
+        del cfg.hydra
+    return choices
 
 
 def single(order: Order) -> list[str]:
@@ -267,6 +278,17 @@ def _words_of_0_1(folder: Path) -> tuple[list[str], str | None]:
     except (TypeError, KeyError):
         sources = []
     return words, next((path for path in sources if isinstance(path, str) and Path(path).is_dir()), None)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """What Hydra and OmegaConf find wrong becomes an `InputError` of one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("hydra.", "omegaconf.")):
+            raise
+        raise InputError(str(error) if str(error).startswith("datxai: ") else sentence(error)) from error
 
 
 def sentence(error: Exception) -> str:

@@ -39,6 +39,7 @@ COMMANDS = {
     "check": "whether all files of a run are as they were written: run=RUN_DIR",
     "compare": "runs, or explanations of one, side by side: RUN... [explanations=[default,NAME]] [out=DIR]",
     "search": "settings of training and network that end best, by Optuna: run=RUN_DIR [search=training]",
+    "doctor": "what is installed here and what works, in lines for a bug report",
     "reads": "consensus of two readers, and how far they agree: file=READS.tsv [out=DIR]",
 }
 OF_BUNDLES = ("case", "serve", "bundle", "export")  # commands that take a bundle in the place of a run folder

@@ -40,7 +40,7 @@ Hydra's own
 OF_ONE = """\
 datxai {name}: {text}
 
-  datxai {name} {usage}
+  {usage}
 
 {groups}
 Every setting of a group: datxai --cfg job -p GROUP. All else: datxai --help
@@ -70,6 +70,7 @@ SETTINGS = {  # what shapes what a stage or command makes
     "check": (),
     "compare": ("out", "explanation", "explanations"),
     "reads": ("file", "out"),
+    "doctor": (),
 }
 
 
@@ -101,6 +102,6 @@ def _help_on(topic: str) -> str:
     lines = [f"  {name}={'|'.join(groups[name])}, {name}.KEY=VALUE" for name in settings if name in groups]
     lines += [f"  {name}=VALUE" for name in settings if name not in groups]
     settings_text = f"Settings\n{chr(10).join(lines)}\n" if lines else "It has no settings of its own.\n"
-    usage = "[overrides] run=RUN_DIR" if topic in STAGES else COMMANDS[topic].rpartition(": ")[2]
-    text = STAGES[topic] if topic in STAGES else COMMANDS[topic].rpartition(": ")[0]
-    return OF_ONE.format(name=topic, text=text, usage=usage, groups=settings_text)
+    text, _, usage = COMMANDS.get(topic, f"{STAGES.get(topic)}: [overrides] run=RUN_DIR").rpartition(": ")
+    text, usage = (text, usage) if text else (usage, "")
+    return OF_ONE.format(name=topic, text=text, usage=f"datxai {topic} {usage}".rstrip(), groups=settings_text)

@@ -15,7 +15,7 @@ from datxai.config import ALL, COMMANDS, DEFAULT, STAGES
 from datxai.errors import InputError
 
 HELP, VERSION = "help", "version"
-NEED_NO_RUN = ("compare", "reads")
+NEED_NO_RUN = ("compare", "reads", "doctor")
 FROM_TRAINING_ON = tuple(STAGES)[tuple(STAGES).index("train") :]
 PATHS = (  # settings whose value is a path, a pattern of paths, or the name of a folder
     "run", "base", "applied", "scan", "prior", "file", "out", "data.root", "data.participants", "data.collection",

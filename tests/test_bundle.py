@@ -34,7 +34,6 @@ from datxai.bundle import (
     unpack_numbers,
     write_bundle,
 )
-from datxai.case import SBR
 from datxai.commands import bundle as command
 from datxai.errors import InputError
 from datxai.files import _plain, read_table
@@ -306,7 +305,7 @@ def change(members, name, *way, value):
         (SETTINGS, ("values",), [], "does not hold settings"),
         (REFERENCE, ("calibration", "temperature"), 0, "the calibration cannot be used"),
         (REFERENCE, ("calibration",), None, "calibration is None"),
-        (REFERENCE, ("ranges",), {"putamen_left": {"regressions": [1], "ages": None, "shift": None}}, "normal ranges cannot be used"),
+        (REFERENCE, ("ranges",), {"putamen_left": {"regressions": [1]}}, "normal ranges cannot be used"),
         (REFERENCE, ("evaluated",), {}, "which run it is of"),
     ],
 )

@@ -1,9 +1,10 @@
-"""What users install: the built wheel, in a fresh environment, away from the checkout."""
+"""What users install: the wheel, built from the sdist, in a fresh environment, away from the checkout."""
 
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 from importlib.metadata import distribution
 from pathlib import Path
@@ -25,8 +26,13 @@ def test_the_wheel_runs_the_journey_in_a_fresh_environment(tmp_path):
 
     ignored = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
     source = shutil.copytree(CHECKOUT, tmp_path / "source", ignore=ignored)
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", source)
+    run(sys.executable, "-m", "build", "--outdir", tmp_path / "dist", source)  # the sdist, and the wheel from it
     (wheel,) = (tmp_path / "dist").glob("*.whl")
+    (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        there = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {"LICENSE", "constraints.txt", "docs/index.md", "examples/gallery/first_run.py", "tests/conftest.py"}
+    assert wanted <= there
     venv.create(tmp_path / "venv", with_pip=True)
     (there,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     for package in map(distribution, ("torch", "torchvision")):  # gigabytes that are here already; not what they need

@@ -4,15 +4,13 @@ A composite is a sequence of lines ``{match: [PATTERN, ...], rule: NAME, paramet
 matches a layer wins. Layers are the modules without children, in the order in which the network lists them; modules
 with children and parameters of their own are listed as well, and take no rule but ``gradient``.
 
-========================== =======================================================================================
-pattern                    matches
-========================== =======================================================================================
-``conv1``                  the layer of that name
-``conv*``, ``block?.fc``   layers by name, ``*`` any text, ``?`` any character
-``type:Linear``            layers by type: a class of `torch.nn` (or its base class), or a family of `LAYER_TYPES`
-``type:Convolution[0]``    the first of the layers that the pattern matches; ``[-1]`` the last
-``type:Convolution[:2]``   the first two; any Python slice of two numbers
-========================== =======================================================================================
+| pattern                  | matches                                                                                |
+|--------------------------|----------------------------------------------------------------------------------------|
+| ``conv1``                | the layer of that name                                                                 |
+| ``conv*``, ``block?.fc`` | layers by name, ``*`` any text, ``?`` any character                                    |
+| ``type:Linear``          | layers by type: a class of `torch.nn` (or its base class), or a family of `LAYER_TYPES` |
+| ``type:Convolution[0]``  | the first of the layers that the pattern matches; ``[-1]`` the last                    |
+| ``type:Convolution[:2]`` | the first two; any Python slice of two numbers                                         |
 
 A name that the network has not is a mistake; a type may be absent, so that one file serves many networks.
 """

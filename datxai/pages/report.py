@@ -238,7 +238,7 @@ def _tile_ratio(page: CasePage) -> dict | None:
     note = ""
     if expected:
         words = _compare(lower, sides[lower], expected)
-        note = f"{words['is']} {expected['low']:.2f} to {expected['high']:.2f}, z {words['z']}"
+        note = f"{words['is']} the expected {expected['low']:.2f} to {expected['high']:.2f}, z {words['z']}"
     return {"name": "SBR of the lower putamen", "value": f"{sides[lower]:.2f}", "note": note}
 
 

@@ -137,8 +137,9 @@ def _compare(settings: Config, internal: Side, external: Side) -> Iterator[dict]
     whole = {"group": WHOLE, "classifier": "cnn"}
     for measure, key in (("called_reduced", "predicted"), ("uncertain", "uncertain")):
         yield whole | compare_shares(measure, *([bool(case[key]) for case in side.judged] for side in sides))
-    marks = [[side.findings.unlike.get(case["participant_id"]) for case in side.judged] for side in sides]
-    if all(None not in marked for marked in marks):
+    names = [[case["participant_id"] for case in side.judged] for side in sides]
+    if all(side.findings.unlike.keys() >= {*own} for side, own in zip(sides, names)):
+        marks = ([side.findings.unlike[name] for name in own] for side, own in zip(sides, names))
         yield whole | compare_shares("unlike_training", *marks)
     if not external.tested:
         return

@@ -30,7 +30,7 @@ def command(line, cwd):
 def test_the_python_page_runs(capsys):
     names: dict = {"__name__": "page"}
     for kind, text in blocks("python.md", "python"):
-        if kind == "scans":  # of a run: tests/test_bundle.py
+        if kind in ("scans", "run-folder"):  # of a run: tests/test_bundle.py, tests/test_api.py
             continue
         exec(compile(text, "docs/python.md", "exec"), names)
     assert "grad_cam {'layer': None}" in capsys.readouterr().out

@@ -227,3 +227,14 @@ def test_report_says_how_often_test_cases_are_unlike_the_training_scans(tmp_path
     write_report(tmp_path / "report.html", replace(content, metrics={**content.metrics, "shift": few}))
     text = " ".join(Page(tmp_path / "report.html").text.split())
     assert "12 training cases are too few." in text and "on which no limit was set" not in text
+
+
+@pytest.mark.parametrize(("ratio", "word"), [(0.94, "below"), (1.5, "within"), (2.3, "above")])
+def test_the_tile_says_where_the_lower_ratio_lies(tmp_path, ratio, word):
+    limits = {"low": 1.2, "median": 1.7, "high": 2.18, "n": 60, "terms": ["age"], "z": -3.1, "percentile": 0.1}
+    sides = {"putamen_left": ratio + 0.1, "putamen_right": ratio}
+    content = CasePage(case_id="sub-1", predicted=0, p_reduced=0.1, sbr=sides,
+                       normal_range=dict.fromkeys(sides, limits))  # fmt: skip
+    write_case_report(tmp_path / "case.html", content)
+    text = " ".join(Page(tmp_path / "case.html").text.split())
+    assert f"SBR of the lower putamen {ratio:.2f}{word} the expected 1.20 to 2.18, z " in text

@@ -1,0 +1,74 @@
+"""The pipeline from Python: `Pipeline` does what the command ``datxai`` does, in the same run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+from datxai.cli import carry_out, prepare
+from datxai.compose import compose, refusing, take_choices
+from datxai.config import ALL, COMMANDS, DEFAULT, STAGES
+from datxai.errors import InputError
+from datxai.findings import Findings
+from datxai.order import key_of, read_order
+from datxai.record import say
+from datxai.run import Run
+
+
+class Pipeline:
+    """A run folder, its stages as methods, and what they find.
+
+    ``words`` are settings as on the command line, such as ``"training.max_epochs=4"``; keywords say the same, those of
+    a group in a dictionary: ``grid="mni_4mm", training={"max_epochs": 4}``. They hold for every stage of this object; a
+    stage may be given further ones, which hold for that call. A run that is there goes on with what it has recorded,
+    and what is up to date is not made again. Progress goes to the logger ``datxai``, from level INFO on.
+
+    Every method raises `datxai.errors.InputError` for what the command refuses.
+    """
+
+    def __init__(self, run: str | Path, *words: str, **settings: Any):
+        self.folder = Path(run)
+        self.settings = _by_key(words, settings)
+
+    def make(self, task: str = ALL, *words: str, **settings: Any) -> Findings:
+        """Do what ``datxai TASK run=RUN`` does: all stages, one of them, or a command.
+
+        Returns what the run has found, each table read when it is asked for.
+        """
+        given = {**self.settings, **_by_key(words, settings), "run": f"run={self.folder}"}
+        order = read_order([*([] if task == ALL else [task]), *given.values()])
+        flags = [flag for flag in order.flags if not flag.startswith("--config-dir=")]
+        if order.task not in (ALL, *STAGES, *COMMANDS) or order.sweeps or flags:
+            raise InputError(f"{' '.join((task, *words))}: only the command `datxai` does that; call it in a shell.")
+        with refusing():
+            plan = prepare(order)
+            cfg = compose(plan.words, plan.config, order.config_dir)
+            carry_out(plan, cfg, self.folder, take_choices(cfg))
+        return Findings(Run(self.folder, order.explanation))
+
+    simulate = partialmethod(make, "simulate")
+    preprocess = partialmethod(make, "preprocess")
+    split = partialmethod(make, "split")
+    train = partialmethod(make, "train")
+    explain = partialmethod(make, "explain")
+    evaluate = partialmethod(make, "evaluate")
+    report = partialmethod(make, "report")
+
+    @property
+    def findings(self) -> Findings:
+        """What the run has found, read anew."""
+        return Findings(Run(self.folder, self.settings.get("explanation", f"={DEFAULT}").partition("=")[2]))
+
+
+def _by_key(words: tuple[str, ...], settings: Mapping[str, Any]) -> dict[str, str]:
+    return {key_of(word): word for word in (*words, *_words(settings))}
+
+
+def _words(settings: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in settings.items():
+        inner = value if isinstance(value, Mapping) else {}
+        yield from (f"{key}.{name}={say(of_group)}" for name, of_group in inner.items())
+        if not inner:
+            yield f"{key}={say(value)}"

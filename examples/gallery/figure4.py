@@ -1,0 +1,13 @@
+# %% [markdown]
+# # Fig. 4: the misclassified cases
+#
+# Every misclassified test case beside the means of the true negatives and true positives. A map is called
+# inconsistent if it resembles the mean map of the other class more than that of the class called.
+
+# %%
+from datxai.findings import Findings
+from datxai.run import Run
+from datxai.run_figures import FIGURES
+
+run = Findings(Run("runs/gallery"))
+FIGURES["fig4"](run)

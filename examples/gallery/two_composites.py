@@ -1,0 +1,40 @@
+# %% [markdown]
+# # Two composites on one patient
+#
+# Explanations of one run lie beside one another. This one is by the epsilon rule alone; the default by the
+# paper's mix of rules.
+
+# %%
+from datxai import Pipeline
+from datxai.findings import Findings
+from datxai.run import Run
+
+Pipeline("runs/gallery", composite="epsilon", explanation="epsilon").explain()
+runs = {name: Findings(Run("runs/gallery", name)) for name in ("default", "epsilon")}
+case = max(runs["default"].tested, key=lambda case: case["p_reduced"])["participant_id"]
+maps = {name: run.map_of(case).data for name, run in runs.items()}
+
+# %%
+import matplotlib.pyplot as plt
+
+from datxai.pages.slices import Shade, add_bar, draw_slice
+
+frame = runs["default"].anatomy.frame
+figure, axes = plt.subplots(1, 2, figsize=(7, 3.6), layout="constrained")
+for place, (name, relevance) in zip(axes, maps.items()):
+    data = relevance[:, :, frame.level]
+    shade = Shade.of_relevance([data])
+    draw_slice(place, frame, data, shade)
+    place.set_title(name)
+    add_bar(figure, [place], shade)
+
+# %% [markdown]
+# Each has a scale of its own: relevance of two composites is not in the same units. How alike are they?
+
+# %%
+from datxai.metrics.similarity import compare
+
+compare(maps["default"], maps["epsilon"], frame.brain)
+
+# %% [markdown]
+# In a shell `datxai compare RUN explanations=[default,epsilon]` does that for all cases.

@@ -8,15 +8,16 @@ import pytest
 from forked import datxai
 from pydicom.uid import CTImageStorage, PositronEmissionTomographyImageStorage
 
+from datxai.case import HALVES
 from datxai.cohort.sources import CohortScan
 from datxai.cohort.table import Participant
 from datxai.config import Config, Data
-from datxai.files import read_json, read_table
+from datxai.files import read_json, read_table, write_json
 from datxai.imaging.dicom.objects import write_object
 from datxai.run import Run
 from datxai.stages import preprocess
 from datxai.stages.preprocess import describe
-from datxai.volume import Volume
+from datxai.volume import Volume, sidecar_path
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +113,13 @@ def test_a_link_that_leads_nowhere_is_a_scan_that_cannot_be_used(run, tmp_path):
 
 
 def test_what_lies_beside_a_scan_is_listed_once_also_when_the_scan_is_known(tmp_path, monkeypatch):
+    """What an earlier version preprocessed, without the halves of the putamen, is not known: it is measured anew."""
+    measured, made = {"putamen_left": 1.0, **dict.fromkeys(HALVES, 0.5)}, []
+
     class Imaging:
         def process(self, volume, name):
-            return Volume(np.ones((2, 2, 2)), np.eye(4)), {"putamen_left": 1.0}
+            made.append(name)
+            return Volume(np.ones((2, 2, 2)), np.eye(4)), measured
 
     files = [tmp_path / "scan" / name for name in ("IM0", "IM1", "CT", "notes.txt")]
     for z, path in enumerate(files[:3]):
@@ -129,10 +134,14 @@ def test_what_lies_beside_a_scan_is_listed_once_also_when_the_scan_is_known(tmp_
     monkeypatch.setattr(preprocess, "_prepare_imaging", lambda *_: Imaging())
     scan = CohortScan("01", Participant("01", label=0), tuple(files), "dicom")
     run, settings = Run(tmp_path / "run"), Config(data=Data("dicom"), n_jobs=1)
-    for _ in range(2):
+    for times in (1, 1, 2):
+        if times == 2:
+            path = sidecar_path(run.scan_of("01"))
+            write_json(path, read_json(path) | {"measures": {"putamen_left": 1.0}})
         measures, skipped = {}, []
         assert [name for name, _ in preprocess._collect([scan], settings, run, measures, skipped)] == ["01"]
-        assert measures == {"01": {"putamen_left": 1.0}}
+        assert measures == {"01": measured}
+        assert len(made) == times
         assert skipped == [
             ("01/CT", f"{files[2]}: is of modality CT, passed over"),
             ("01/notes.txt", f"{files[3]}: is no DICOM, passed over"),

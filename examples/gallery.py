@@ -59,7 +59,9 @@ def run_pages(names: Iterable[str], folder: Path) -> Iterator[tuple[str, object]
             for name in names:
                 notebook = read_page(name)
                 prepared = new_notebook(cells=[new_code_cell(QUIET), *notebook.cells])
-                NotebookClient(prepared, km=manager, timeout=SECONDS, startup_timeout=SECONDS).execute()
+                client = NotebookClient(prepared, km=manager, timeout=SECONDS, startup_timeout=SECONDS)
+                client.execute()
+                client.kc.stop_channels()
                 _tidy(notebook)
                 yield name, notebook
         finally:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from datxai.analysis.calibration import margin_of, probability
+from datxai.analysis.normal_range import judge_measures
 from datxai.anatomy import Anatomy, grid_of
 from datxai.case import SBR
 from datxai.cohort.dataset import CaseDataset
@@ -121,11 +122,14 @@ def _apply(settings: Config, run: Run) -> None:
     calibration = reference.calibration
     probabilities = probability([margin_of(row) for row in rows], calibration["temperature"])
     for row, p in zip(rows, probabilities.tolist()):
-        ratios = findings.sbr[row["participant_id"]]
+        ratios, person = findings.sbr[row["participant_id"]], findings.people[row["participant_id"]]
+        held = {name: ratios[name] for name in SBR}
+        judged = judge_measures(reference.ranges, held, person["age"], person.get("sex"))
         row |= {
             "probability": p if calibration["determined"] else None,
             "uncertain": abs(p - 0.5) <= calibration["half_width"],
-            **{f"sbr_{name}": ratios[name] for name in SBR},
+            **{f"sbr_{name}": ratio for name, ratio in held.items()},
+            **{f"z_{name}": expected and expected["z"] for name, expected in judged.items()},
             **{key: findings.quality[row["participant_id"]][key] for key in ("verdict", "reason", "similarity")},
         }
     write_table(run.predictions, rows, list(dict.fromkeys(key for row in rows for key in row)))

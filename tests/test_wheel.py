@@ -31,7 +31,7 @@ def test_the_wheel_runs_the_journey_in_a_fresh_environment(tmp_path):
     (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         there = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"LICENSE", "constraints.txt", "docs/index.md", "examples/gallery/first_run.py", "tests/conftest.py"} <= there
+    assert {"LICENSE", "constraints.txt", "docs/index.md", "examples/gallery.py", "tests/conftest.py"} <= there
     venv.create(tmp_path / "venv", with_pip=True)
     (there,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     for package in map(distribution, ("torch", "torchvision")):  # gigabytes that are here already; not what they need

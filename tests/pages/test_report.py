@@ -196,8 +196,8 @@ def test_case_report_needs_no_more_than_the_decision(tmp_path):
 def test_the_tile_says_where_the_lower_ratio_lies(tmp_path, ratio, word):
     limits = {"low": 1.2, "median": 1.7, "high": 2.18}
     sides = {"putamen_left": ratio + 0.1, "putamen_right": ratio}
-    content = CasePage(case_id="sub-1", predicted=0, p_reduced=0.1, sbr=sides,
-                       normal_range={name: limits for name in sides})  # fmt: skip
+    expected = dict.fromkeys(sides, limits)
+    content = CasePage(case_id="sub-1", predicted=0, p_reduced=0.1, sbr=sides, normal_range=expected)
     write_case_report(tmp_path / "case.html", content)
     text = " ".join(Page(tmp_path / "case.html").text.split())
     assert f"SBR of the lower putamen {ratio:.2f}{word} the expected 1.20 to 2.18" in text

@@ -83,7 +83,7 @@ def run(settings: Config, trained: Run) -> None:
     if reference.means is not None and min(groups.values()) >= LEAST:
         pair = {group: np.ascontiguousarray(mean) for group, mean in zip(groups, reference.means)}
         members[MEANS] = safetensors.numpy.save(pair)
-    if trained.shift.is_file():
+    if reference.shift is not None and reference.shift.measures:
         members[SHIFT] = trained.shift.read_bytes()
     stages = {stage: entry["fingerprint"] for stage, entry in trained.entries().items() if "/" not in stage}
     about = {

@@ -30,7 +30,9 @@ def run(settings: Config, trained: Run) -> None:
     patient's own. Of a scan that cannot be used nothing is written (`InputError`); with ``on_error=skip`` it is listed
     at the end, unless there is no other.
     """
-    trained.entry("evaluate", "case")
+    if not trained.folder.is_file():  # a bundle has one explanation
+        for name in (settings.explanation, *settings.explanations):
+            Run(trained.folder, name).entry("evaluate", "case")
     skipped: list[tuple[Path, str]] = []
     collect = skipped if settings.on_error == "skip" else None
     scans = _find_scans(settings, collect)

@@ -252,6 +252,8 @@ def _describe_content(card: ModelCard) -> Iterator[str]:
     if card.mean_scan_of is not None:
         yield f"- mean training scan, which the network subtracts: over {card.mean_scan_of} cases, within the weights"
     yield "- normal ranges: coefficients of regressions, none of fewer than 10 normal cases"
+    if "shift.safetensors" in card.members:
+        yield "- what tells whether a scan is like the training scans: means, spreads and main axes of their features"
     yield (
         "- weights: what a network has learnt may tell that somebody's scan was among those it learnt from (membership "
         "inference); whoever hands it on has to weigh that"

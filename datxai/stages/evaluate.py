@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datxai.analysis import classification, detection
+from datxai.analysis import classification, detection, shift
 from datxai.analysis.calibration import calibrate, fit_temperature
 from datxai.analysis.regions import COLUMNS, label_regions, measure_regions, summarise_regions
 from datxai.analysis.relevance import MeanMap, check_consistency, find_peak, make_heat_map, summarise_peaks
-from datxai.analysis.shift import MIN_CASES, Shift, fit_shift
+from datxai.analysis.shift import Shift, fit_shift
 from datxai.anatomy import Anatomy
 from datxai.case import describe_appearance
 from datxai.config import Config, describe
@@ -218,7 +218,9 @@ def _score_doubts(
     return doubts
 
 
-def _hold_against_training(settings: Config, findings: Findings, anatomy: Anatomy, applied: Shift | None) -> dict:
+def _hold_against_training(
+    settings: Config, findings: Findings, anatomy: Anatomy, applied: Shift | None = None
+) -> dict:
     """Keep what tells whether a scan is like the training cases, and say how many of the test cases are not."""
     run, cases, note = findings.run, findings.predictions, "" if applied is None else applied.note
     seen = {} if note else _gather_features(findings, anatomy)
@@ -250,7 +252,8 @@ def _find_obstacle(settings: Config, findings: Findings) -> str:
     n = len(findings.of_set("train"))
     if settings.training.max_epochs == 0:
         return "The network was not trained in this run, so that no scan can be held against what it was trained with."
-    return f"{n} training cases are too few to hold a scan against; {MIN_CASES} are needed." if n < MIN_CASES else ""
+    least = shift.MIN_CASES
+    return f"{n} training cases are too few to hold a scan against; {least} are needed." if n < least else ""
 
 
 def _of_set(cases: Sequence[Mapping], features: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:

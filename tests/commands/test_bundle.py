@@ -77,7 +77,7 @@ def test_case_reads_a_scan_with_it(place):
         ),
         (["case", "run=model.datxai", "scan=x", "network.dropout=0.1"], "was made with network.dropout=0.2"),
         (["case", "-m", "run=model.datxai", "scan=a,b"], "a bundle is for one command at a time"),
-        (["case", "run=cut.datxai", "scan=x"], "is cut off: it has 2000 bytes"),
+        (["case", "run=cut.datxai", "scan=x"], "is cut off: it has 9000 bytes"),
         (["case", "run=words.datxai", "scan=x"], "is no bundle of datxai"),
         (["train", "run=words.datxai"], "is a file, expected a folder"),
         (["bundle", "run=run", "out=words.datxai"], "is a file that is no bundle, which is not replaced"),
@@ -86,7 +86,7 @@ def test_case_reads_a_scan_with_it(place):
     ],
 )
 def test_what_is_refused_in_one_sentence(place, words, said):
-    (place / "cut.datxai").write_bytes((place / "model.datxai").read_bytes()[:2000])
+    (place / "cut.datxai").write_bytes((place / "model.datxai").read_bytes()[:9000])
     (place / "words.datxai").write_text("words")
     answer = forked.datxai(*words, cwd=place, status=2)
     assert said in answer.stderr and answer.stderr.count("\n") == 1

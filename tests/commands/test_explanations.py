@@ -25,7 +25,7 @@ def hashes(folder, *left_out):
     return {
         path.relative_to(folder).as_posix(): hash_file(path)
         for path in folder.rglob("*")
-        if path.is_file() and not {*path.relative_to(folder).parts} & {*left_out, "datxai.log", ".hydra"}
+        if path.is_file() and not {*path.relative_to(folder).parts} & {*left_out, "datxai.log", ".hydra", ".lock"}
     }
 
 

@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from itertools import product
-from operator import attrgetter
 
 import numpy as np
 from scipy import ndimage, sparse
@@ -40,6 +39,9 @@ NECK_MM = -60.0  # z in the template's space below which overlap does not count
 SLAB_MM = 6 * LEVELS_MM[0]  # a thinner scan cannot be registered: smoothing leaves nothing of it but its edges
 CLEARLY = 0.66  # another orientation is believed if it leaves less than this fraction of upright's unexplained variance
 CLEARLY_CLOSE = 0.75  # and, on the finer level alone, less than this
+# How a head may differ from the template's along its axes: by these factors, and by this one between two axes. A head
+# that is cut is a ball to which another orientation, blown up, can be fitted as well.
+SIZES, ANISOTROPY = (0.75, 1.35), 1.35
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +81,10 @@ def register(volume: Volume, bases: Mapping[str, Volume]) -> Registration:
     upright = coarse.search(_start(middle, centre, *turn) for turn in product(PITCHES_DEG, LIFTS_MM))
     turned = coarse.search(_start(middle, centre, 0.0, lift_mm, turn) for turn, lift_mm in product(TURNS[1:], LIFTS_MM))
     straight = [fit for fit in (upright, turned) if not describe_orientation(fit.pose)]
-    askew = min((fit for fit in (upright, turned) if describe_orientation(fit.pose)), key=_unexplained, default=None)
-    if askew and (not straight or _is_clearly_better(askew, min(straight, key=_unexplained), finer[0])):
+    askew = min((fit for fit in (upright, turned) if describe_orientation(fit.pose)), key=_as_a_head, default=None)
+    if askew and (not straight or _is_clearly_better(askew, min(straight, key=_as_a_head), finer[0])):
         return Registration(np.linalg.inv(askew.pose), {}, describe_orientation(askew.pose), make_upright(askew.pose))
-    fits = [min(straight, key=_unexplained)]
+    fits = [min(straight, key=_as_a_head)]
     for problem in finer:
         fits.append(problem.fit(fits[-1].pose, _AFFINE))
     weights = dict(zip(bases, (finer[-1].unit * fits[-1].weights).tolist()))
@@ -90,13 +92,17 @@ def register(volume: Volume, bases: Mapping[str, Volume]) -> Registration:
 
 
 def _is_clearly_better(fit: _Fit, other: _Fit, closer: _Problem) -> bool:
-    """Whether a fit leaves less than the fraction `CLEARLY` of the variance unexplained that another leaves.
+    """Whether a fit leaves less than the fraction `CLEARLY` of the variance unexplained that another leaves, or is of
+    the size and shape of a head where the other is not.
 
     The geometric mean of two levels counts, the coarsest and a finer one (``closer``): with a dark striatum all
     orientations look much alike on the coarsest, and a wrong one may look far better there. So the finer one has a say
     of its own.
     """
     coarse = fit.unexplained / other.unexplained
+    is_none, other_is_none = (_as_a_head(one)[0] for one in (fit, other))
+    if is_none != other_is_none:
+        return other_is_none
     if coarse >= 1:
         return False
     ours, theirs = (closer.fit(pose, _AFFINE).unexplained for pose in (fit.pose, other.pose))
@@ -151,14 +157,18 @@ def _compare_slab(volume: Volume, bases: Mapping[str, Volume], affine: np.ndarra
     return float(similarity), float(2 * (heads[0] & heads[1]).sum() / both) if both else 0.0
 
 
-_unexplained = attrgetter("unexplained")
-
-
 @dataclass(frozen=True)
 class _Fit:
     pose: np.ndarray  # world mm of the scan -> world mm of the template
     unexplained: float  # part of the scan's variance
     weights: np.ndarray
+
+
+def _as_a_head(fit: _Fit) -> tuple[bool, float]:
+    """The rank of a fit among others: those of the size and shape of a head come first, then the better ones."""
+    sizes = np.linalg.svd(fit.pose[:3, :3], compute_uv=False)
+    is_head = SIZES[0] <= sizes[-1] and sizes[0] <= min(SIZES[1], ANISOTROPY * sizes[-1])
+    return not is_head, fit.unexplained
 
 
 # Directions in the space of 3 x 4 matrices [linear | translation], shape (n, 3, 4).
@@ -238,9 +248,9 @@ class _Problem:
 
     def search(self, starts: Iterator[np.ndarray]) -> _Fit:
         """The best fit of several starts: each gets a few steps, the most promising are followed to convergence."""
-        tried = sorted((self.fit(start, _RIGID_AND_ZOOM, TRIAL_STEPS) for start in starts), key=_unexplained)
+        tried = sorted((self.fit(start, _RIGID_AND_ZOOM, TRIAL_STEPS) for start in starts), key=_as_a_head)
         followed = (self.fit(fit.pose, _RIGID_AND_ZOOM) for fit in tried[:FOLLOWED])
-        return min((self.fit(fit.pose, _AFFINE) for fit in followed), key=_unexplained)
+        return min((self.fit(fit.pose, _AFFINE) for fit in followed), key=_as_a_head)
 
     def fit(self, pose: np.ndarray, generators: np.ndarray, steps: int = STEPS) -> _Fit:
         """Fit by Levenberg-Marquardt steps from ``pose``, on the points that ``pose`` places near the head."""

@@ -39,7 +39,6 @@ class FunctionalCanonizer(canonizers.Canonizer):
 
     model: nn.Module
     displaced: Callable | None  # a ``forward`` that was the network's own, and not of its class
-    handles: list
 
     def apply(self, root_module: nn.Module) -> list:
         """Let the network's ``forward`` run under these rules."""
@@ -49,20 +48,25 @@ class FunctionalCanonizer(canonizers.Canonizer):
         return [wrapped]
 
     def register(self) -> None:
-        """Wrap the ``forward`` of the model."""
-        rules, forward = _FunctionalRules(), self.model.forward
-        self.displaced, self.handles = vars(self.model).get("forward"), rules.follow(self.model)
+        """Wrap the ``forward`` of the model. Its layers have hooks of this only while it runs: before, they would keep
+        the rules from taking the place of the layers' ``forward``."""
+        model, forward = self.model, self.model.forward
+        self.displaced = vars(model).get("forward")
 
         def run(*args: Any, **named: Any) -> Any:
-            with rules:
-                return forward(*args, **named)
+            rules = _FunctionalRules()
+            handles = rules.follow(model)
+            try:
+                with rules:
+                    return forward(*args, **named)
+            finally:
+                for handle in handles:
+                    handle.remove()
 
-        self.model.forward = run
+        model.forward = run
 
     def remove(self) -> None:
         """Give the network its own ``forward`` back."""
-        for handle in self.handles:
-            handle.remove()
         del self.model.forward
         if self.displaced is not None:
             self.model.forward = self.displaced
@@ -85,7 +89,8 @@ class _FunctionalRules(OutsideLayers):
 
         def call(*operands: Any) -> Tensor:
             first = operands[0].clone() if in_place else operands[0]  # what is written over is needed again
-            return func(first, *operands[1:], *args[len(operands) :], **kwargs)
+            with torch._C.DisableTorchFunction():  # for others that look, this is no value made without gradients
+                return func(first, *operands[1:], *args[len(operands) :], **kwargs)
 
         made = _follow(name.strip("_"), call, args[:2])
         if made is None:

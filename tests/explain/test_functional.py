@@ -11,6 +11,7 @@ from torch.overrides import _get_current_function_mode_stack
 from datxai.errors import InputError
 from datxai.explain import attribute
 from datxai.explain._zennit import layer, rules, types, zennit
+from datxai.explain.composite import build_composite
 
 SAME = 1e-9  # relative L2, float64
 LINES = [
@@ -150,3 +151,11 @@ def test_a_failing_network_leaves_no_rule_behind(x):
         attribute(model, x[:, 0, 0, :, 0], "lrp", LINES, ["functional"], target=0)
     assert {name: set(vars(module)) for name, module in model.named_modules()} == before
     assert not _get_current_function_mode_stack()
+
+
+def test_the_fast_rules_are_at_work_beside_it(x):
+    model = made("functional")
+    composite = build_composite(LINES, model, canonizers=["functional"])
+    with composite.context(model):
+        ruled = {name: layer.hook for name, layer in composite.ruled_layers.items()}
+        assert ruled and not any(getattr(hook, "fallback", None) for hook in ruled.values())

@@ -2,11 +2,13 @@
 
     python -m benchmarks.explain                                           # the 4 mm grid, batch 1: a minute
     python -m benchmarks.explain --grids mni_4mm mni_2mm_paper --batches 1 4 --memory 1 4 16 --json explain.json
+    python -m benchmarks.explain --network resnet3d --batches 1 4 --no-slow
 
 All variants take turns, round after round, in one process, so that a busy machine slows all of them alike; medians
 and quartiles over rounds (the slow ones, captum's perturbations and paths, run in the first two only). Every variant
-gives the map of the reduced class; LRP through the composite of Nazari et al. 2022: by `attribute`, also with Zennit's
-own hooks in it, and by Zennit alone, on the network as PyTorch builds it. Weights are random, unless those
+gives the map of the reduced class; LRP through the composite of Nazari et al. 2022, or for another network through that
+of ``composite=auto``: by `attribute`, also with Zennit's own hooks in it, and by Zennit alone (of the paper's network), on
+the network as PyTorch builds it. Weights are random, unless those
 of a run are given; scans are random, half of their voxels zero. The forward pass is the same network's without
 gradient, in float32, and its memory layout the one in which trained networks are loaded. Freed memory is kept for all
 variants alike (see `datxai.memory`). Peak memory is that of a process which does nothing else, everything included;
@@ -31,11 +33,13 @@ import yaml
 from torch import Tensor, nn
 
 from datxai.explain import attribute, build_composite
+from datxai.explain.automatic import choose_rules
 from datxai.memory import keep_freed_memory
-from datxai.model import checkpoint, network
+from datxai.model import architectures, checkpoint, network
 
 CONF = Path(__file__).parents[1] / "conf"
-NAZARI = yaml.safe_load((CONF / "composite" / "nazari2021.yaml").read_text())["layers"]
+PAPER = "nazari2021"
+NAZARI = yaml.safe_load((CONF / "composite" / f"{PAPER}.yaml").read_text())["layers"]
 REDUCED = 1
 SLOW_ROUNDS = 2
 SLOW = {"integrated gradients, 50 steps (captum)", "occlusion, windows of 16 (captum)"}
@@ -52,6 +56,7 @@ if not (torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported(
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grids", nargs="+", default=["mni_4mm"], help="names of files in conf/grid")
+    parser.add_argument("--network", default=PAPER, help="name of a file in conf/network")
     parser.add_argument("--batches", type=int, nargs="*", default=[1], help="to be timed")
     parser.add_argument("--memory", type=int, nargs="*", default=[], help="batches whose peak memory is measured")
     parser.add_argument("--rounds", type=int, default=7)
@@ -78,8 +83,8 @@ def main(words: Sequence[str] | None = None) -> None:
             times = interleaved(variants, options.rounds) if batch in options.batches else {}
             peaks = peaks_of(variants, grid, batch, options) if batch in options.memory else {}
             rows = [row(name, times, peaks, errors if batch == 1 else {}) for name in variants]
-            print_table(f"{grid} {shape}, batch {batch}", rows)
-            results += [{"grid": grid, "batch": batch, **row} for row in rows]
+            print_table(f"{options.network}, {grid} {shape}, batch {batch}", rows)
+            results += [{"network": options.network, "grid": grid, "batch": batch, **row} for row in rows]
     if options.json:
         head = {"torch": torch.__version__, "device": options.device, "threads": options.threads}
         options.json.write_text(json.dumps({**head, "rounds": options.rounds, "rows": results}, indent=2) + "\n")
@@ -90,7 +95,10 @@ def load(grid: str, options: argparse.Namespace) -> tuple[nn.Module, list[int]]:
     shape = yaml.safe_load((CONF / "grid" / f"{grid}.yaml").read_text())["shape"]
     if options.weights:
         return checkpoint.load(options.weights, options.device)[0], shape
-    return network.build(shape).to(options.device, memory_format=network.LAYOUT).eval(), shape
+    settings = yaml.safe_load((CONF / "network" / f"{options.network}.yaml").read_text())
+    model = architectures.build(shape, **settings)
+    network.place(model, options.device)
+    return model.eval(), shape
 
 
 def scans(batch: int, shape: Sequence[int]) -> Tensor:
@@ -99,8 +107,14 @@ def scans(batch: int, shape: Sequence[int]) -> Tensor:
     return torch.where(x < 0.5, 0, x * 3)
 
 
+def is_the_papers(model: nn.Module) -> bool:
+    return any(name == "conv4" for name, _ in model.named_modules())
+
+
 def lrp(model: nn.Module, x: Tensor, **choice) -> Tensor:
-    return attribute(model, x, composite=NAZARI, target=REDUCED, **{"ledger": False} | choice).relevance
+    lines, canonizers = (NAZARI, []) if is_the_papers(model) else choose_rules(model)
+    choice = {"ledger": False, "composite": lines, "canonizers": canonizers} | choice
+    return attribute(model, x, target=REDUCED, **choice).relevance
 
 
 def variants_of(model: nn.Module, x: Tensor, no_slow: bool = False) -> dict[str, Callable[[], object]]:
@@ -118,7 +132,7 @@ def variants_of(model: nn.Module, x: Tensor, no_slow: bool = False) -> dict[str,
 
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]  # shared, as memory is measured
     plain = copy.deepcopy(model, {id(layer): layer for layer in linear}).to(memory_format=torch.contiguous_format)
-    stock = build_composite(NAZARI, plain, rules="zennit")
+    stock = build_composite(NAZARI, plain, rules="zennit") if is_the_papers(model) else None
     window = tuple(min(16, n) for n in x.shape[2:])
     saliency, integrated, occlusion = Saliency(model), IntegratedGradients(model), Occlusion(model)
     variants = {
@@ -126,7 +140,7 @@ def variants_of(model: nn.Module, x: Tensor, no_slow: bool = False) -> dict[str,
         "gradient": lambda: attribute(model, x, method="gradient", target=REDUCED).relevance,
         "gradient (captum)": lambda: saliency.attribute(x.clone().requires_grad_(), target=REDUCED, abs=False),
         **{name: lambda choice=choice: lrp(model, x, **choice) for name, choice in LRP.items()},
-        "LRP, Zennit alone": zennit_alone,
+        **({"LRP, Zennit alone": zennit_alone} if is_the_papers(model) else {}),
         "integrated gradients, 50 steps (captum)": lambda: integrated.attribute(
             x, target=REDUCED, n_steps=50, internal_batch_size=len(x)
         ),
@@ -165,7 +179,7 @@ def errors_of(model: nn.Module, x: Tensor) -> dict[str, float]:
 def peaks_of(variants: Mapping, grid: str, batch: int, options: argparse.Namespace) -> dict[str, float]:
     """GiB of every variant, each in a process of its own; none of those that this machine's memory is too small for."""
     command = [sys.executable, "-m", "benchmarks.explain", "--grids", grid, "--memory", str(batch)]
-    command += ["--device", options.device, "--threads", str(options.threads)]
+    command += ["--device", options.device, "--threads", str(options.threads), "--network", options.network]
     command += ["--weights", str(options.weights)] if options.weights else []
     peaks = {}
     for name in [name for name in variants if name not in SLOW]:

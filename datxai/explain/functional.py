@@ -89,10 +89,10 @@ class _FunctionalRules(OutsideLayers):
 
         def call(*operands: Any) -> Tensor:
             first = operands[0].clone() if in_place else operands[0]  # what is written over is needed again
-            with torch._C.DisableTorchFunction():  # for others that look, this is no value made without gradients
-                return func(first, *operands[1:], *args[len(operands) :], **kwargs)
+            return func(first, *operands[1:], *args[len(operands) :], **kwargs)
 
-        made = _follow(name.strip("_"), call, args[:2])
+        with torch._C.DisableTorchFunction():  # for others that look, a rule makes no values without gradients
+            made = _follow(name.strip("_"), call, args[:2])
         if made is None:
             return func(*args, **kwargs)
         return args[0].copy_(made) if in_place else made

@@ -240,10 +240,9 @@ class _Signed(Rule):
         if a.amin() < 0:
             a = torch.cat(_parts(a), dim=channels_of(module))
         a = channels_last(self.cast(module, a))
-        weights, biases = _weight_parts(module, a), self.bias_parts(module)
-        saved_part = len(self.factors) - 1
-        z = product(module, a, weights[0] - weights[1], biases[0] - biases[1])
-        magnitudes = product(module, a, weights[saved_part], biases[saved_part] + self.enlarged_by)
+        biases, saved_part = self.bias_parts(module), len(self.factors) - 1
+        z = product(module, a, _weight_for(module, a), biases[0] - biases[1])
+        magnitudes = product(module, a, _weight_part(module, a, saved_part), biases[saved_part] + self.enlarged_by)
         output = z.to(dtype, copy=True)  # the next layer may write into it
         if self.ignores_bias(module):
             output += _bias_like(module, output)
@@ -251,8 +250,8 @@ class _Signed(Rule):
 
     def propagate(self, module: Layer, relevance: Tensor, a: Tensor, z: Tensor, magnitudes: Tensor) -> Tensor:
         """R_j = a_j sum_k (w_jk+ f+ s_k+ + w_jk- f- s_k-), with the factors f and s_k by `quotients`."""
-        axis, at_once = channels_of(module), cases_at_once(a)
-        weights = [weight * factor for weight, factor in zip(_weight_parts(module, a), self.factors)]
+        axis, at_once = channels_of(module), cases_at_once(a, module.weight.numel())
+        weights = [_weight_part(module, a, part, factor) for part, factor in enumerate(self.factors)]
         biases = [bias * factor for bias, factor in zip(self.bias_parts(module), self.factors)]
         lower = torch.empty_like(a) if at_once < len(a) else None
         for start in range(0, len(a), at_once):
@@ -270,8 +269,7 @@ class _Signed(Rule):
                 torch.mul(first, inputs, out=into)
         assert lower is not None  # no case, no relevance
         lower = lower.to(relevance.dtype)
-        stacked = weights[0].shape[1] > module.weight.shape[1]
-        return torch.add(*lower.chunk(2, dim=axis)) if stacked else lower
+        return torch.add(*lower.chunk(2, dim=axis)) if _is_stacked(module, a) else lower
 
     def quotients(
         self, module: Layer, relevance: Tensor, a: Tensor, z: Tensor, magnitudes: Tensor
@@ -285,7 +283,7 @@ class _Signed(Rule):
             cancels |= self.positive_sum_cancels(relevance_piece, z_piece)
             self.divide(module, relevance_piece, z_piece, magnitudes_piece, *s_pieces)
         if cancels:
-            positive = product(module, a, _weight_parts(module, a)[0], self.bias_parts(module)[0] + self.enlarged_by)
+            positive = product(module, a, _weight_part(module, a, 0), self.bias_parts(module)[0] + self.enlarged_by)
             torch.div(relevance, positive, out=s[0])
         return s
 
@@ -517,12 +515,21 @@ def _parts(values: Tensor) -> tuple[Tensor, Tensor]:
     return F.relu(values), F.relu(-values)
 
 
-def _weight_parts(module: Layer, a: Tensor) -> tuple[Tensor, Tensor]:
-    """The weights that make positive contributions of ``a``, and the magnitudes of those that make negative ones."""
-    positive, negative = _parts(module.weight)
-    if a.shape[channels_of(module)] == module.weight.shape[1]:
-        return positive, negative
-    return torch.cat([positive, negative], dim=1), torch.cat([negative, positive], dim=1)
+def _is_stacked(module: Layer, a: Tensor) -> bool:
+    """Whether ``a`` holds the positive and, behind it, the negative part of an input."""
+    return a.shape[channels_of(module)] != module.weight.shape[1]
+
+
+def _weight_for(module: Layer, a: Tensor) -> Tensor:
+    """The weights that ``a`` meets."""
+    return torch.cat([module.weight, -module.weight], dim=1) if _is_stacked(module, a) else module.weight
+
+
+def _weight_part(module: Layer, a: Tensor, part: int, factor: float = 1.0) -> Tensor:
+    """Magnitudes of the weights that make positive (0) or negative (1) contributions of ``a``, times a factor."""
+    weight = -module.weight if part else module.weight
+    magnitudes = F.relu(torch.cat([weight, -weight], dim=1) if _is_stacked(module, a) else weight)
+    return magnitudes if factor == 1 else magnitudes.mul_(factor)
 
 
 def _bias_like(module: Layer, output: Tensor) -> Tensor:

@@ -159,3 +159,10 @@ def test_the_fast_rules_are_at_work_beside_it(x):
     with composite.context(model):
         ruled = {name: layer.hook for name, layer in composite.ruled_layers.items()}
         assert ruled and not any(getattr(hook, "fallback", None) for hook in ruled.values())
+
+
+@pytest.mark.parametrize("way", ["functional", "in place", "mean"])
+def test_rules_are_not_taken_for_the_network_detaching_values(x, way, monkeypatch):
+    """Else every map would cost two gradients more, to find what is lost."""
+    monkeypatch.setattr("datxai.explain.network._find_lost", lambda *_: pytest.fail("looked for what is lost"))
+    attribute(made(way), x, composite=LINES, canonizers=["functional"], ledger=False)

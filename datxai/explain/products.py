@@ -83,8 +83,8 @@ def transposed_product(module: Any, shape: Sequence[int], weight: Tensor, s: Ten
 
 
 def _runs_in_onednn(x: Tensor) -> bool:
-    """Whether a convolution of ``x`` is best handed to oneDNN. PyTorch does so itself, but for a single case that is small
-    or of one channel, for which its own code takes 2 to 5 times as long."""
+    """Whether a convolution of ``x`` is best handed to oneDNN. PyTorch does so itself, but for a single case that is
+    small or of one channel, for which its own code takes 2 to 5 times as long."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 

@@ -4,14 +4,14 @@
     python -m benchmarks.explain --grids mni_4mm mni_2mm_paper --batches 1 4 --memory 1 4 16 --json explain.json
     python -m benchmarks.explain --network resnet3d --batches 1 4 --no-slow
 
-All variants take turns, round after round, in one process, so that a busy machine slows all of them alike; medians
-and quartiles over rounds (the slow ones, captum's perturbations and paths, run in the first two only). Every variant
-gives the map of the reduced class; LRP through the composite of Nazari et al. 2022, or for another network through that
-of ``composite=auto``: by `attribute`, also with Zennit's own hooks in it, and by Zennit alone (of the paper's network),
-on the network as PyTorch builds it. Weights are random, unless those of a run are given; scans are random, half of their
-voxels zero. The forward pass is the same network's without gradient, in float32, and its memory layout the one in which
-trained networks are loaded. Freed memory is kept for all variants alike (see `datxai.memory`). Peak memory is that of a
-process which does nothing else, everything included; on a GPU, that of its tensors.
+All variants take turns, round after round, in one process, so that a busy machine slows all of them alike; medians and
+quartiles over rounds (the slow ones, captum's perturbations and paths, run in the first two only). Every variant gives
+the map of the reduced class; LRP through the composite of Nazari et al. 2022, or for another network through that of
+``composite=auto``: by `attribute`, also with Zennit's own hooks in it, and by Zennit alone (of the paper's network),
+on the network as PyTorch builds it. Weights are random, unless those of a run are given; scans are random, half of
+their voxels zero. The forward pass is the same network's without gradient, in float32, and its memory layout the one
+in which trained networks are loaded. Freed memory is kept for all variants alike (see `datxai.memory`). Peak memory is
+that of a process which does nothing else, everything included; on a GPU, that of its tensors.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def require_applicable(settings: Config) -> None:
         return
     bundle = Bundle.open(settings.applied)
     Reference.of_bundle(settings, bundle)
-    bundle.classifiers, bundle.tested  # noqa: B018  # which look at what they read
+    bundle.require_usable()
     bundle.load_network("cpu")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -59,7 +60,7 @@ def count_calls(labels: ArrayLike, predicted: ArrayLike) -> list[int]:
 def summarise_counts(tn: int, fp: int, fn: int, tp: int) -> dict:
     """What `summarise` gives without scores."""
     n = tn + fp + fn + tp
-    result = {"n": n, "tn": tn, "fp": fp, "fn": fn, "tp": tp}
+    result: dict[str, Any] = {"n": n, "tn": tn, "fp": fp, "fn": fn, "tp": tp}
     for name, hits, total in (
         ("accuracy", tn + tp, n),
         ("sensitivity", tp, tp + fn),

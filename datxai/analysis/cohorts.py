@@ -75,7 +75,7 @@ def describe_calibration(labels: ArrayLike, margins: ArrayLike, temperature: flo
     return found
 
 
-def compare_auc(a: Estimate, b: Estimate, variance_a: float, variance_b: float) -> dict:
+def compare_auc(a: Estimate | None, b: Estimate | None, variance_a: float, variance_b: float) -> dict:
     """Difference of the areas under two independent ROC curves, as `compare_proportions` gives it.
 
     Variances add since the cohorts share no case; the test is z. Where one of them is zero, not known or that of a
@@ -119,16 +119,11 @@ def compare_calls(a: Mapping | None, b: Mapping) -> list[dict]:
     `datxai.analysis.classification.summarise`) and ``_n``, the cases it is of; ``difference``, ``difference_low``,
     ``difference_high``, ``p`` and ``test``. None: not defined, or not known.
     """
-    rows = []
-    for measure, counted in PROPORTIONS.items():
-        shares = [
-            side and {"hits": sum(side[key] for key in counted if key in HITS), "n": sum(side[key] for key in counted)}
-            for side in (a, b)
-        ]
-        rows.append(compare_shares(measure, *shares))
-    balanced = [side and _find_balance(side) for side in (a, b)]
+    rows = [
+        compare_shares(measure, _count(a, counted), _count(b, counted)) for measure, counted in PROPORTIONS.items()
+    ]
+    balanced, areas = ([find(a), find(b)] for find in (_find_balance, _find_area))
     rows.insert(1, _row("balanced_accuracy", balanced, _subtract(*balanced), None))
-    areas = [side and _find_area(side) for side in (a, b)]
     compared = UNKNOWN if a is None else compare_auc(areas[0], areas[1], a["auc_variance"], b["auc_variance"])
     return [*rows, _row("auc", areas, compared, "DeLong")]
 
@@ -141,24 +136,20 @@ def compare_calibration(a: Mapping | None, b: Mapping) -> list[dict]:
     """
     rows = []
     for name, external in b.items():
-        internal = None if a is None else a.get(name)
+        internal = (a or {}).get(name)
         for measure in ("brier", "log_loss"):
-            samples = [side and side[measure] for side in (internal, external)]
-            compared = compare_means(*samples) if all(samples) else UNKNOWN
-            rows.append(_row(f"{measure}_{name}", [one and _estimate(one) for one in samples], compared, "Welch"))
-        eces = [side and (side["ece"], None, side["brier"]["n"]) for side in (internal, external)]
+            one, other = None if internal is None else internal[measure], external[measure]
+            compared = UNKNOWN if one is None else compare_means(one, other)
+            rows.append(_row(f"{measure}_{name}", [_find_mean(one), _find_mean(other)], compared, "Welch"))
+        eces = [None if side is None else (side["ece"], None, side["brier"]["n"]) for side in (internal, external)]
         rows.append(_row(f"ece_{name}", eces, UNKNOWN, None))
     return rows
 
 
-def compare_shares(measure: str, a: Mapping | None, b: Mapping) -> dict:
+def compare_shares(measure: str, a: Mapping | None, b: Mapping | None) -> dict:
     """A row, as in `compare_calls`, on the share of cases for which something holds, of `describe_share`."""
-    counts = [side and (side["hits"], side["n"]) for side in (a, b)]
-    estimates = [
-        count and (count[0] / count[1] if count[1] else None, wilson_interval(*count), count[1]) for count in counts
-    ]
-    compared = compare_proportions(*counts[0], *counts[1]) if counts[0] and counts[1] else UNKNOWN
-    return _row(measure, estimates, compared, "Fisher")
+    compared = UNKNOWN if a is None or b is None else compare_proportions(a["hits"], a["n"], b["hits"], b["n"])
+    return _row(measure, [_find_share(a), _find_share(b)], compared, "Fisher")
 
 
 def _row(measure: str, estimates: Sequence[Estimate | None], compared: Mapping, test: str | None) -> dict:
@@ -172,15 +163,46 @@ def _row(measure: str, estimates: Sequence[Estimate | None], compared: Mapping, 
     return row | told | {"test": test if compared["p"] is not None else None}
 
 
-def _find_balance(side: Mapping) -> Estimate:
+def _count(side: Mapping | None, counted: Sequence[str]) -> dict | None:
+    """`describe_share` of the cases that are called rightly."""
+    if side is None:
+        return None
+    return {"hits": sum(side[key] for key in counted if key in HITS), "n": sum(side[key] for key in counted)}
+
+
+def _find_share(side: Mapping | None) -> Estimate | None:
+    if side is None:
+        return None
+    hits, n = side["hits"], side["n"]
+    return hits / n if n else None, wilson_interval(hits, n), n
+
+
+def _find_balance(side: Mapping | None) -> Estimate | None:
+    if side is None:
+        return None
     summary = summarise_counts(*(side[name] for name in COUNTS))
     return summary["balanced_accuracy"], summary["balanced_accuracy_ci95"], summary["n"]
 
 
-def _find_area(side: Mapping) -> Estimate:
+def _find_area(side: Mapping | None) -> Estimate | None:
+    if side is None:
+        return None
     tn, fp, fn, tp = (side[name] for name in COUNTS)
     interval = None if side["auc"] is None else find_auc_interval(side["auc"], tp + fn, tn + fp)
     return side["auc"], interval, tn + fp + fn + tp
+
+
+def _find_mean(sample: Mapping | None) -> Estimate | None:
+    """A mean, its 95 % t interval, which begins at 0 where it would be below, and the number of values."""
+    from scipy.stats import t
+
+    if sample is None:
+        return None
+    n, mean, variance = sample["n"], sample["mean"], sample["variance"]
+    if not variance:
+        return mean, None, n
+    reach = math.sqrt(variance / n) * float(t.ppf(0.975, n - 1))
+    return mean, [max(0.0, mean - reach), mean + reach], n
 
 
 def _find_variance(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -202,7 +224,8 @@ def _subtract(a: Estimate | None, b: Estimate | None) -> dict:
     """The difference of two independent estimates given with intervals; the distances to the limits add in square."""
     if a is None or b is None or a[0] is None or b[0] is None:
         return dict(UNKNOWN)
-    (value_a, (low_a, high_a), _), (value_b, (low_b, high_b), _) = a, b
+    assert a[1] is not None and b[1] is not None
+    value_a, value_b, (low_a, high_a), (low_b, high_b) = a[0], b[0], a[1], b[1]
     difference = value_b - value_a
     low = difference - math.hypot(value_b - low_b, high_a - value_a)
     high = difference + math.hypot(high_b - value_b, value_a - low_a)
@@ -223,14 +246,3 @@ def _describe_mean(values: np.ndarray) -> dict:
     varies = len(values) > 1 and bool(np.ptp(values))
     variance = float(values.var(ddof=1)) if varies else 0.0
     return {"n": len(values), "mean": float(values.mean()) if len(values) else None, "variance": variance}
-
-
-def _estimate(sample: Mapping) -> Estimate:
-    """A mean, its 95 % t interval, which begins at 0 where it would be below, and the number of values."""
-    from scipy.stats import t
-
-    n, mean, variance = sample["n"], sample["mean"], sample["variance"]
-    if not variance:
-        return mean, None, n
-    reach = math.sqrt(variance / n) * float(t.ppf(0.975, n - 1))
-    return mean, [max(0.0, mean - reach), mean + reach], n

@@ -219,6 +219,11 @@ class Bundle:
 
         return self._check("tested", check_tested, None)
 
+    def require_usable(self) -> None:
+        """Refuse what it says of its run's test, if that cannot be (`InputError`)."""
+        assert self.classifiers is not None
+        assert self.tested is None or self.tested
+
     def _check(self, name: str, check: Callable[[Any], Any], default: Any) -> Any:
         if (found := self.reference.get(name)) is None:
             return default

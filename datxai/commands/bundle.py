@@ -178,13 +178,14 @@ def _describe_reference(settings: Config, reference: Reference, findings: Findin
     """What a new scan, or another cohort, is held against, in numbers over many cases."""
     found, calibration = findings.metrics["classifiers"], reference.calibration
     classifiers = {"sbr": {"cutoff": found["sbr"]["cutoff"]}, "cart": {key: found["cart"][key] for key in TREE_KEYS}}
+    tested = Tested(findings, calibration, classifiers)
     return {
         "calibration": {key: calibration[key] for key in ("temperature", "determined", "half_width")},
         "ranges": {name: one.pack() for name, one in reference.ranges.items()},
         "evaluated": {key: reference.evaluated[key] for key in ("fingerprint", "finished")},
         "method": hash_content(describe_method(settings)),
         "classifiers": classifiers,
-        "tested": Tested(findings, calibration, classifiers).describe(SUBGROUPS, LEAST),
+        "tested": tested.describe(SUBGROUPS, LEAST) if len(tested.cases) >= LEAST else None,
     }
 
 

@@ -31,6 +31,7 @@ from datxai.tested import NETWORK, SIGN, Tested
 from datxai.volume import sidecar_path
 
 WHOLE = "all"  # the group of all cases
+REST = "accuracy_of_the_rest"
 FACTS = ("called_reduced", "uncertain", "unlike_training")  # what holds for scans with a label or without
 
 
@@ -105,8 +106,8 @@ def _compare(internal: Mapping | None, external: Mapping, alike: bool) -> Iterat
         rows = compare_calls(of_internal["calls"].get(name), calls)
         yield from (whole | {"classifier": name} | row for row in rows)
         if name == NETWORK:
-            pair = (side["shares"].get("accuracy_of_the_rest") if side else None for side in (internal, external))
-            yield whole | compare_shares("accuracy_of_the_rest", *pair)
+            pair = (of_internal["shares"].get(REST), external["shares"].get(REST))
+            yield whole | compare_shares(REST, *pair)
             fits = internal["calibration"] if internal else None
             yield from (whole | row for row in compare_calibration(fits, external["calibration"]))
     for name, calls in external["groups"].items():

@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -40,6 +41,7 @@ PLACE_FAULTS = {  # what a place brings about, and what to do
     errno.EIO: "the disk may be damaged",
 }
 CHOICE = {"benchmark": "default", "search": "training"}  # commands with a group of settings, and its first choice
+OF_BUNDLE = "bundle"  # in a run folder the template and the atlas of a bundle that is applied
 OF_HYDRA = (".hydra", ".lock", "datxai.log")  # what a run folder may hold that has no record
 MAKE_FOLDERS = ("benchmark", "spectral")  # commands that read a run and make a folder of their own name in it
 
@@ -203,6 +205,8 @@ def _place(order: Order) -> Plan:
     if order.task in CHOICE and order.task not in given:
         words.append(f"{order.task}={CHOICE[order.task]}")
     for folder in [base] if order.sweeps else [run, applied, base]:
+        if folder is not None and folder == applied and folder.is_file():
+            return _place_applied_bundle(order, words, run, folder)
         record = read_record(folder) if folder is not None else None
         if folder is not None and record is not None:
             record = record if record.choices else compose.read_0_1(folder, record)
@@ -233,11 +237,26 @@ def _place_on_bundle(order: Order, path: Path) -> Plan:
     orientation = bundle.record.values["data"].get("orientation", "header")
     words = [f"data.orientation={orientation}", *words, quote(f"run={path}")]
     return Plan(order, compose.PRIMARY, tuple(words), None, record, path, bundle.fixed, bundle)
+
+
+def _place_applied_bundle(order: Order, words: Sequence[str], run: Path, path: Path) -> Plan:
+    """The plan of a run that begins with the network and the settings of a bundle, and another cohort."""
+    from datxai import compose
+    from datxai.bundle import SETTINGS, Bundle
+    from datxai.record import OF_COHORT
+
+    bundle = Bundle.open(path, only=[SETTINGS])
+    record = bundle.with_files_in(run / OF_BUNDLE)
+    record = record.of_explanation(order.explanation)
+    fixed = [name for name in bundle.fixed if group_of(name) not in OF_COHORT]
+    return Plan(order, compose.PRIMARY, tuple(words), run, record, path, tuple(fixed))
+
+
 def _require_apart(order: Order, run: Path, applied: Path) -> None:
     """Refuse folders in which what a run says of another cohort cannot lie, and a run that cannot be applied."""
     from datxai.record import RECORD, read_record
 
-    if not (applied / "manifest.json").is_file():
+    if not (applied.is_file() or (applied / "manifest.json").is_file()):
         raise InputError(
             f"run={applied}: no run folder of datxai there (no manifest.json), expected a finished run; make one with "
             f"`datxai run={applied}`."
@@ -428,9 +447,27 @@ def carry_out(
         if plan.run is not None and not sweeps:
             record = _find_record(plan, now, settings)
         now = (record or Record({})).keep(now, settings.explanation)
-        with recording(folder, now) if leaves_record else nullcontext():
+        with recording(folder, now) if leaves_record else nullcontext(), _unpacking(settings, folder, leaves_record):
             pipeline.run(settings)
     return pipeline.find_objective(settings) if sweeps else None
+
+
+@contextmanager
+def _unpacking(settings: Config, folder: Path, writes: bool) -> Iterator[None]:
+    """Have template and atlas of a bundle that is applied, if it has any, in the run folder; they go again where no
+    stage has been made with them."""
+    from datxai.bundle import MOST, WEIGHTS, Bundle
+
+    place = folder / OF_BUNDLE
+    if not writes or settings.applied is None or not Path(settings.applied).is_file() or place.exists():
+        yield
+        return
+    try:
+        Bundle.open(settings.applied, [name for name in MOST if name != WEIGHTS]).write_files(place)
+        yield
+    finally:
+        if place.is_dir() and not (folder / "manifest.json").is_file():
+            shutil.rmtree(place)
 
 
 @contextmanager
@@ -452,7 +489,7 @@ def _locking(settings: Config, folder: Path, writes: bool) -> Iterator[None]:
             stack.callback(_remove_empty, folder / settings.stage)
             stack.enter_context(holding(folder / settings.stage, command))
         for rests_on in (settings.base, settings.applied):
-            if rests_on is not None and Path(rests_on).resolve() != folder.resolve():
+            if rests_on is not None and Path(rests_on).is_dir() and Path(rests_on).resolve() != folder.resolve():
                 stack.enter_context(holding(Path(rests_on)))
         yield
 
@@ -480,11 +517,14 @@ def _find_record(plan: Plan, now: Record, settings: Config) -> Record | None:
 def _require_trained_with(settings: Config, plan: Plan, now: Record) -> None:
     """Refuse settings that the network of a run that is applied rests on, if they are others than it was trained with;
     and another cohort than the folder holds already."""
+    from datxai.bundle import SETTINGS, Bundle
     from datxai.record import read_record, require_same, say
 
     assert settings.applied is not None and plan.run is not None and plan.record is not None
     applied = Path(settings.applied)
-    theirs = read_record(applied)
+    theirs = None if applied.is_file() else read_record(applied)
+    if applied.is_file():
+        Bundle.open(applied, [SETTINGS]).require_same(now, "apply", plan.run / OF_BUNDLE)
     if theirs is not None and theirs.choices:
         require_same(applied, theirs, now, "apply")
     if plan.rests_on == plan.run:

@@ -29,7 +29,7 @@ STAGES = {
 }
 COMMANDS = {
     "case": "new scans through a trained run: scan=PATH|[A,B] run=RUN_DIR [age=YEARS] [sex=F|M] [prior=PATH] [out=DIR]",
-    "apply": "a finished run meets other scans: run=RUN_DIR to=DIR data=folder data.root=SCANS [subgroups=[site,sex]]",
+    "apply": "a finished run meets other scans: run=RUN_DIR|FILE to=DIR data=folder data.root=SCANS [subgroups=[sex]]",
     "serve": "a page on this machine where scans are dropped in: run=RUN_DIR [port=8765]",
     "bundle": "a run's model in one file to hand on, without scans: run=RUN_DIR [out=FILE.datxai] [precision=bf16]",
     "export": "a run's network in another format: run=RUN_DIR [to=onnx] [out=FILE]",

@@ -178,7 +178,8 @@ def _name_applied(words: list[str]) -> list[str]:
     """The words of ``apply``, which is the whole journey of another cohort in a folder of its own: run=RUN to=DIR are
     applied=RUN run=DIR."""
     given = {key_of(word) for word in words}
-    for key, what in (("run", "RUN_DIR, the folder of a finished run"), ("to", "DIR, the folder of what is made")):
+    whose = "RUN_DIR, the folder of a finished run, or a bundle of one"
+    for key, what in (("run", whose), ("to", "DIR, the folder of what is made")):
         if key not in given:
             raise InputError(f"`datxai apply` needs {key}={what}.")
     renamed = {"run": "applied", "to": "run"}

@@ -100,6 +100,7 @@ class Reference:
     evaluated : the manifest's entry of the stage `evaluate`
     identity : of all that the run holds up to there, see `Run.identity`
     shift : what tells whether a scan is like the training cases; None for a run of a version that did not look
+    alike : whether the run's own maps were made the same way as those to come
     """
 
     means: Sequence[np.ndarray] | None
@@ -109,6 +110,7 @@ class Reference:
     identity: str | None = None
     normals: Sequence[Mapping] = ()
     shift: Shift | None = None
+    alike: bool = False
 
     @classmethod
     def of(cls, settings: Config, run: Run) -> Reference:
@@ -126,6 +128,7 @@ class Reference:
             identity=run.identity("evaluate", "case"),
             normals=findings.normals,
             shift=findings.shift,
+            alike=alike,
         )
 
     @classmethod
@@ -151,18 +154,8 @@ class Reference:
             evaluated=held["evaluated"],
             identity=bundle.identity,
             shift=bundle.shift,
+            alike=alike,
         )
-
-
-def open_applied(settings: Config) -> tuple[Findings, Reference]:
-    """The run that is applied to another cohort: what it has found, and what it holds scans against.
-
-    The maps are those of the explanation of the same name, if that run has one, and if it was made the same way.
-    """
-    assert settings.applied is not None
-    run = Run(settings.applied)
-    run = Run(settings.applied, settings.explanation if settings.explanation in run.explanations else DEFAULT)
-    return Findings(run), Reference.of(settings, run)
 
 
 @dataclass(frozen=True, eq=False)

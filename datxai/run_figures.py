@@ -37,11 +37,11 @@ FIGURES: dict[str, Callable[[Findings], figures.Figure]] = {
         run.features[:, FEATURES.index("putamen_ipsilateral")],
         run.features[:, FEATURES.index("caudate_putamen_ratio")],
         [case["label"] for case in run.tested],
-        run.metrics["classifiers"]["sbr"]["cutoff"],
+        run.metrics["classifiers"].get("sbr", {}).get("cutoff"),
     ),
     "cart": lambda run: charts.plot_tree(run.metrics["classifiers"]["cart"]["nodes"]),
     "classification": lambda run: charts.plot_classification(
-        {title: run.metrics["classifiers"][name] for name, title in CLASSIFIERS.items()}
+        {CLASSIFIERS[name]: figures for name, figures in run.metrics["classifiers"].items()}
     ),
     "reliability": lambda run: charts.plot_reliability(run.metrics["calibration"]),
     "regions": lambda run: charts.plot_regions(run.regions),

@@ -17,7 +17,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datxai import bundle as room
 from datxai.analysis.normal_range import NormalRange
 from datxai.bundle import (
     CARD,
@@ -34,6 +33,7 @@ from datxai.bundle import (
     unpack_numbers,
     write_bundle,
 )
+from datxai.bundle import archive as room
 from datxai.commands import bundle as command
 from datxai.errors import InputError
 from datxai.files import _plain, read_table
@@ -243,7 +243,7 @@ def craft(members, manifest_of):
     """An archive laid out as a bundle is, whose manifest is made by ``manifest_of`` and has a right checksum."""
     manifest = json.loads(members[MANIFEST])
     content = manifest_of({key: value for key, value in manifest.items() if key != "sha256"})
-    return begin(len(text := room._dump({**content, "sha256": room.hash_json(content)}))) + text
+    return begin(len(text := room.dump({**content, "sha256": room.hash_json(content)}))) + text
 
 
 def begin(size):
@@ -288,7 +288,7 @@ def change(members, name, *way, value):
     for key in way[:-1]:
         node = node[key]
     node[way[-1]] = value
-    return {**members, name: room._dump(content)}
+    return {**members, name: room.dump(content)}
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_files_of_the_runs_own_go_with_it(folder, members, tmp_path):
     atlas = {"labels": str(own["labels"]), "names": str(own["names"])}
     handed, files = settings_to_hand_on(Record({**record.values, "registration": registration, "atlas": atlas}))
     assert str(tmp_path) not in json.dumps(handed)
-    given = {**members, SETTINGS: room._dump(handed), **{name: file.read_bytes() for name, file in files.items()}}
+    given = {**members, SETTINGS: room.dump(handed), **{name: file.read_bytes() for name, file in files.items()}}
     bundle = Bundle.open(remake(tmp_path / "own.datxai", given))
     settings = bundle.settings
     there = [settings.registration.template, settings.atlas.labels, settings.atlas.names]
@@ -396,7 +396,7 @@ def reader(path):
 
 
 def test_the_lines_of_the_page(folder, path, tmp_path, monkeypatch, capsys, caplog):
-    page = (Path(room.__file__).parents[1] / "docs" / "python.md").read_text()
+    page = (Path(room.__file__).parents[2] / "docs" / "python.md").read_text()
     code = page.split("```python scans\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     shutil.copy(path, "model.datxai")

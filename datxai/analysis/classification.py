@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -45,9 +46,21 @@ def summarise(labels: ArrayLike, predicted: ArrayLike, scores: ArrayLike | None 
     """
     labels, predicted = _binary(labels), _binary(predicted)
     assert labels.shape == predicted.shape, (labels.shape, predicted.shape)
-    tn, fp, fn, tp = np.bincount(2 * labels + predicted, minlength=4).tolist()
+    result = summarise_counts(*count_calls(labels, predicted))
+    if scores is not None:
+        result["auc"], result["auc_ci95"] = measure_auc(labels, np.asarray(scores, float))
+    return result
+
+
+def count_calls(labels: ArrayLike, predicted: ArrayLike) -> list[int]:
+    """How many cases are tn, fp, fn and tp."""
+    return np.bincount(2 * _binary(labels) + _binary(predicted), minlength=4).tolist()
+
+
+def summarise_counts(tn: int, fp: int, fn: int, tp: int) -> dict:
+    """What `summarise` gives without scores."""
     n = tn + fp + fn + tp
-    result = {"n": n, "tn": tn, "fp": fp, "fn": fn, "tp": tp}
+    result: dict[str, Any] = {"n": n, "tn": tn, "fp": fp, "fn": fn, "tp": tp}
     for name, hits, total in (
         ("accuracy", tn + tp, n),
         ("sensitivity", tp, tp + fn),
@@ -62,8 +75,6 @@ def summarise(labels: ArrayLike, predicted: ArrayLike, scores: ArrayLike | None 
     result["balanced_accuracy"], result["balanced_accuracy_ci95"] = _average(
         *((result[name], result[f"{name}_ci95"]) for name in ("sensitivity", "specificity"))
     )
-    if scores is not None:
-        result["auc"], result["auc_ci95"] = measure_auc(labels, np.asarray(scores, float))
     return result
 
 
@@ -167,13 +178,18 @@ def measure_auc(
         return None, None
     wins = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
     auc = float(wins.sum() / (2 * m * n))
+    return auc, find_auc_interval(auc, m, n) if interval else None
+
+
+def find_auc_interval(auc: float, m: int, n: int) -> list[float]:
+    """The 95 % score interval of an area under the ROC curve of ``m`` reduced and ``n`` normal cases."""
 
     def inside(area: float) -> bool:
         q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
         spread = area * (1 - area) + (m - 1) * (q1 - area**2) + (n - 1) * (q2 - area**2)
         return (auc - area) ** 2 <= Z95**2 * spread / (m * n)
 
-    return auc, [_bisect(inside, auc, end) for end in (0.0, 1.0)] if interval else None
+    return [_bisect(inside, auc, end) for end in (0.0, 1.0)]
 
 
 def _list_nodes(tree, names: Sequence[str]) -> list[dict]:

@@ -1,6 +1,8 @@
 """Two independent cohorts side by side: what a classifier does in each, the difference with its interval, and a test.
 
 `a` is what the classifier is known from, the internal test; `b` what it meets, the external one. Differences are b - a.
+What is compared are numbers over the cases of each (`describe_share`, `describe_calls`, `describe_calibration`), which
+may be handed on without a case.
 """
 
 from __future__ import annotations
@@ -13,11 +15,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from datxai.analysis.calibration import measure_reliability, probability
-from datxai.analysis.classification import Z95, measure_auc, summarise, wilson_interval
+from datxai.analysis.classification import (
+    Z95,
+    count_calls,
+    find_auc_interval,
+    measure_auc,
+    summarise_counts,
+    wilson_interval,
+)
 
 UNKNOWN = {"difference": None, "difference_ci95": None, "p": None}
 PROPORTIONS = {"accuracy": ("tn", "tp", "fp", "fn"), "sensitivity": ("tp", "fn"), "specificity": ("tn", "fp")}
-HITS = ("tn", "tp")
+COUNTS, HITS = ("tn", "fp", "fn", "tp"), ("tn", "tp")
+Estimate = tuple[float | None, Sequence[float] | None, int]  # a value, its 95 % interval, the cases it is of
 
 
 def compare_proportions(hits_a: int, n_a: int, hits_b: int, n_b: int) -> dict:
@@ -32,113 +42,167 @@ def compare_proportions(hits_a: int, n_a: int, hits_b: int, n_b: int) -> dict:
     if not n_a or not n_b:
         return dict(UNKNOWN)
     p: Any = fisher_exact([[hits_a, n_a - hits_a], [hits_b, n_b - hits_b]])[1]
-    estimates = ((hits / n, wilson_interval(hits, n)) for hits, n in ((hits_a, n_a), (hits_b, n_b)))
+    estimates = ((hits / n, wilson_interval(hits, n), n) for hits, n in ((hits_a, n_a), (hits_b, n_b)))
     return _subtract(*estimates) | {"p": float(p)}
 
 
-def compare_auc(labels_a: ArrayLike, scores_a: ArrayLike, labels_b: ArrayLike, scores_b: ArrayLike) -> dict:
+def describe_share(holds: Sequence[bool]) -> dict:
+    """How many cases there are, ``n``, and for how many of them something holds, ``hits``."""
+    return {"hits": int(np.sum(holds)), "n": len(holds)}
+
+
+def describe_calls(labels: ArrayLike, predicted: ArrayLike, scores: ArrayLike) -> dict:
+    """What `compare_calls` takes of a classifier: ``tn, fp, fn, tp``, ``auc`` and ``auc_variance``.
+
+    ``labels`` and ``predicted`` are 0 or 1, ``scores`` the higher, the more likely reduced; one per case. The variance
+    is that of DeLong et al. 1988 (doi:10.2307/2531595), 0 where it is not known, with fewer than two cases of a label.
+    """
+    labels, scores = np.asarray(labels, int), np.asarray(scores, float)
+    auc, _ = measure_auc(labels, scores, interval=False)
+    counts = dict(zip(COUNTS, count_calls(labels, predicted)))
+    return {**counts, "auc": auc, "auc_variance": _find_variance(labels, scores)}
+
+
+def describe_calibration(labels: ArrayLike, margins: ArrayLike, temperature: float | None) -> dict[str, dict]:
+    """What `compare_calibration` takes of a network: as predicted (``raw``) and, where there is one, with the
+    temperature (``scaled``), ``brier`` and ``log_loss`` (nats) with ``n``, ``mean`` and ``variance`` over the cases,
+    and ``ece`` (None without a case)."""
+    labels, margins, found = np.asarray(labels), np.asarray(margins, float), {}
+    for name, divisor in (("raw", 1.0), *([("scaled", temperature)] if temperature is not None else [])):
+        scaled = margins / divisor
+        found[name] = {measure: _describe_mean(values) for measure, values in _score_each(scaled, labels).items()}
+        found[name]["ece"] = measure_reliability(probability(scaled), labels)["ece"] if len(labels) else None
+    return found
+
+
+def compare_auc(a: Estimate | None, b: Estimate | None, variance_a: float, variance_b: float) -> dict:
     """Difference of the areas under two independent ROC curves, as `compare_proportions` gives it.
 
-    Variances are those of DeLong et al. 1988 (doi:10.2307/2531595), which add since the cohorts share no case; the
-    test is z. Where one of them is not known, with fewer than two cases of a label, or is zero, as that of a perfect
-    curve, there is no test, and the distances to the limits of the score intervals add in square.
+    Variances add since the cohorts share no case; the test is z. Where one of them is zero, not known or that of a
+    perfect curve, there is no test, and the distances to the limits of the intervals add in square.
     """
     from scipy.stats import norm
 
-    sides = [(np.asarray(y), np.asarray(s, float)) for y, s in ((labels_a, scores_a), (labels_b, scores_b))]
-    variances = [_find_variance(*side) for side in sides]
-    estimates = [measure_auc(*side) for side in sides]
-    compared = _subtract(*estimates)
-    if compared["difference"] is None or not all(variances):
+    compared = _subtract(a, b)
+    if compared["difference"] is None or not (variance_a and variance_b):
         return compared
-    difference, error = compared["difference"], math.sqrt(sum(variances))
+    difference, error = compared["difference"], math.sqrt(variance_a + variance_b)
     interval = [difference - Z95 * error, difference + Z95 * error]
     return {"difference": difference, "difference_ci95": interval, "p": float(2 * norm.sf(abs(difference) / error))}
 
 
-def compare_means(a: ArrayLike, b: ArrayLike) -> dict:
+def compare_means(a: Mapping, b: Mapping) -> dict:
     """Difference of the means of two independent samples, as `compare_proportions` gives it, by Welch's t test
-    (Biometrika 1947;34:28). None with fewer than two values each, and where neither varies."""
-    from scipy.stats import ttest_ind
+    (Biometrika 1947;34:28). Each has ``n``, ``mean`` and ``variance``. None with fewer than two values each, and where
+    neither varies."""
+    from scipy.stats import t
 
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    if min(len(a), len(b)) < 2 or not (np.ptp(a) or np.ptp(b)):
+    if min(a["n"], b["n"]) < 2 or not (a["variance"] or b["variance"]):
         return dict(UNKNOWN)
-    found: Any = ttest_ind(b, a, equal_var=False)
+    parts = [side["variance"] / side["n"] for side in (a, b)]
+    freedom = sum(parts) ** 2 / sum(part**2 / (side["n"] - 1) for part, side in zip(parts, (a, b)))
+    difference, error = b["mean"] - a["mean"], math.sqrt(sum(parts))
+    reach = error * float(t.ppf(0.975, freedom))
     return {
-        "difference": float(b.mean() - a.mean()),
-        "difference_ci95": [*map(float, found.confidence_interval(0.95))],
-        "p": float(found.pvalue),
+        "difference": difference,
+        "difference_ci95": [difference - reach, difference + reach],
+        "p": float(2 * t.sf(abs(difference) / error, freedom)),
     }
 
 
-def compare_calls(a: Mapping, b: Mapping) -> list[dict]:
-    """What a classifier does in both cohorts, a row a measure.
-
-    Parameters
-    ----------
-    a, b : with ``labels`` and ``predicted`` (0 or 1) and ``scores`` (the higher, the more likely reduced), a value per
-        case
+def compare_calls(a: Mapping | None, b: Mapping) -> list[dict]:
+    """What a classifier does in both cohorts, of `describe_calls`, a row a measure; ``a`` may not be known.
 
     Returns
     -------
     rows with ``measure``; ``internal`` and ``external``, each with ``_low``, ``_high`` (95 %, see
     `datxai.analysis.classification.summarise`) and ``_n``, the cases it is of; ``difference``, ``difference_low``,
-    ``difference_high``, ``p`` and ``test``. None: not defined.
+    ``difference_high``, ``p`` and ``test``. None: not defined, or not known.
     """
-    sides = [summarise(side["labels"], side["predicted"], side["scores"]) for side in (a, b)]
-    rows = []
-    for measure, counted in PROPORTIONS.items():
-        counts = [
-            (sum(side[key] for key in counted if key in HITS), sum(side[key] for key in counted)) for side in sides
-        ]
-        estimates = [(side[measure], side[f"{measure}_ci95"], n) for side, (_, n) in zip(sides, counts)]
-        rows.append(_row(measure, estimates, compare_proportions(*counts[0], *counts[1]), "Fisher"))
-    estimates = [(side["balanced_accuracy"], side["balanced_accuracy_ci95"], side["n"]) for side in sides]
-    rows.insert(1, _row("balanced_accuracy", estimates, _subtract(*(pair[:2] for pair in estimates)), None))
-    areas = compare_auc(a["labels"], a["scores"], b["labels"], b["scores"])
-    rows.append(_row("auc", [(side["auc"], side["auc_ci95"], side["n"]) for side in sides], areas, "DeLong"))
-    return rows
+    rows = [
+        compare_shares(measure, _count(a, counted), _count(b, counted)) for measure, counted in PROPORTIONS.items()
+    ]
+    balanced, areas = ([find(a), find(b)] for find in (_find_balance, _find_area))
+    rows.insert(1, _row("balanced_accuracy", balanced, _subtract(*balanced), None))
+    compared = UNKNOWN if a is None else compare_auc(areas[0], areas[1], a["auc_variance"], b["auc_variance"])
+    return [*rows, _row("auc", areas, compared, "DeLong")]
 
 
-def compare_calibration(a: Mapping, b: Mapping, temperature: float | None) -> list[dict]:
-    """How well calibrated a network is in both cohorts, as predicted (``raw``) and, where there is one, with the
-    temperature (``scaled``).
+def compare_calibration(a: Mapping | None, b: Mapping) -> list[dict]:
+    """How well calibrated a network is in both cohorts, of `describe_calibration`; ``a`` may not be known.
 
-    ``a`` and ``b`` hold ``labels`` and ``margins``. Rows as in `compare_calls`: Brier score, log loss (nats), with t
-    intervals and Welch's test, and expected calibration error, for which there is neither.
+    Rows as in `compare_calls`: Brier score, log loss (nats), with t intervals and Welch's test, and expected
+    calibration error, for which there is neither.
     """
     rows = []
-    for name, divisor in (("raw", 1.0), *([("scaled", temperature)] if temperature is not None else [])):
-        samples = [_score_each(np.asarray(side["margins"], float) / divisor, side["labels"]) for side in (a, b)]
+    for name, external in b.items():
+        internal = (a or {}).get(name)
         for measure in ("brier", "log_loss"):
-            values = [sample[measure] for sample in samples]
-            estimates = [(*_average(of_side), len(of_side)) for of_side in values]
-            rows.append(_row(f"{measure}_{name}", estimates, compare_means(*values), "Welch"))
-        eces = [
-            (measure_reliability(probability(np.asarray(side["margins"], float) / divisor), side["labels"])["ece"]
-             if len(side["labels"]) else None, None, len(side["labels"]))
-            for side in (a, b)
-        ]  # fmt: skip
+            one, other = None if internal is None else internal[measure], external[measure]
+            compared = UNKNOWN if one is None else compare_means(one, other)
+            rows.append(_row(f"{measure}_{name}", [_find_mean(one), _find_mean(other)], compared, "Welch"))
+        eces = [None if side is None else (side["ece"], None, side["brier"]["n"]) for side in (internal, external)]
         rows.append(_row(f"ece_{name}", eces, UNKNOWN, None))
     return rows
 
 
-def compare_shares(measure: str, a: Sequence[bool], b: Sequence[bool]) -> dict:
-    """A row, as in `compare_calls`, on the share of cases for which something holds."""
-    counts = [(int(np.sum(side)), len(side)) for side in (a, b)]
-    estimates = [(hits / n if n else None, wilson_interval(hits, n), n) for hits, n in counts]
-    return _row(measure, estimates, compare_proportions(*counts[0], *counts[1]), "Fisher")
+def compare_shares(measure: str, a: Mapping | None, b: Mapping | None) -> dict:
+    """A row, as in `compare_calls`, on the share of cases for which something holds, of `describe_share`."""
+    compared = UNKNOWN if a is None or b is None else compare_proportions(a["hits"], a["n"], b["hits"], b["n"])
+    return _row(measure, [_find_share(a), _find_share(b)], compared, "Fisher")
 
 
-def _row(measure: str, estimates: Sequence[tuple], compared: Mapping, test: str | None) -> dict:
+def _row(measure: str, estimates: Sequence[Estimate | None], compared: Mapping, test: str | None) -> dict:
     row: dict[str, Any] = {"measure": measure}
-    for side, (value, interval, n) in zip(("internal", "external"), estimates):
+    for side, estimate in zip(("internal", "external"), estimates):
+        value, interval, n = estimate or (None, None, None)
         low, high = interval or (None, None)
         row |= {side: value, f"{side}_low": low, f"{side}_high": high, f"{side}_n": n}
     low, high = compared["difference_ci95"] or (None, None)
     told = {"difference": compared["difference"], "difference_low": low, "difference_high": high, "p": compared["p"]}
     return row | told | {"test": test if compared["p"] is not None else None}
+
+
+def _count(side: Mapping | None, counted: Sequence[str]) -> dict | None:
+    """`describe_share` of the cases that are called rightly."""
+    if side is None:
+        return None
+    return {"hits": sum(side[key] for key in counted if key in HITS), "n": sum(side[key] for key in counted)}
+
+
+def _find_share(side: Mapping | None) -> Estimate | None:
+    if side is None:
+        return None
+    hits, n = side["hits"], side["n"]
+    return hits / n if n else None, wilson_interval(hits, n), n
+
+
+def _find_balance(side: Mapping | None) -> Estimate | None:
+    if side is None:
+        return None
+    summary = summarise_counts(*(side[name] for name in COUNTS))
+    return summary["balanced_accuracy"], summary["balanced_accuracy_ci95"], summary["n"]
+
+
+def _find_area(side: Mapping | None) -> Estimate | None:
+    if side is None:
+        return None
+    tn, fp, fn, tp = (side[name] for name in COUNTS)
+    interval = None if side["auc"] is None else find_auc_interval(side["auc"], tp + fn, tn + fp)
+    return side["auc"], interval, tn + fp + fn + tp
+
+
+def _find_mean(sample: Mapping | None) -> Estimate | None:
+    """A mean, its 95 % t interval, which begins at 0 where it would be below, and the number of values."""
+    from scipy.stats import t
+
+    if sample is None:
+        return None
+    n, mean, variance = sample["n"], sample["mean"], sample["variance"]
+    if not variance:
+        return mean, None, n
+    reach = math.sqrt(variance / n) * float(t.ppf(0.975, n - 1))
+    return mean, [max(0.0, mean - reach), mean + reach], n
 
 
 def _find_variance(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -156,11 +220,12 @@ def _place_among(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     return (np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")) / (2 * len(others))
 
 
-def _subtract(a: tuple, b: tuple) -> dict:
+def _subtract(a: Estimate | None, b: Estimate | None) -> dict:
     """The difference of two independent estimates given with intervals; the distances to the limits add in square."""
-    if a[0] is None or b[0] is None:
+    if a is None or b is None or a[0] is None or b[0] is None:
         return dict(UNKNOWN)
-    (value_a, (low_a, high_a)), (value_b, (low_b, high_b)) = a, b
+    assert a[1] is not None and b[1] is not None
+    value_a, value_b, (low_a, high_a), (low_b, high_b) = a[0], b[0], a[1], b[1]
     difference = value_b - value_a
     low = difference - math.hypot(value_b - low_b, high_a - value_a)
     high = difference + math.hypot(high_b - value_b, value_a - low_a)
@@ -176,14 +241,8 @@ def _score_each(margins: np.ndarray, labels: ArrayLike) -> dict[str, np.ndarray]
     }
 
 
-def _average(values: np.ndarray) -> tuple[float | None, list[float] | None]:
-    """Mean and its 95 % t interval, which begins at 0 where it would be below."""
-    from scipy.stats import sem, t
-
-    if not len(values):
-        return None, None
-    mean = float(values.mean())
-    if len(values) < 2 or not np.ptp(values):
-        return mean, None
-    low, high = t.interval(0.95, len(values) - 1, mean, sem(values))
-    return mean, [max(0.0, float(low)), float(high)]
+def _describe_mean(values: np.ndarray) -> dict:
+    """``n``, ``mean`` (None without a value) and ``variance`` of values: 0 where they are all the same, or one."""
+    varies = len(values) > 1 and bool(np.ptp(values))
+    variance = float(values.var(ddof=1)) if varies else 0.0
+    return {"n": len(values), "mean": float(values.mean()) if len(values) else None, "variance": variance}

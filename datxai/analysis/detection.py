@@ -23,7 +23,7 @@ DOUBTS = {
 }
 
 
-def score_doubt(case: Mapping, cutoff: float) -> dict[str, float | None]:
+def score_doubt(case: Mapping, cutoff: float | None) -> dict[str, float | None]:
     """Scores of a case, each the higher, the more it speaks for a misclassification; None where not known.
 
     Parameters
@@ -31,8 +31,8 @@ def score_doubt(case: Mapping, cutoff: float) -> dict[str, float | None]:
     case : mapping
         ``predicted`` (0 or 1), ``logit_normal``, ``logit_reduced``; ``r_normal``, ``r_reduced``, likeness of its map
         to the mean maps of both classes (`datxai.analysis.relevance.check_consistency`); ``sbr`` of the lower putamen.
-    cutoff : float
-        SBR below which a scan is called reduced.
+    cutoff : float, optional
+        SBR below which a scan is called reduced; None: not known.
 
     Returns
     -------
@@ -45,8 +45,8 @@ def score_doubt(case: Mapping, cutoff: float) -> dict[str, float | None]:
     return {
         "map": None if r_normal is None or r_reduced is None else sign * (r_normal - r_reduced),
         "margin": -abs(margin_of(case)),
-        "sbr_near": -abs(case["sbr"] - cutoff),
-        "sbr_against": sign * (case["sbr"] - cutoff),
+        "sbr_near": None if cutoff is None else -abs(case["sbr"] - cutoff),
+        "sbr_against": None if cutoff is None else sign * (case["sbr"] - cutoff),
     }
 
 

@@ -44,10 +44,13 @@ from datxai.progress import Bar
 from datxai.reader import Reference
 from datxai.record import Record, read_record
 from datxai.run import Run, git_revision, versions
+from datxai.tested import Tested
 
 log = logging.getLogger("datxai")
 
-LEAST = 5  # cases of a mean that is handed on
+LEAST = 5  # cases of a mean, or of a subgroup of the test, that is handed on
+SUBGROUPS = ("sex", "age")  # others may be names, of sites or of people
+TREE_KEYS = ("nodes", "tree")
 
 
 def run(settings: Config, trained: Run) -> None:
@@ -75,7 +78,7 @@ def run(settings: Config, trained: Run) -> None:
     members: dict[str, bytes | Mapping] = {
         SETTINGS: handed,
         NETWORK: (trained.model / checkpoint.CONFIG).read_bytes(),
-        REFERENCE: _describe_reference(settings, reference),
+        REFERENCE: _describe_reference(settings, reference, findings),
         WEIGHTS: pack_numbers(weights, WIDTHS[settings.precision]),
         **{name: file.read_bytes() for name, file in files.items()},
     }
@@ -171,13 +174,18 @@ def _compare(exact: Explainer, rounded: Explainer, findings: Findings) -> dict[s
     return {"cases": len(cases), "logit": logit, "map": share, "decisions": decisions}
 
 
-def _describe_reference(settings: Config, reference: Reference) -> dict[str, Any]:
-    """What a new scan is held against, in numbers over many cases."""
+def _describe_reference(settings: Config, reference: Reference, findings: Findings) -> dict[str, Any]:
+    """What a new scan, or another cohort, is held against, in numbers over many cases."""
+    found, calibration = findings.metrics["classifiers"], reference.calibration
+    classifiers = {"sbr": {"cutoff": found["sbr"]["cutoff"]}, "cart": {key: found["cart"][key] for key in TREE_KEYS}}
+    tested = Tested(findings, calibration, classifiers)
     return {
-        "calibration": {key: reference.calibration[key] for key in ("temperature", "determined", "half_width")},
+        "calibration": {key: calibration[key] for key in ("temperature", "determined", "half_width")},
         "ranges": {name: one.pack() for name, one in reference.ranges.items()},
         "evaluated": {key: reference.evaluated[key] for key in ("fingerprint", "finished")},
         "method": hash_content(describe_method(settings)),
+        "classifiers": classifiers,
+        "tested": tested.describe(SUBGROUPS, LEAST) if len(tested.cases) >= LEAST else None,
     }
 
 

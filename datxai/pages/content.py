@@ -165,7 +165,7 @@ class ExternalPage:
     ----------
     created, data : text; ``data`` says what the cohort is
     run : name of the run that is applied; ``applied``: name to value, what identifies it
-    report, theirs : the addresses of the report of the cohort, and of that of the run
+    report, theirs : the addresses of the report of the cohort, and of that of the run; None for a bundle
     facts : what can be said without labels: name to text
     remarks : sentences that come before all numbers
     rows : of `datxai.analysis.cohorts`, with ``group`` and ``classifier``
@@ -178,7 +178,7 @@ class ExternalPage:
     run: str
     applied: Mapping[str, object]
     report: str
-    theirs: str
+    theirs: str | None
     facts: Mapping[str, object]
     remarks: Sequence[str] = ()
     rows: Sequence[Mapping] = ()

@@ -16,11 +16,11 @@ from datxai.analysis.regions import COLUMNS, label_regions, measure_regions, sum
 from datxai.analysis.relevance import MeanMap, check_consistency, find_peak, make_heat_map, summarise_peaks
 from datxai.analysis.shift import Shift, fit_shift
 from datxai.anatomy import Anatomy
+from datxai.applied import Applied
 from datxai.case import describe_appearance
 from datxai.config import Config, describe
 from datxai.files import read_arrays, write_arrays, write_json, write_table
 from datxai.findings import GROUPS, UNLABELLED, Findings
-from datxai.reader import open_applied
 from datxai.run import Run
 from datxai.volume import Volume, save
 
@@ -74,15 +74,16 @@ class Trained:
 
     Attributes
     ----------
-    cutoff, nodes : of the binding ratio below which a case is called reduced, and of the classification tree
+    cutoff, nodes : of the binding ratio below which a case is called reduced, and of the classification tree; None for
+        those of a bundle of an earlier version, which holds neither
     tree : the same tree as text
     fit : `datxai.analysis.calibration.fit_temperature` of the validation cases
     means : mean maps of the true negative and true positive cases of the run that is applied; None: of this one's own
     shift : what the run that is applied holds scans against; None: what this one's own cases tell
     """
 
-    cutoff: float
-    nodes: Sequence[Mapping]
+    cutoff: float | None
+    nodes: Sequence[Mapping] | None
     tree: str
     fit: Mapping
     means: Sequence[np.ndarray | None] | None = None
@@ -91,12 +92,12 @@ class Trained:
     @classmethod
     def of(cls, settings: Config, findings: Findings) -> Trained:
         if settings.applied is not None:
-            known, reference = open_applied(settings)
-            classifiers = known.metrics["classifiers"]
-            tree = classifiers["cart"]
-            fit = {key: value for key, value in reference.calibration.items() if key not in ("raw", "scaled")}
-            means, held = reference.means or (None, None), reference.shift or Shift({}, {}, {}, LOOKED_AT_NOTHING)
-            return cls(classifiers["sbr"]["cutoff"], tree["nodes"], tree["tree"], fit, means, held)
+            known = Applied.open(settings)
+            cutoff, tree = known.classifiers.get("sbr", {}).get("cutoff"), known.classifiers.get("cart", {})
+            fit = {key: value for key, value in known.reference.calibration.items() if key not in ("raw", "scaled")}
+            means, held = known.reference.means or (None, None), known.reference.shift
+            held = held or Shift({}, {}, {}, LOOKED_AT_NOTHING)
+            return cls(cutoff, tree.get("nodes"), tree.get("tree", ""), fit, means, held)
         training = [case for case in findings.cohort if case["set"] == "train"]
         features = classification.tabulate_features([findings.sbr[case["participant_id"]] for case in training])
         labels = [case["label"] for case in training]
@@ -194,9 +195,12 @@ def _classify(
     calls = {
         "cnn": ([case["predicted"] for case in cases], [case["p_reduced"] for case in cases], {}),
         "roi_relevance": (relevance > 0, relevance, {"cutoff": 0.0}),
-        "sbr": (lower < cutoff, -lower, {"cutoff": cutoff}),
-        "cart": (*classification.follow_tree(trained.nodes, features), {"tree": trained.tree, "nodes": trained.nodes}),
     }
+    if cutoff is not None:
+        calls["sbr"] = (lower < cutoff, -lower, {"cutoff": cutoff})
+    if trained.nodes is not None:
+        tree = {"tree": trained.tree, "nodes": trained.nodes}
+        calls["cart"] = (*classification.follow_tree(trained.nodes, features), tree)
     labels = [case["label"] for case in cases]
     return {
         name: {**classification.summarise(labels, predicted, scores), **more}
@@ -205,7 +209,7 @@ def _classify(
 
 
 def _score_doubts(
-    findings: Findings, cases: Sequence[Mapping], rows: Sequence[Mapping], cutoff: float
+    findings: Findings, cases: Sequence[Mapping], rows: Sequence[Mapping], cutoff: float | None
 ) -> list[dict]:
     """Rows of doubt.tsv: whether a case is misclassified, and the scores that may warn of it."""
     doubts = []

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
-from datxai.analysis.calibration import probability
-from datxai.analysis.classification import follow_tree, summarise, tabulate_features
-from datxai.analysis.cohorts import compare_calibration, compare_calls, compare_shares
+from datxai.analysis.classification import summarise_counts
+from datxai.analysis.cohorts import (
+    COUNTS,
+    compare_calibration,
+    compare_calls,
+    compare_shares,
+    describe_calls,
+)
+from datxai.applied import Applied
 from datxai.cohort.table import require_column
 from datxai.config import Config
 from datxai.files import read_json, write_json, write_table
-from datxai.findings import UNLABELLED, Findings
-from datxai.pages.charts import plot_comparison
+from datxai.findings import Findings
+from datxai.pages.charts import Figure, plot_comparison
 from datxai.pages.content import ExternalPage
 from datxai.pages.report import write_external_report
 from datxai.pages.style import save_figure
 from datxai.pages.tables import format_percent
-from datxai.reader import Reference, open_applied
 from datxai.run import Run
+from datxai.tested import NETWORK, SIGN, Tested
 from datxai.volume import sidecar_path
 
 WHOLE = "all"  # the group of all cases
-DECADE = 10  # years of a group by age
+REST = "accuracy_of_the_rest"
+FACTS = ("called_reduced", "uncertain", "unlike_training")  # what holds for scans with a label or without
 
 
 def depends(settings: Config) -> dict:
@@ -42,134 +44,85 @@ def outputs(run: Run) -> list[Path]:
 
 
 def make(settings: Config, run: Run) -> None:
-    findings, (known, reference) = Findings(run), open_applied(settings)
-    internal, external = (Side(found, reference, known.metrics["classifiers"]) for found in (known, findings))
+    findings, known = Findings(run), Applied.open(settings)
     for column in settings.subgroups:
         require_column(findings.people.values(), column, run.participants, f"subgroups=[{column}]")
-    rows = list(_compare(settings, internal, external))
-    remarks = list(_find_remarks(settings, internal, external))
-    _, table, document, figures = outputs(run)
+    external = Tested(findings, known.reference.calibration, known.classifiers)
+    internal, found = known.describe_test(settings.subgroups), external.describe(settings.subgroups)
+    if known.findings is not None:  # of which every group is known, one without a case too
+        groups = dict.fromkeys(found["groups"], describe_calls([], [], []))
+        internal = {**(internal or {}), "groups": {**groups, **(internal or {})["groups"]}}
+    rows = list(_compare(internal, found, known.reference.alike))
+    remarks = list(_find_remarks(settings, known, external, internal))
+    counts, (_, table, document, figures) = _count(external), outputs(run)
     figures.mkdir(exist_ok=True)
     write_table(table, rows, list(rows[0]))
-    entry = known.run.entry("evaluate", "external")
-    applied = {key: entry.get(key) for key in ("fingerprint", "output_hash", "finished")}
-    write_json(document, {"applied": applied, "cohort": external.count(), "remarks": remarks})
-    _write_page(settings, internal, external, rows, remarks, applied)
+    write_json(document, {"applied": known.identity, "cohort": counts, "remarks": remarks})
+    figure = None
+    if external.cases:
+        figure = figures / "tests.png"
+        save_figure(_draw(internal, found), figure.with_suffix(""))
+    _write_page(settings, known, findings, counts, rows, remarks, figure)
 
 
-@dataclass(frozen=True, eq=False)
-class Side:
-    """The test cases of a cohort, and what is held against them: ``classifiers`` and ``reference`` are those of the run
-    that is applied."""
-
-    findings: Findings
-    reference: Reference
-    classifiers: Mapping
-
-    @cached_property
-    def judged(self) -> list[dict]:
-        """Test cases, and those without a label, with ``probability`` and whether it is ``uncertain``."""
-        cases = [*self.findings.of_set("test"), *self.findings.of_set(UNLABELLED)]
-        calibration = self.reference.calibration
-        p = probability([case["margin"] for case in cases], calibration["temperature"])
-        uncertain = np.abs(p - 0.5) <= calibration["half_width"]
-        return [{**case, "uncertain": bool(doubt)} for case, doubt in zip(cases, uncertain)]
-
-    @cached_property
-    def tested(self) -> list[dict]:
-        """The test cases, with what each classifier says of them: a call, and a score."""
-        cases = [case for case in self.judged if case["set"] == "test"]
-        names = [case["participant_id"] for case in cases]
-        features = tabulate_features([self.findings.sbr[name] for name in names])
-        relevance = np.array([self.findings.roi_relevance[name]["putamen_ipsilateral"] for name in names])
-        calls = {
-            "cnn": ([case["predicted"] for case in cases], [case["margin"] for case in cases]),
-            "roi_relevance": (relevance > 0, relevance),
-            "sbr": (features[:, 0] < self.classifiers["sbr"]["cutoff"], -features[:, 0]),
-            "cart": follow_tree(self.classifiers["cart"]["nodes"], features),
-        }
-        return [
-            {**case, **{name: (int(called[place]), scores[place]) for name, (called, scores) in calls.items()}}
-            for place, case in enumerate(cases)
-        ]
-
-    def group_of(self, case: Mapping, column: str) -> str:
-        """The value of a column of the table of participants, of an age the decade; n/a where it is not known."""
-        value = self.findings.people[case["participant_id"]].get(column)
-        if column == "age" and value is not None:
-            first = DECADE * math.floor(value / DECADE)
-            return f"{first} to {first + DECADE - 1}"
-        return "n/a" if value is None else str(value)
-
-    def cases_of(self, column: str, value: str) -> list[dict]:
-        return [case for case in self.tested if self.group_of(case, column) == value]
-
-    def count(self) -> dict:
-        """What can be said without labels."""
-        people, quality = self.findings.people, self.findings.quality
-        verdicts = Counter(quality[name]["verdict"] for name in people)
-        return {
-            "scans": len(people),
-            "labelled": len(self.findings.of_set("test")),
-            "called_reduced": sum(case["predicted"] for case in self.judged),
-            "uncertain": sum(case["uncertain"] for case in self.judged),
-            "inconsistent": self.findings.metrics["inconsistent"],
-            "green": verdicts["green"],
-            "amber": verdicts["amber"],
-            "left_out": len(self.findings.skipped),
-        }
+def _draw(internal: Mapping | None, external: Mapping) -> Figure:
+    """The network in both tests, and in the groups of the external one."""
+    sides = {"internal test": internal or {"calls": {}}, "external test": external}
+    parts = {name: side["calls"].get(NETWORK) for name, side in sides.items()}
+    parts |= {name.replace(": ", " ", 1): calls for name, calls in external["groups"].items()}
+    return plot_comparison(
+        {name: summarise_counts(*(calls[count] for count in COUNTS)) for name, calls in parts.items() if calls}
+    )
 
 
-def _calls(cases: Sequence[Mapping], classifier: str) -> dict:
-    """What `compare_calls` and `compare_calibration` take."""
-    pairs = [case[classifier] for case in cases]
+def _count(external: Tested) -> dict:
+    """What can be said without labels."""
+    findings, judged = external.findings, external.judged
+    people, quality = findings.people, findings.quality
+    verdicts = Counter(quality[name]["verdict"] for name in people)
     return {
-        "labels": [case["label"] for case in cases],
-        "predicted": [called for called, _ in pairs],
-        "scores": [score for _, score in pairs],
-        "margins": [case["margin"] for case in cases],
+        "scans": len(people),
+        "labelled": len(findings.of_set("test")),
+        "called_reduced": sum(case["predicted"] for case in judged),
+        "uncertain": sum(case["uncertain"] for case in judged),
+        "inconsistent": findings.metrics["inconsistent"],
+        "green": verdicts["green"],
+        "amber": verdicts["amber"],
+        "left_out": len(findings.skipped),
     }
 
 
-def _compare(settings: Config, internal: Side, external: Side) -> Iterator[dict]:
-    """Rows of external.tsv."""
-    sides = (internal, external)
-    whole = {"group": WHOLE, "classifier": "cnn"}
-    for measure, key in (("called_reduced", "predicted"), ("uncertain", "uncertain")):
-        yield whole | compare_shares(measure, *([bool(case[key]) for case in side.judged] for side in sides))
-    names = [[case["participant_id"] for case in side.judged] for side in sides]
-    if all(side.findings.unlike.keys() >= {*own} for side, own in zip(sides, names)):
-        marks = ([side.findings.unlike[name] for name in own] for side, own in zip(sides, names))
-        yield whole | compare_shares("unlike_training", *marks)
-    if not external.tested:
-        return
-    for name in ("cnn", *(["roi_relevance"] if _are_alike(*sides) else []), "sbr", "cart"):
-        a, b = (_calls(side.tested, name) for side in sides)
-        yield from (whole | {"classifier": name} | row for row in compare_calls(a, b))
-        if name == "cnn":
-            rest = (
-                [case["label"] == case["predicted"] for case in side.tested if not case["uncertain"]] for side in sides
-            )
-            yield whole | compare_shares("accuracy_of_the_rest", *rest)
-            fit = internal.reference.calibration
-            temperature = fit["temperature"] if fit["determined"] else None
-            yield from (whole | row for row in compare_calibration(a, b, temperature))
-    for column in settings.subgroups:
-        for value in sorted({external.group_of(case, column) for case in external.tested}):
-            calls = (_calls(side.cases_of(column, value), "cnn") for side in sides)
-            yield from ({**whole, "group": f"{column}: {value}", **row} for row in compare_calls(*calls))
+def _compare(internal: Mapping | None, external: Mapping, alike: bool) -> Iterator[dict]:
+    """Rows of external.tsv, of the numbers of both tests; those of the internal one may not be known. Maps are held
+    against one another if they are made ``alike``."""
+    whole = {"group": WHOLE, "classifier": NETWORK}
+    of_internal = {part: (internal or {}).get(part, {}) for part in ("shares", "calls", "calibration", "groups")}
+    for measure in FACTS:
+        if measure in external["shares"] and (internal is None or measure in of_internal["shares"]):
+            yield whole | compare_shares(measure, of_internal["shares"].get(measure), external["shares"][measure])
+    for name, calls in external["calls"].items():
+        if name == SIGN and not alike:
+            continue
+        rows = compare_calls(of_internal["calls"].get(name), calls)
+        yield from (whole | {"classifier": name} | row for row in rows)
+        if name == NETWORK:
+            pair = (of_internal["shares"].get(REST), external["shares"].get(REST))
+            yield whole | compare_shares(REST, *pair)
+            fits = internal["calibration"] if internal else None
+            yield from (whole | row for row in compare_calibration(fits, external["calibration"]))
+    for name, calls in external["groups"].items():
+        yield from ({**whole, "group": name, **row} for row in compare_calls(of_internal["groups"].get(name), calls))
 
 
-def _are_alike(*sides: Side) -> bool:
-    """Whether the maps of both sides are made the same way."""
-    ours, theirs = (side.findings.run.entry("explain", "external")["config"] for side in sides)
-    return ours == theirs
-
-
-def _find_remarks(settings: Config, internal: Side, external: Side) -> Iterator[str]:
+def _find_remarks(
+    settings: Config, known: Applied, external: Tested, internal: Mapping | None
+) -> Iterator[str]:
     """Sentences on what the numbers cannot say."""
-    yield from _find_overlap(internal.findings, external.findings)
-    unlabelled, tested = len(external.judged) - len(external.tested), external.tested
+    if known.findings is not None:
+        yield from _find_overlap(known.findings, external.findings)
+    else:
+        yield from _tell_of_bundle(settings, internal)
+    unlabelled, tested = len(external.judged) - len(external.cases), external.cases
     if not tested:
         yield "No scan has a label: nothing is said of how often the network is right."
     elif unlabelled:
@@ -179,15 +132,33 @@ def _find_remarks(settings: Config, internal: Side, external: Side) -> Iterator[
         )
     if tested and len({case["label"] for case in tested}) == 1:
         yield "All labelled scans are of one class: there is no AUC, and either sensitivity or specificity."
-    if not _are_alike(internal, external):
+    what = "run" if known.findings is not None else "bundle"
+    if not known.reference.alike:
         yield (
-            "The relevance maps are made another way than those of the run: no map is called consistent, and the sign "
-            "of the relevance is not compared."
+            f"The relevance maps are made another way than those of the {what}: no map is called consistent, and the "
+            f"sign of the relevance is not compared."
         )
-    elif internal.reference.means is None:
-        yield "The run has no mean map of one of the classes: no map is called consistent."
-    if not internal.reference.calibration["determined"]:
+    elif known.reference.means is None:
+        yield f"The {what} has no mean map of one of the classes: no map is called consistent."
+    if not known.reference.calibration["determined"]:
         yield "The run could not determine a temperature: its probabilities are not calibrated."
+
+
+def _tell_of_bundle(settings: Config, internal: Mapping | None) -> Iterator[str]:
+    """What a bundle cannot say, for it holds no case."""
+    yield (
+        "The network is that of a bundle, which knows no scan of its run: nothing tells here whether scans of this "
+        "cohort are scans that it was trained with."
+    )
+    if internal is None:
+        yield (
+            "The bundle was made by a version that told nothing of the run's own test: the external test stands alone."
+        )
+    elif settings.subgroups:
+        yield (
+            "Of its own test a bundle tells subgroups by sex and by decade of age, of 5 cases or more; beside the "
+            "others stands nothing."
+        )
 
 
 def _find_overlap(known: Findings, findings: Findings) -> Iterator[str]:
@@ -208,29 +179,25 @@ def _find_overlap(known: Findings, findings: Findings) -> Iterator[str]:
 
 
 def _write_page(
-    settings: Config, internal: Side, external: Side, rows: Sequence[Mapping], remarks: Sequence[str], applied: Mapping
+    settings: Config,
+    known: Applied,
+    findings: Findings,
+    counts: Mapping,
+    rows: Sequence[Mapping],
+    remarks: Sequence[str],
+    figure: Path | None,
 ) -> None:
-    run, theirs = external.findings.run, internal.findings.run
-    figure, counts, calibration = None, external.count(), internal.reference.calibration
-    if external.tested:
-        groups = {"internal test": internal.tested, "external test": external.tested}
-        for column in settings.subgroups:
-            for value in sorted({external.group_of(case, column) for case in external.tested}):
-                groups[f"{column} {value}"] = external.cases_of(column, value)
-        figure = run.external.with_suffix("") / "tests.png"
-        save_figure(
-            plot_comparison({name: _summarise(cases) for name, cases in groups.items()}), figure.with_suffix("")
-        )
-    n = counts["scans"]
+    run, calibration, n = findings.run, known.reference.calibration, counts["scans"]
+    theirs = None if known.findings is None else known.findings.run.report.resolve()
     write_external_report(
         run.external,
         ExternalPage(
             created=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
             data=f"{settings.data.kind}, {n} scans, grid {settings.grid.name}",
-            run=theirs.folder.resolve().name,
-            applied=applied,
+            run=known.name,
+            applied=known.identity,
             report=run.report.name,
-            theirs=os.path.relpath(theirs.report.resolve(), run.external.parent.resolve()),
+            theirs=None if theirs is None else os.path.relpath(theirs, run.external.parent.resolve()),
             facts={
                 "Scans": f"{n}, {counts['labelled']} with a label; {counts['left_out']} left out",
                 "Called reduced": f"{counts['called_reduced']} ({format_percent(counts['called_reduced'] / n)})",
@@ -245,7 +212,3 @@ def _write_page(
             figure=figure,
         ),
     )
-
-
-def _summarise(cases: Sequence[Mapping]) -> dict:
-    return summarise([case["label"] for case in cases], [case["predicted"] for case in cases])

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import yaml
 
 from datxai.analysis.normal_range import NormalRange, describe_range, judge_measures
+from datxai.applied import Applied
 from datxai.case import tabulate_measures
 from datxai.config import STAGES, Config
 from datxai.findings import GROUPS, Findings
@@ -21,7 +22,6 @@ from datxai.pages.report import write_case_data, write_case_pages, write_report
 from datxai.pages.style import GROUP_NAMES
 from datxai.pages.tables import LABEL_NAMES
 from datxai.progress import Bar
-from datxai.reader import open_applied
 from datxai.run import Run
 from datxai.run_figures import FIGURES, draw
 from datxai.volume import load
@@ -42,7 +42,7 @@ def outputs(run: Run) -> list[Path]:
 
 def make(settings: Config, run: Run) -> None:
     findings = Findings(run)
-    ranges = None if settings.applied is None else open_applied(settings)[1].ranges
+    ranges = None if settings.applied is None else Applied.open(settings).reference.ranges
     figures = _choose_figures(settings, findings)
     for name in FIGURES:
         if name in figures:
@@ -81,10 +81,12 @@ def make(settings: Config, run: Run) -> None:
 
 def _choose_figures(settings: Config, findings: Findings) -> list[str]:
     """The names of the figures that the run has something for: without labels none, without a training of its own not
-    that."""
+    that, nor a tree that nobody has told."""
     if not findings.tested:
         return []
-    return [name for name in FIGURES if name != "training" or settings.applied is None]
+    without = set() if settings.applied is None else {"training"}
+    without |= set() if "cart" in findings.metrics["classifiers"] else {"cart"}
+    return [name for name in FIGURES if name not in without]
 
 
 def tabulate_cases(findings: Findings, ranges: Ranges | None = None) -> list[dict]:

@@ -6,7 +6,6 @@ import itertools
 import logging
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -15,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import median
-from typing import cast
 
 import numpy as np
 import torch
@@ -23,12 +21,13 @@ import torch
 from datxai.analysis.calibration import margin_of, probability
 from datxai.analysis.normal_range import judge_measures
 from datxai.anatomy import Anatomy, grid_of
+from datxai.applied import Applied, identify, require_applicable, take_network
 from datxai.case import SBR
 from datxai.cohort.dataset import CaseDataset
 from datxai.config import Config, Network, describe, describe_network
 from datxai.device import choose_device
 from datxai.explainer import predict_label
-from datxai.files import hash_content, replacing, write_arrays, write_table
+from datxai.files import hash_content, write_arrays, write_table
 from datxai.findings import Findings
 from datxai.model import checkpoint, distributed, training, weights
 from datxai.model.architectures import build, hash_source, outline
@@ -38,7 +37,6 @@ from datxai.model.network import Input
 from datxai.model.recipe import Recipe
 from datxai.model.tracking import track
 from datxai.progress import Bar
-from datxai.reader import open_applied
 from datxai.run import Run
 
 log = logging.getLogger("datxai")
@@ -49,8 +47,7 @@ FORWARD_SHARE = 1 / 3  # time of a forward pass (validation) as a fraction of th
 
 def depends(settings: Config) -> dict:
     if settings.applied is not None:
-        run = Run(settings.applied)
-        return {"applied": {name: run.entry("evaluate", "apply").get(name) for name in ("fingerprint", "output_hash")}}
+        return {"applied": identify(settings)}
     recipe = asdict(settings.training)
     del recipe["tracking"]  # changes nothing in the result
     looked_up = describe(settings.atlas) if settings.network.see != "all" else {}
@@ -62,7 +59,7 @@ def depends(settings: Config) -> dict:
 def check(settings: Config) -> None:
     """Refuse what no training can be made with, before anything is made; or a run that cannot be applied."""
     if settings.applied is not None:
-        Run(settings.applied).entry("evaluate", "apply")
+        require_applicable(settings)
         return
     _recipe(settings)
     model = outline(shape=grid_of(settings).shape, **describe_network(settings.network))
@@ -113,11 +110,8 @@ def make(settings: Config, run: Run) -> None:
 
 def _apply(settings: Config, run: Run) -> None:
     """Take the network of the run that is applied, and write what it says of every case, as sure as that run is."""
-    findings, (_, reference) = Findings(run), open_applied(settings)
-    run.model.mkdir(exist_ok=True)
-    for path in outputs(Run(cast(str, settings.applied)))[:3]:
-        with replacing(run.model / path.name) as temporary:
-            shutil.copyfile(path, temporary)
+    findings, reference = Findings(run), Applied.open(settings).reference
+    take_network(settings, run.model)
     rows = _predict(settings, findings, choose_device(settings))
     calibration = reference.calibration
     probabilities = probability([margin_of(row) for row in rows], calibration["temperature"])

@@ -7,12 +7,13 @@ from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
-from datxai.cli import carry_out, prepare
 from datxai.compose import compose, refusing, take_choices
 from datxai.config import ALL, COMMANDS, DEFAULT, STAGES
 from datxai.errors import InputError
 from datxai.findings import Findings
+from datxai.job import carry_out
 from datxai.order import key_of, read_order
+from datxai.plan import prepare
 from datxai.record import say
 from datxai.run import Run
 

@@ -18,15 +18,17 @@ MIDDLE = (  # each imports those before it alone
     "applied", "case_folder",
 )  # fmt: skip
 COMMAND = {  # the command, and what each of its parts stands on beside settings and the record
-    "cli": {"pipeline", "order", "compose", "help", "lock", "run", "bundle"},
+    "cli": {"order", "plan", "compose", "job", "help", "run"},
+    "job": {"plan", "order", "compose", "lock", "bundle", "pipeline"},
+    "plan": {"order", "compose", "bundle"},
     "compose": {"order"},
     "order": set(),
-    "api": {"cli", "compose", "order", "findings", "run"},
+    "api": {"order", "plan", "compose", "job", "findings", "run"},
     "help": set(),
 }
 ONLY_IN = {
     "hydra": {"cli.py", "compose.py"},
-    "omegaconf": {"cli.py", "compose.py"},
+    "omegaconf": {"cli.py", "job.py", "compose.py"},
     "zennit": {"explain"},
     "matplotlib": {"pages"},
     "pydicom": {"imaging/dicom/"},

@@ -19,6 +19,7 @@ from datxai.config import COMMANDS, STAGES, Config, Phantom, require_sensible, r
 from datxai.errors import InputError
 from datxai.help import help_text
 from datxai.order import read_order
+from datxai.plan import prepare
 from datxai.record import recording
 
 CONF = Path(datxai.conf.__file__).parent
@@ -294,7 +295,7 @@ def test_numbers_that_no_run_can_be_made_with(setting, value):
 def test_a_misspelt_setting_is_an_error_with_a_plus_too(tmp_path, monkeypatch, key, meant, sign):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((InputError, HydraException)) as caught:
-        plan = cli.prepare(read_order([f"{sign}{key}=1", "run=run"]))
+        plan = prepare(read_order([f"{sign}{key}=1", "run=run"]))
         compose.compose(plan.words, plan.config)
     said = str(caught.value) if isinstance(caught.value, InputError) else compose.sentence(caught.value)
     assert said == f"there is no setting {key}; did you mean {meant}?"

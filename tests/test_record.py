@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from datxai import compose, record
-from datxai.cli import prepare
 from datxai.errors import InputError
 from datxai.files import hash_content, write_json
 from datxai.order import read_order
+from datxai.plan import prepare
 
 FILES = {
     "network/tiny.yaml": "defaults: [nazari2021, _self_]\nchannels: [4, 4]\nhidden: [8]\n",

@@ -1,0 +1,182 @@
+"""One job of an order: the run folder is had, its record is kept, and the pipeline goes to work."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datxai.config import COMMANDS, Config
+from datxai.errors import InputError
+from datxai.order import NEED_NO_RUN
+from datxai.plan import MAKE_FOLDERS, OF_BUNDLE, Plan
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from datxai.record import Record
+
+log = logging.getLogger("datxai")
+
+
+def carry_out(
+    plan: Plan, cfg: DictConfig, folder: Path, choices: Mapping[str, str | None], sweeps: bool = False
+) -> float | None:
+    """Carry out an order with the configuration composed for it, of which ``choices`` are Hydra's.
+
+    Returns the objective of a sweep's job, None where there is none. Raises `InputError`.
+    """
+    from datxai import compose, pipeline
+    from datxai.record import Record, recording
+
+    settings = _settings(cfg, plan.order.given)
+    folder = folder if plan.bundle is None else plan.bundle.folder
+    settings.run = str(folder)
+    if sweeps:
+        log.info("\n%s", folder)
+    now = compose.record_of(cfg, plan.record, choices, plan.fixed)
+    if settings.explanation != plan.order.explanation:
+        raise InputError(
+            f"explanation={settings.explanation}: set by a file, expected on the command line, which says what of the "
+            f"run's record is taken over; give it there."
+        )
+    if settings.base is not None and Path(settings.base).resolve() == folder.resolve():  # a shard of the base itself
+        now = replace(now, values={**now.values, "base": None})
+    if settings.applied is not None and plan.record is not None and not settings.dry_run:
+        _require_trained_with(settings, plan, now)
+    if plan.record is not None and not sweeps:
+        log.info("Settings taken over from %s: %s", plan.rests_on, compose.describe(plan.record))
+    if plan.bundle is not None:
+        plan.bundle.require_same(now, settings.stage)
+    follows = int(os.environ.get("RANK", 0)) > 0  # another process of torchrun, which keeps the record
+    leaves_record = not (settings.stage in COMMANDS or settings.dry_run or follows)
+    with _locking(settings, folder, leaves_record):
+        record = plan.record
+        if plan.run is not None and not sweeps:
+            record = _find_record(plan, now, settings)
+        now = (record or Record({})).keep(now, settings.explanation)
+        with recording(folder, now) if leaves_record else nullcontext(), _unpacking(settings, folder, leaves_record):
+            pipeline.run(settings)
+    return pipeline.find_objective(settings) if sweeps else None
+
+
+@contextmanager
+def _unpacking(settings: Config, folder: Path, writes: bool) -> Iterator[None]:
+    """Have template and atlas of a bundle that is applied, if it has any, in the run folder; they go again where no
+    stage has been made with them."""
+    from datxai.bundle import MOST, WEIGHTS, Bundle
+
+    place = folder / OF_BUNDLE
+    if not writes or settings.applied is None or not Path(settings.applied).is_file() or place.exists():
+        yield
+        return
+    try:
+        Bundle.open(settings.applied, [name for name in MOST if name != WEIGHTS]).write_files(place)
+        yield
+    finally:
+        if place.is_dir() and not (folder / "manifest.json").is_file():
+            shutil.rmtree(place)
+
+
+@contextmanager
+def _locking(settings: Config, folder: Path, writes: bool) -> Iterator[None]:
+    """Have the run folder, alone if it is written to, and the base that it rests on.
+
+    Shards of one stage write different files of one run side by side, and share it as readers do. `serve` has the run
+    only while it reads it.
+    """
+    from datxai.lock import holding
+
+    command = f"datxai {settings.stage}"
+    with ExitStack() as stack:
+        if writes:
+            stack.callback(_remove_empty, folder)
+        if writes or (settings.stage in COMMANDS and settings.stage not in ("serve", *NEED_NO_RUN)):
+            stack.enter_context(holding(folder, command if writes and settings.shard is None else None))
+        if settings.stage in MAKE_FOLDERS:
+            stack.callback(_remove_empty, folder / settings.stage)
+            stack.enter_context(holding(folder / settings.stage, command))
+        for rests_on in (settings.base, settings.applied):
+            if rests_on is not None and Path(rests_on).is_dir() and Path(rests_on).resolve() != folder.resolve():
+                stack.enter_context(holding(Path(rests_on)))
+        yield
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # there is something in it
+        folder.rmdir()
+
+
+def _find_record(plan: Plan, now: Record, settings: Config) -> Record | None:
+    """The record that is there now that the run is ours; settings that shaped what a stage goes on with are refused."""
+    from datxai.record import read_record, require_same
+
+    assert plan.run is not None
+    found = read_record(plan.run)
+    if plan.rests_on != plan.run and found is not None:
+        raise InputError(f"run={plan.run}: another command has begun a run there meanwhile; give the command again.")
+    if plan.record is None or plan.rests_on != plan.run:
+        return plan.record
+    record = found.of_explanation(settings.explanation) if found is not None and found.choices else plan.record
+    require_same(plan.run, record, now, settings.stage, settings.explanation)
+    return record
+
+
+def _require_trained_with(settings: Config, plan: Plan, now: Record) -> None:
+    """Refuse settings that the network of a run that is applied rests on, if they are others than it was trained with;
+    and another cohort than the folder holds already."""
+    from datxai.bundle import SETTINGS, Bundle
+    from datxai.record import read_record, require_same, say
+
+    assert settings.applied is not None and plan.run is not None and plan.record is not None
+    applied = Path(settings.applied)
+    theirs = None if applied.is_file() else read_record(applied)
+    if applied.is_file():
+        Bundle.open(applied, [SETTINGS]).require_same(now, "apply", plan.run / OF_BUNDLE)
+    if theirs is not None and theirs.choices:
+        require_same(applied, theirs, now, "apply")
+    if plan.rests_on == plan.run:
+        old, new = plan.record.settings(), now.settings()
+        for setting in ("data.kind", "data.root", "data.collection", "data.seed", "data.n_subjects"):
+            if old.get(setting) != new.get(setting):
+                raise InputError(
+                    f"to={plan.run}: holds the cohort of {setting}={say(old.get(setting))}, not of "
+                    f"{say(new.get(setting))}; choose another to=DIR."
+                )
+
+
+def _settings(cfg: DictConfig, given: Mapping[str, str]) -> Config:
+    """A composed configuration as our schema has it, or `InputError`."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    from datxai.compose import require_known
+
+    try:
+        require_known(cfg)
+        settings = OmegaConf.to_object(cfg)
+        assert isinstance(settings, Config)
+        _require_given(OmegaConf.to_container(cfg, resolve=True), given)
+    except MissingMandatoryValue as error:
+        raise InputError(f"{error.full_key} has no value; give it as {error.full_key}=VALUE.") from error
+    except OmegaConfBaseException as error:
+        raise InputError(f"the configuration does not fit: {str(error).splitlines()[0]}") from error
+    return settings
+
+
+def _require_given(settings: object, given: Mapping[str, str], place: str = "") -> None:
+    """Refuse code, a file of rules or the class of a network, that was not named on the command line itself: a run
+    folder, or a configuration file that came with one, must not choose what is executed here."""
+    for key, value in settings.items() if isinstance(settings, dict) else []:
+        is_code = key == "rules_from" or place + key == "network.target"
+        if is_code and value is not None and place + key not in given:
+            raise InputError(
+                f"{place}{key}={value} is Python code that would be executed; if you trust it, name it on the command "
+                f"line: {place}{key}={value}"
+            )
+        _require_given(value, given, f"{place}{key}.")

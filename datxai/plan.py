@@ -1,0 +1,299 @@
+"""How an order is carried out: in which folder and on which settings, if it may be. Nothing is written here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datxai.config import COMMANDS, OF_BUNDLES, require_name
+from datxai.errors import InputError
+from datxai.order import FROM_TRAINING_ON, NEED_NO_RUN, Order, group_of, key_of, quote
+
+if TYPE_CHECKING:
+    from datxai.bundle import Bundle
+    from datxai.record import Record
+
+CHOICE = {"benchmark": "default", "search": "training"}  # commands with a group of settings, and its first choice
+OF_BUNDLE = "bundle"  # in a run folder the template and the atlas of a bundle that is applied
+OF_HYDRA = (".hydra", ".lock", "datxai.log")  # what a run folder may hold that has no record
+MAKE_FOLDERS = ("benchmark", "spectral")  # commands that read a run and make a folder of their own name in it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an order is carried out: the configuration and the words that Hydra composes, and what they rest on."""
+
+    order: Order
+    config: str
+    words: tuple[str, ...]
+    run: Path | None = None
+    record: Record | None = None  # that the run goes on with, if it has been begun
+    rests_on: Path | None = None  # the folder that has it
+    fixed: tuple[str, ...] = ()  # settings that shaped what has been made before
+    bundle: Bundle | None = None  # in the place of a run folder
+
+
+def prepare(order: Order) -> Plan:
+    """Where an order is carried out and on which settings; nothing is written.
+
+    Raises `InputError` if it cannot be, and what Hydra raises where its words do not compose.
+    """
+    from datxai import compose
+
+    compose.register_schemas()
+    if order.asks_hydra:
+        return Plan(replace(order, flags=(*order.flags, *_help_to_complete())), compose.PRIMARY, order.words)
+    _require_possible(order)
+    without = Plan(order, compose.PRIMARY, (*order.words, "run=."))
+    plan = without if order.task in NEED_NO_RUN else _place(order)
+    of_call = {"stage": order.task, "hydra": {}}
+    if "shard" in order.given:  # all shards are of one run
+        of_call["hydra"] |= {"sweep": {"dir": "${run}", "subdir": "."}}
+    if order.given.get("dry_run") == "true" or plan.bundle is not None:  # no trace of it
+        of_call["hydra"] |= {"run": {"dir": "."}, "job_logging": {"loggers": {"datxai": {"handlers": ["console"]}}}}
+    plan = _choose_method(plan, of_call)
+    config = _register(plan, of_call)
+    compose.require_own_hydra(replace(order, words=plan.words), config)
+    if any(word.startswith("+") for word in order.words):
+        compose.require_known(compose.compose(compose.single(order), config, order.config_dir))
+    return replace(plan, config=config)
+
+
+def _require_possible(order: Order) -> None:
+    require_name(order.explanation)
+    if order.value_of("--config-path", "-cp", "--config-name", "-cn") is not None:
+        raise InputError(
+            "--config-path and --config-name: a run begins with the configuration of datxai, or with its record; "
+            "put your settings into D/experiment/mine.yaml and give --config-dir D experiment=mine."
+        )
+    if order.sweeps and "applied" in order.given:
+        raise InputError("`datxai apply` takes one run to one cohort; leave out -m.")
+    if order.sweeps and order.given.get("dry_run") == "true":
+        raise InputError("--dry-run shows one composite; leave out -m.")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and order.task != "train":
+        raise InputError("Under torchrun only `train` runs; start the other stages without it.")
+    sweeper = order.given.get("hydra/sweeper", "basic")
+    if order.sweeps and sweeper != "basic" and order.task in (*COMMANDS, "simulate", "preprocess", "split"):
+        raise InputError(
+            f"hydra/sweeper={sweeper}: looks for settings with the best objective, and `{order.task}` makes none; "
+            f"leave out the sweeper, or sweep over `train` or the whole journey."
+        )
+
+
+def _place(order: Order) -> Plan:
+    """The run folder of an order, the words with it, and the record that it goes on with; jobs of a sweep lie in the
+    folder of their base."""
+    from datxai import compose
+    from datxai.record import made_before, read_record, require_own
+
+    given, run = order.given, _find_run(order)
+    if run.is_file() and "run" in given:
+        return _place_on_bundle(order, run)
+    base = Path(given["base"]) if "base" in given else None
+    if base is None and order.sweeps and (run / "manifest.json").is_file():
+        base = run
+    if order.sweeps and order.task in ("split", *FROM_TRAINING_ON) and base is None and not order.shows:
+        raise InputError(
+            f"run={run}: no run there whose cohort the jobs of `{order.task} -m` could share; make one first, `datxai "
+            f"run={run}` with its settings, or leave out '{order.task}', so that each job makes all that it needs."
+        )
+    applied = Path(given["applied"]) if given.get("applied", "null") != "null" else None
+    if order.task in COMMANDS:
+        _require_run(order, run)
+    if applied is not None:
+        _require_apart(order, run, applied)
+    if not order.leaves_nothing:
+        _require_writable(run)
+        jobs = [path for name in ("datxai.log", ".hydra") for path in (run / name, *run.glob(f"*/{name}"))]
+        made = ("multirun.yaml", "cases", "compare", "search", *MAKE_FOLDERS)
+        require_own(run, *jobs, *(run / name for name in made))
+    words = [word for word in order.words if key_of(word) not in ("run", "base")]
+    words += [quote(f"{key}={folder}") for key, folder in (("run", run), ("base", base)) if folder is not None]
+    if order.task in CHOICE and order.task not in given:
+        words.append(f"{order.task}={CHOICE[order.task]}")
+    for folder in [base] if order.sweeps else [run, applied, base]:
+        if folder is not None and folder == applied and folder.is_file():
+            return _place_applied_bundle(order, words, run, folder)
+        record = read_record(folder) if folder is not None else None
+        if folder is not None and record is not None:
+            record = record if record.choices else compose.read_0_1(folder, record)
+            record = record.of_explanation(order.explanation)
+            if applied is not None and folder == applied:
+                record = _for_another_cohort(order, record, applied)
+            words = words if order.sweeps else _leave_out_repeated(words, record)
+            fixed = made_before(run, order.task, order.explanation) if folder == run else ()
+            fixed = made_before(applied, "apply") if applied is not None and folder == applied else fixed
+            return Plan(order, compose.PRIMARY, tuple(words), run, record, folder, tuple(fixed))
+    return Plan(order, compose.PRIMARY, tuple(words), run)
+
+
+def _place_on_bundle(order: Order, path: Path) -> Plan:
+    """The plan of a command that takes a bundle, whose settings are those of its run; a stage is refused."""
+    from datxai import compose
+    from datxai.bundle import SETTINGS, Bundle, is_bundle, say_what_it_holds
+
+    if order.task not in OF_BUNDLES:
+        if is_bundle(path):
+            raise say_what_it_holds(path, order.task)
+        raise InputError(f"run={path}: is a file, expected a folder; choose another run=DIR.")
+    if order.sweeps:
+        raise InputError(f"run={path}: a bundle is for one command at a time; leave out -m.")
+    bundle = Bundle.open(path, only=[SETTINGS])
+    record = bundle.record.without("data")  # of which the kind of the new scan is not
+    words = [word for word in order.words if key_of(word) != "run"]
+    orientation = bundle.record.values["data"].get("orientation", "header")
+    words = [f"data.orientation={orientation}", *words, quote(f"run={path}")]
+    return Plan(order, compose.PRIMARY, tuple(words), None, record, path, bundle.fixed, bundle)
+
+
+def _place_applied_bundle(order: Order, words: Sequence[str], run: Path, path: Path) -> Plan:
+    """The plan of a run that begins with the network and the settings of a bundle, and another cohort."""
+    from datxai import compose
+    from datxai.bundle import SETTINGS, Bundle
+    from datxai.record import OF_COHORT
+
+    bundle = Bundle.open(path, only=[SETTINGS])
+    record = bundle.with_files_in(run / OF_BUNDLE)
+    record = record.of_explanation(order.explanation)
+    fixed = [name for name in bundle.fixed if group_of(name) not in OF_COHORT]
+    return Plan(order, compose.PRIMARY, tuple(words), run, record, path, tuple(fixed))
+
+
+def _require_apart(order: Order, run: Path, applied: Path) -> None:
+    """Refuse folders in which what a run says of another cohort cannot lie, and a run that cannot be applied."""
+    from datxai.record import RECORD, read_record
+
+    if not (applied.is_file() or (applied / "manifest.json").is_file()):
+        raise InputError(
+            f"run={applied}: no run folder of datxai there (no manifest.json), expected a finished run; make one with "
+            f"`datxai run={applied}`."
+        )
+    here, there = run.resolve(), applied.resolve()
+    if here == there or there in here.parents or here in there.parents:
+        raise InputError(
+            f"to={run}: is, holds or lies in the run that is applied, {applied}, which is only read; choose another "
+            f"to=DIR."
+        )
+    before = read_record(run)
+    of = None if before is None else before.values.get("applied")
+    if before is None and run.is_dir() and any(path.name not in OF_HYDRA for path in run.iterdir()):
+        raise InputError(f"to={run}: holds files that no run has made ({RECORD} is missing); choose another to=DIR.")
+    if before is not None and (of is None or Path(of).resolve() != there):
+        what = "a run of its own" if of is None else f"what the run {of} says"
+        raise InputError(
+            f"to={run}: holds {what}, expected a new folder, or what {applied} says; choose another to=DIR."
+        )
+    if before is None and not {"data", "experiment"} & {group_of(key) for key in order.given}:
+        raise InputError(
+            f"run={applied}: no cohort is given that it could meet; give data=folder data.root=DIR, or data=dicom, "
+            f"ppmi or phantom."
+        )
+
+
+def _for_another_cohort(order: Order, record: Record, applied: Path) -> Record:
+    """What is taken over of the record of a run that is applied: all but code and what the run itself rests on."""
+    from datxai.record import CODE, RECORD
+
+    for setting in CODE:
+        group, name = setting.split(".")
+        value = record.values.get(group, {}).get(name)
+        if value is not None and not {setting, group} & {*order.given}:
+            raise InputError(
+                f"{applied / RECORD}: {setting}={value} is Python code that would be executed; if you trust it, name "
+                f"it on the command line: {setting}={value}"
+            )
+    return replace(record, values={**record.values, "base": None, "applied": None, "subgroups": []})
+
+
+def _find_run(order: Order) -> Path:
+    """The run folder that the words name, or the configuration that they make, but for what a sweep varies."""
+    from datxai import compose
+
+    given = order.given
+    if "run" not in given and "base" in given:
+        if not order.sweeps:
+            raise InputError(
+                f"base={given['base']}: a run on that base needs run=RUN_DIR, or -m to be made within the base."
+            )
+        return Path(given["base"])
+    if "run" in given and "${" not in given["run"]:
+        return Path(given["run"])
+    return Path(compose.compose(compose.single(order), folder=order.config_dir).run)
+
+
+def _leave_out_repeated(words: list[str], record: Record) -> list[str]:
+    """The words without an experiment that the run has been made with: its record has that, and what was changed."""
+    known = f"experiment={record.choices.get('experiment')}"
+    return [word for word in words if word != known]
+
+
+def _choose_method(plan: Plan, of_call: Mapping) -> Plan:
+    """A composite chosen now is one of LRP, whatever method the run, or an experiment, has chosen before."""
+    from datxai import compose
+
+    keys = {group_of(key_of(word)) for word in plan.words}
+    method = (plan.record.values if plan.record else {}).get("attribution", {}).get("method", "lrp")
+    if "attribution" in keys or not {"composite", "experiment"} & keys:
+        return plan
+    if "composite" in keys and method != "lrp":
+        assert plan.record is not None  # whose method it is
+        plan, method = replace(plan, record=plan.record.without("attribution")), "lrp"
+    if "experiment" in keys and not plan.order.sweeps and ("composite" in keys or method != "lrp"):
+        cfg = compose.compose(plan.words, _register(plan, of_call), plan.order.config_dir)
+        choices = cfg.hydra.runtime.choices
+        if "composite" in keys and cfg.attribution.method != "lrp":
+            return replace(plan, words=(*plan.words, "attribution=lrp"))
+        if choices.composite != compose.RECORDED and choices.attribution == compose.RECORDED:
+            assert plan.record is not None  # whose method was chosen
+            return replace(plan, record=plan.record.without("attribution"))
+    return plan
+
+
+def _register(plan: Plan, of_call: Mapping) -> str:
+    from datxai.compose import register_primary
+    from datxai.record import Record
+
+    return register_primary(plan.record or Record({}), of_call, plan.fixed)
+
+
+def _require_run(order: Order, run: Path) -> None:
+    if "run" not in order.given:
+        raise InputError(f"`datxai {order.task}` needs run=RUN_DIR, the folder of a run.")
+    if not (run / "manifest.json").is_file():
+        raise InputError(
+            f"run={run}: no run folder of datxai there (no manifest.json); make one with `datxai run={run}`."
+        )
+
+
+def _require_writable(run: Path) -> None:
+    place = next(path for path in (run, *run.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise InputError(f"run={run}: {place} is a file, expected a folder; choose another run=DIR.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(
+            f"run={run}: nothing can be written to {place}; choose another run=DIR or mend its permissions."
+        )
+
+
+def _help_to_complete() -> list[str]:
+    """Take the stage out of the line that a shell wants completed, which Hydra would stumble over; complete it too.
+
+    Returns the flags that say where the line looks for configurations."""
+    from datxai.config import STAGES
+
+    line = os.environ.get("COMP_LINE")
+    if line is None or not any(word.startswith("query=") for word in sys.argv):
+        return []
+    program, *words = line.split(" ")
+    tasks = [*STAGES, *COMMANDS]
+    if not {*words[:-1]} & {*tasks} and "=" not in words[-1]:
+        print(" ".join(task for task in tasks if task.startswith(words[-1])))
+    task = next((word for word in words[:-1] if word in tasks), None)
+    os.environ["COMP_LINE"] = " ".join([program, *(word for word in words if word != task)])
+    folders = [folder for name, folder in pairwise(words) if name in ("--config-dir", "-cd")]
+    return [f"--config-dir={folder}" for folder in folders]

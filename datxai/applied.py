@@ -12,7 +12,7 @@ from datxai.config import DEFAULT, Config
 from datxai.files import replacing, write_table
 from datxai.findings import Findings
 from datxai.model import checkpoint
-from datxai.reader import Reference
+from datxai.reference import Reference
 from datxai.run import Run
 from datxai.tested import CUTOFF, TREE, Tested
 

@@ -20,7 +20,8 @@ from datxai.anatomy import Anatomy
 from datxai.case import tabulate_measures
 from datxai.files import UNFINISHED, write_json
 from datxai.pages.content import CasePage, MapBeside, PriorScan
-from datxai.reader import Reading, Reference, timed
+from datxai.reading import Reading, timed
+from datxai.reference import Reference
 from datxai.volume import Volume, save
 
 CHART_DPI = 250  # of a chart, which is shown with half as many pixels

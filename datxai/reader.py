@@ -12,10 +12,8 @@ import importlib
 import logging
 import os
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,139 +21,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datxai import __version__
-from datxai.analysis.shift import Shift
 from datxai.anatomy import Anatomy
 from datxai.bundle import Bundle
-from datxai.case import HALVES, SBR, Imaging, describe_appearance, tabulate_measures
+from datxai.case import Imaging, describe_appearance, tabulate_measures
 from datxai.config import DEFAULT, EXPLAINING, Config, require_name, restore
 from datxai.device import choose_device
 from datxai.errors import InputError
-from datxai.explainer import Explainer, describe_method, predict_label
-from datxai.files import hash_content
-from datxai.findings import Findings
+from datxai.explainer import Explainer, predict_label
 from datxai.lock import holding
+from datxai.reading import MapOf, Reading, deidentify_subject, find_doubts, forget_file, timed
 from datxai.record import RECORD, read_record
+from datxai.reference import Reference
 from datxai.run import Run
 from datxai.scan import Scan
 from datxai.volume import Volume, resample
 
 if TYPE_CHECKING:
-    from datxai.analysis.normal_range import NormalRange
     from datxai.imaging.dicom import Source
 
 log = logging.getLogger("datxai")
 
 MAX_AGE = 120  # years
-
-
-@dataclass(frozen=True, eq=False)
-class MapOf:
-    """The map of a scan by one explanation: in MNI space and in the scan's own space, and what is known of it."""
-
-    relevance: Volume
-    own_relevance: Volume
-    result: dict
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """What a run says of one scan. Left and right are the patient's own.
-
-    Attributes
-    ----------
-    name : of the scan's file or folder, without suffix
-    scan, own_relevance : Volume in the scan's own space, as far as it is RAS+
-    spect, relevance : Volume in MNI space on the network's grid; scaled uptake, and relevance
-    result : what is written as ``prediction.json``: ``predicted``, ``p_reduced``, ``probability``, binding ratios with
-        their ``normal_range``, ``quality``, ``shift`` (see `datxai.analysis.shift.Shift.judge`; None: not judged),
-        ``consistent``, ``warnings``, ``peak``, ``ledger``, ``timings`` in seconds
-    source : of the DICOM results, where these are asked for
-    beside : the maps of the same decision by the run's other explanations that were asked for
-    prior : the reading of an earlier scan of the same person, see `compare`
-    """
-
-    name: str
-    scan: Volume
-    spect: Volume
-    relevance: Volume
-    own_relevance: Volume
-    result: dict
-    source: Source | None = None
-    beside: Mapping[str, MapOf] = field(default_factory=dict)
-    prior: Reading | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """What a run holds a new scan against.
-
-    Attributes
-    ----------
-    means : mean relevance maps (X, Y, Z) of the true negative and true positive test cases; None if one has no case, or
-        if these maps were made another way, which a map must not be held against
-    calibration : the ``temperature`` of the run's validation cases, whether it is ``determined``, and ``half_width`` of
-        what is called uncertain about 0.5
-    ranges : what the run's normal cases let expect of each measure, by age and sex
-    normals : age, sex and measures of these cases, to be drawn; empty where they are not at hand
-    evaluated : the manifest's entry of the stage `evaluate`
-    identity : of all that the run holds up to there, see `Run.identity`
-    shift : what tells whether a scan is like the training cases; None for a run of a version that did not look
-    alike : whether the run's own maps were made the same way as those to come
-    """
-
-    means: Sequence[np.ndarray] | None
-    calibration: Mapping
-    ranges: Mapping[str, NormalRange]
-    evaluated: Mapping
-    identity: str | None = None
-    normals: Sequence[Mapping] = ()
-    shift: Shift | None = None
-    alike: bool = False
-
-    @classmethod
-    def of(cls, settings: Config, run: Run) -> Reference:
-        """What the run found, for maps made by the method of these settings."""
-        findings = Findings(run)
-        explained = run.entry("explain", "case")
-        alike = run.fingerprint("explain", describe_method(settings), explained["inputs"]) == explained["fingerprint"]
-        pair = [findings.mean_of(f"{group}_relevance") for group in ("TN", "TP")] if alike else []
-        means = [mean for mean in pair if mean is not None]
-        return cls(
-            means=means if len(means) == 2 else None,
-            calibration={**findings.metrics["calibration"], "half_width": findings.half_width},
-            ranges=findings.ranges,
-            evaluated=run.entry("evaluate", "case"),
-            identity=run.identity("evaluate", "case"),
-            normals=findings.normals,
-            shift=findings.shift,
-            alike=alike,
-        )
-
-    @classmethod
-    def of_bundle(cls, settings: Config, bundle: Bundle) -> Reference:
-        """What the run of a bundle found, for maps made by the method of these settings."""
-        from datxai.analysis.normal_range import NormalRange
-
-        held = bundle.reference
-        try:
-            ranges = {str(name): NormalRange.unpack(data) for name, data in held["ranges"].items()}
-            for one in ranges.values():
-                for age, sex in ((None, None), (60.0, "F")):
-                    expected = one.expect(age, sex)
-                    if expected is not None and not np.isfinite(expected.limits).all():
-                        raise ValueError("a range without limits")
-        except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError, IndexError) as error:
-            raise InputError(f"{bundle.folder}: its normal ranges cannot be used; make the bundle again.") from error
-        alike = hash_content(describe_method(settings)) == held["method"]
-        return cls(
-            means=bundle.means if alike else None,
-            calibration=held["calibration"],
-            ranges=ranges,
-            evaluated=held["evaluated"],
-            identity=bundle.identity,
-            shift=bundle.shift,
-            alike=alike,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +126,7 @@ class Reader:
             subject = scan.subject
             fingerprint = scan.hash
         if source is not None and source.deidentified:
-            subject = _deidentify(subject)
+            subject = deidentify_subject(subject)
         age, sex = subject["age"] if age is None else age, sex or subject["sex"]
         if age is not None and not 0 <= age <= MAX_AGE:
             raise InputError(f"{path}: the age is {age:g}, expected years, from 0 to {MAX_AGE}; give it as age=YEARS.")
@@ -268,14 +154,14 @@ class Reader:
             "timings": timings,
             "made_by": {"datxai": __version__, "run": self.reference.evaluated["fingerprint"]},
         }  # fmt: skip
-        result["warnings"] = [*_find_doubts(result), *([subject["doubt"]] if subject["doubt"] and age is None else [])]
+        result["warnings"] = [*find_doubts(result), *([subject["doubt"]] if subject["doubt"] and age is None else [])]
         name = re.sub(r"(\.nii|\.dcm|\.hdr|\.img)?(\.gz)?$", "", name, flags=re.IGNORECASE)
         if source is not None and source.deidentified:
             name = result["scan"] = str(source.elements["PatientID"])
             del result["scan_hash"]
-            voxels, spect, shown, own = map(_forget_file, (voxels, spect, shown, own))
+            voxels, spect, shown, own = map(forget_file, (voxels, spect, shown, own))
             beside = {
-                other: MapOf(_forget_file(its.relevance), _forget_file(its.own_relevance), its.result)
+                other: MapOf(forget_file(its.relevance), forget_file(its.own_relevance), its.result)
                 for other, its in beside.items()
             }
         return Reading(name, voxels, spect, shown, own, result, source, beside)
@@ -380,28 +266,6 @@ class Reader:
         return deidentify(scan.source) if self.settings.deidentify else scan.source
 
 
-def compare(reading: Reading, prior: Reading, years: float | None = None) -> Reading:
-    """A reading beside that of an earlier scan of the same person, so many ``years`` before (None: not known).
-
-    Its ``result`` has ``prior``: the ``scan``, ``years``, and the ``change`` of each binding ratio, see
-    `datxai.analysis.change.measure_change`. The name is all that is told of the earlier scan: no date.
-    """
-    from datxai.analysis.change import measure_change
-
-    names = (*SBR, *HALVES)
-    now, before = ({name: its.result[name] for name in names} for its in (reading, prior))
-    told = {"scan": prior.result["scan"], "years": years, "change": measure_change(now, before, years)}
-    return replace(reading, prior=prior, result=reading.result | {"prior": told})
-
-
-@contextmanager
-def timed(timings: dict[str, float], name: str) -> Iterator[None]:
-    """Add the seconds that something takes to ``timings``."""
-    begin = time.perf_counter()
-    yield
-    timings[name] = round(time.perf_counter() - begin, 3)
-
-
 def _restore(run: Run, **changes) -> Config:
     """The settings that an explanation of a run was made with, some of them replaced."""
     record = read_record(run.folder)
@@ -475,43 +339,3 @@ def _name(path: Path) -> str:
     """What a scan is called: as given, since a link may lead to content that is named by its hash."""
     given = Path(os.path.abspath(path))
     return (given.parent if given.name.upper() == "DICOMDIR" else given).name
-
-
-def _find_doubts(result: Mapping) -> list[str]:
-    """Why a reading is not to be relied on, a sentence each."""
-    doubts, judged = [], result["quality"]
-    if judged["verdict"] != "green":
-        doubts.append(f"The scan or its registration is doubtful: {judged['reason']}.")
-    if result["shift"] and result["shift"]["marked"]:
-        beyond = [name for name, row in result["shift"]["measures"].items() if row["marked"]]
-        doubts.append(
-            f"The scan is unlike the training scans of the run ({', '.join(beyond)}): what was found on the test cases "
-            f"may not hold for it."
-        )
-    if result["tracer"]:
-        from datxai.imaging.dicom import is_dat_tracer
-
-        if not is_dat_tracer(result["tracer"]):
-            doubts.append(
-                f"The header names the tracer {result['tracer']}; the network knows scans of the dopamine transporter "
-                f"alone, and calls any other normal or reduced as well."
-            )
-    if result["uncertain"]:
-        doubts.append("The probability is close to one half: the network is uncertain.")
-    if result["consistent"] is False:
-        doubts.append("The map is more like those of the other class: the decision may be wrong.")
-    return doubts
-
-
-def _deidentify(subject: Mapping) -> dict:
-    """What a header says of a person, without age, sex and words that somebody has typed."""
-    from datxai.imaging.dicom import is_dat_tracer
-
-    other = subject["tracer"] is not None and not is_dat_tracer(subject["tracer"])
-    return {"age": None, "sex": None, "tracer": "(left out)" if other else None, "doubt": None}
-
-
-def _forget_file(volume: Volume) -> Volume:
-    """Without the names of files in the record."""
-    steps = ({key: value for key, value in step.items() if key != "file"} for step in volume.history)
-    return replace(volume, history=tuple(steps))

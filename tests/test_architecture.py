@@ -14,8 +14,8 @@ FOUNDATION = {
     "record", "progress", "integrity", "lock", "torchvision",
 }  # fmt: skip
 MIDDLE = (  # each imports those before it alone
-    "anatomy", "scan", "data_source", "case", "explainer", "findings", "run_figures", "tested", "bundle", "reader",
-    "applied", "case_folder",
+    "anatomy", "scan", "data_source", "case", "explainer", "findings", "run_figures", "tested", "bundle",
+    "reference", "reading", "reader", "applied", "case_folder",
 )  # fmt: skip
 COMMAND = {  # the command, and what each of its parts stands on beside settings and the record
     "cli": {"order", "plan", "compose", "job", "help", "run"},

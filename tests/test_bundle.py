@@ -38,8 +38,9 @@ from datxai.commands import bundle as command
 from datxai.errors import InputError
 from datxai.files import _plain, read_table
 from datxai.findings import Findings
-from datxai.reader import Reader, Reference, _restore
+from datxai.reader import Reader, _restore
 from datxai.record import Record, read_record
+from datxai.reference import Reference
 from datxai.run import Run
 
 SCAN = "simulated/sub-0002_spect.dcm"

@@ -19,7 +19,8 @@ from datxai.config import Config
 from datxai.errors import InputError
 from datxai.files import read_json, read_table, write_json
 from datxai.integrity import describe_files
-from datxai.reader import Reader, _deidentify
+from datxai.reader import Reader
+from datxai.reading import deidentify_subject
 from datxai.run import Run
 from datxai.volume import Volume, load, resample, save
 
@@ -249,4 +250,5 @@ def test_an_age_that_is_a_placeholder_is_unknown_and_the_page_says_so(folder, re
 def test_without_identity_nothing_of_the_header_is_told():
     told = {"age": 61.0, "sex": "F", "doubt": "The header tells the age 61X."}
     for tracer, kept in ((None, None), ("DaTSCAN for Mrs Doe", None), ("FDG, Mrs Doe", "(left out)")):
-        assert _deidentify({**told, "tracer": tracer}) == {"age": None, "sex": None, "tracer": kept, "doubt": None}
+        expected = {"age": None, "sex": None, "tracer": kept, "doubt": None}
+        assert deidentify_subject({**told, "tracer": tracer}) == expected

@@ -41,8 +41,8 @@ from datxai.model import checkpoint
 from datxai.pages import card as page
 from datxai.pages.content import ModelCard
 from datxai.progress import Bar
-from datxai.reader import Reference
 from datxai.record import Record, read_record
+from datxai.reference import Reference
 from datxai.run import Run, git_revision, versions
 from datxai.tested import Tested
 

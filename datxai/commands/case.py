@@ -12,7 +12,8 @@ from pathlib import Path
 from datxai.config import Config
 from datxai.errors import InputError
 from datxai.files import read_json
-from datxai.reader import Reader, Reading, compare
+from datxai.reader import Reader
+from datxai.reading import Reading, compare
 from datxai.run import Run
 from datxai.scan import Scan
 

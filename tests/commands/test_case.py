@@ -16,7 +16,8 @@ from datxai.commands import case
 from datxai.config import Config
 from datxai.errors import InputError
 from datxai.files import read_json, write_json
-from datxai.reader import Reader, Reading
+from datxai.reader import Reader
+from datxai.reading import Reading
 from datxai.run import Run
 from datxai.volume import Volume, save
 

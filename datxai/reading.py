@@ -1,0 +1,114 @@
+"""What a run says of one scan, and what a person should know before relying on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from datxai.case import HALVES, SBR
+from datxai.volume import Volume
+
+if TYPE_CHECKING:
+    from datxai.imaging.dicom import Source
+
+
+@dataclass(frozen=True, eq=False)
+class MapOf:
+    """The map of a scan by one explanation: in MNI space and in the scan's own space, and what is known of it."""
+
+    relevance: Volume
+    own_relevance: Volume
+    result: dict
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a run says of one scan. Left and right are the patient's own.
+
+    Attributes
+    ----------
+    name : of the scan's file or folder, without suffix
+    scan, own_relevance : Volume in the scan's own space, as far as it is RAS+
+    spect, relevance : Volume in MNI space on the network's grid; scaled uptake, and relevance
+    result : what is written as ``prediction.json``: ``predicted``, ``p_reduced``, ``probability``, binding ratios with
+        their ``normal_range``, ``quality``, ``shift`` (see `datxai.analysis.shift.Shift.judge`; None: not judged),
+        ``consistent``, ``warnings``, ``peak``, ``ledger``, ``timings`` in seconds
+    source : of the DICOM results, where these are asked for
+    beside : the maps of the same decision by the run's other explanations that were asked for
+    prior : the reading of an earlier scan of the same person, see `compare`
+    """
+
+    name: str
+    scan: Volume
+    spect: Volume
+    relevance: Volume
+    own_relevance: Volume
+    result: dict
+    source: Source | None = None
+    beside: Mapping[str, MapOf] = field(default_factory=dict)
+    prior: Reading | None = None
+
+
+def compare(reading: Reading, prior: Reading, years: float | None = None) -> Reading:
+    """A reading beside that of an earlier scan of the same person, so many ``years`` before (None: not known).
+
+    Its ``result`` has ``prior``: the ``scan``, ``years``, and the ``change`` of each binding ratio, see
+    `datxai.analysis.change.measure_change`. The name is all that is told of the earlier scan: no date.
+    """
+    from datxai.analysis.change import measure_change
+
+    names = (*SBR, *HALVES)
+    now, before = ({name: its.result[name] for name in names} for its in (reading, prior))
+    told = {"scan": prior.result["scan"], "years": years, "change": measure_change(now, before, years)}
+    return replace(reading, prior=prior, result=reading.result | {"prior": told})
+
+
+def find_doubts(result: Mapping) -> list[str]:
+    """Why a reading is not to be relied on, a sentence each."""
+    doubts, judged = [], result["quality"]
+    if judged["verdict"] != "green":
+        doubts.append(f"The scan or its registration is doubtful: {judged['reason']}.")
+    if result["shift"] and result["shift"]["marked"]:
+        beyond = [name for name, row in result["shift"]["measures"].items() if row["marked"]]
+        doubts.append(
+            f"The scan is unlike the training scans of the run ({', '.join(beyond)}): what was found on the test cases "
+            f"may not hold for it."
+        )
+    if result["tracer"]:
+        from datxai.imaging.dicom import is_dat_tracer
+
+        if not is_dat_tracer(result["tracer"]):
+            doubts.append(
+                f"The header names the tracer {result['tracer']}; the network knows scans of the dopamine transporter "
+                f"alone, and calls any other normal or reduced as well."
+            )
+    if result["uncertain"]:
+        doubts.append("The probability is close to one half: the network is uncertain.")
+    if result["consistent"] is False:
+        doubts.append("The map is more like those of the other class: the decision may be wrong.")
+    return doubts
+
+
+def deidentify_subject(subject: Mapping) -> dict:
+    """What a header says of a person, without age, sex and words that somebody has typed."""
+    from datxai.imaging.dicom import is_dat_tracer
+
+    other = subject["tracer"] is not None and not is_dat_tracer(subject["tracer"])
+    return {"age": None, "sex": None, "tracer": "(left out)" if other else None, "doubt": None}
+
+
+def forget_file(volume: Volume) -> Volume:
+    """Without the names of files in the record."""
+    steps = ({key: value for key, value in step.items() if key != "file"} for step in volume.history)
+    return replace(volume, history=tuple(steps))
+
+
+@contextmanager
+def timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds that something takes to ``timings``."""
+    begin = time.perf_counter()
+    yield
+    timings[name] = round(time.perf_counter() - begin, 3)

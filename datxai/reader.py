@@ -29,7 +29,7 @@ from datxai.device import choose_device
 from datxai.errors import InputError
 from datxai.explainer import Explainer, predict_label
 from datxai.lock import holding
-from datxai.reading import MapOf, Reading, deidentify_subject, find_doubts, forget_file, timed
+from datxai.reading import MapOf, Reading, deidentify_subject, find_doubts, forget_files, timed
 from datxai.record import RECORD, read_record
 from datxai.reference import Reference
 from datxai.run import Run
@@ -156,15 +156,10 @@ class Reader:
         }  # fmt: skip
         result["warnings"] = [*find_doubts(result), *([subject["doubt"]] if subject["doubt"] and age is None else [])]
         name = re.sub(r"(\.nii|\.dcm|\.hdr|\.img)?(\.gz)?$", "", name, flags=re.IGNORECASE)
+        reading = Reading(name, voxels, spect, shown, own, result, source, beside)
         if source is not None and source.deidentified:
-            name = result["scan"] = str(source.elements["PatientID"])
-            del result["scan_hash"]
-            voxels, spect, shown, own = map(forget_file, (voxels, spect, shown, own))
-            beside = {
-                other: MapOf(forget_file(its.relevance), forget_file(its.own_relevance), its.result)
-                for other, its in beside.items()
-            }
-        return Reading(name, voxels, spect, shown, own, result, source, beside)
+            return forget_files(reading, str(source.elements["PatientID"]))
+        return reading
 
     def read_many(self, paths: Iterable[str | os.PathLike], on_error: str = "raise") -> Iterator[Reading]:
         """Read scans one after the other, each as `read` does, when its reading is asked for.

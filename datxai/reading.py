@@ -100,7 +100,19 @@ def deidentify_subject(subject: Mapping) -> dict:
     return {"age": None, "sex": None, "tracer": "(left out)" if other else None, "doubt": None}
 
 
-def forget_file(volume: Volume) -> Volume:
+def forget_files(reading: Reading, name: str) -> Reading:
+    """The reading under another name, without names and hash of the scan's files."""
+    fields = ("scan", "spect", "relevance", "own_relevance")
+    beside = {
+        other: MapOf(_forget_file(its.relevance), _forget_file(its.own_relevance), its.result)
+        for other, its in reading.beside.items()
+    }
+    result = {key: value for key, value in reading.result.items() if key != "scan_hash"} | {"scan": name}
+    forgetful = {field: _forget_file(getattr(reading, field)) for field in fields}
+    return replace(reading, name=name, result=result, beside=beside, **forgetful)
+
+
+def _forget_file(volume: Volume) -> Volume:
     """Without the names of files in the record."""
     steps = ({key: value for key, value in step.items() if key != "file"} for step in volume.history)
     return replace(volume, history=tuple(steps))

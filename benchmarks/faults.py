@@ -183,9 +183,10 @@ def _find_no_room(**_: object) -> str:
 def kill(folder: Path, chance: random.Random, until: float) -> Counter:
     """Commands are killed at random moments and given again: what they make is what they would have made."""
     outcomes, command = Counter(), [sys.executable, "-m", "datxai"]
+    stages = [stage for stage in STAGES if stage in Run(folder).entries() and stage != "report"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     while time.monotonic() < until:
-        run, stage = Run(folder), chance.choice([stage for stage in STAGES if stage != "report"])
+        run, stage = Run(folder), chance.choice(stages)
         before = _content(run, stage)
         run.release(stage, [])
         process = subprocess.Popen([*command, stage, f"run={folder}"], start_new_session=True, **quiet)

@@ -199,10 +199,16 @@ def test_scans_that_the_run_was_trained_on_are_no_external_test(finished, tmp_pa
     root.mkdir()
     for name in chosen:
         shutil.copy(run.simulated / f"{name}_spect.dcm", root / f"{name}.dcm")
-    apply(finished, to, "data=dicom", f"data.root={root}", "n_jobs=1")
-    assert {row["participant_id"] for row in read_table(to / "participants.tsv")} == {
-        name.removeprefix("sub-") for name in chosen
-    }
+    apply(finished, to, "data=dicom", f"data.root={root}", "n_jobs=1", "subgroups=[sex,age]")
+    people = {row["participant_id"]: row for row in read_table(to / "participants.tsv")}
+    assert {*people} == {name.removeprefix("sub-") for name in chosen}
+    judged = {row["participant_id"]: row for row in read_table(to / "predictions.tsv")}
+    for name in chosen:  # age and sex stand in the headers
+        known, found = Findings(run).people[name], people[name.removeprefix("sub-")]
+        assert (float(found["age"]), found["sex"]) == (int(known["age"]), known["sex"])
+        expected = Findings(run).ranges["putamen_left"].expect(int(known["age"]), known["sex"])
+        z = expected.describe(Findings(run).sbr[name]["putamen_left"])["z"]
+        assert float(judged[name.removeprefix("sub-")]["z_putamen_left"]) == pytest.approx(z, abs=1e-4)
     first = read_json(to / "external.json")["remarks"][0]
     assert first.startswith("3 of 3 scans are scans of the run itself, byte by byte, 2 of its training")
 

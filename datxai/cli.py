@@ -9,10 +9,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -41,8 +40,6 @@ PLACE_FAULTS = {  # what a place brings about, and what to do
     errno.EIO: "the disk may be damaged",
 }
 CHOICE = {"benchmark": "default", "search": "training"}  # commands with a group of settings, and its first choice
-OF_BUNDLE = "bundle"  # in a run folder the template and the atlas of a bundle that is applied
-OF_HYDRA = (".hydra", ".lock", "datxai.log")  # what a run folder may hold that has no record
 MAKE_FOLDERS = ("benchmark", "spectral")  # commands that read a run and make a folder of their own name in it
 
 
@@ -176,7 +173,7 @@ def _require_possible(order: Order) -> None:
 def _place(order: Order) -> Plan:
     """The run folder of an order, the words with it, and the record that it goes on with; jobs of a sweep lie in the
     folder of their base."""
-    from datxai import compose
+    from datxai import applying, compose
     from datxai.record import made_before, read_record, require_own
 
     given, run = order.given, _find_run(order)
@@ -194,7 +191,7 @@ def _place(order: Order) -> Plan:
     if order.task in COMMANDS:
         _require_run(order, run)
     if applied is not None:
-        _require_apart(order, run, applied)
+        applying.require_apart(order, run, applied)
     if not order.leaves_nothing:
         _require_writable(run)
         jobs = [path for name in ("datxai.log", ".hydra") for path in (run / name, *run.glob(f"*/{name}"))]
@@ -206,13 +203,14 @@ def _place(order: Order) -> Plan:
         words.append(f"{order.task}={CHOICE[order.task]}")
     for folder in [base] if order.sweeps else [run, applied, base]:
         if folder is not None and folder == applied and folder.is_file():
-            return _place_applied_bundle(order, words, run, folder)
+            record, fixed = applying.read_bundle(order, run, folder)
+            return Plan(order, compose.PRIMARY, tuple(words), run, record, folder, fixed)
         record = read_record(folder) if folder is not None else None
         if folder is not None and record is not None:
             record = record if record.choices else compose.read_0_1(folder, record)
             record = record.of_explanation(order.explanation)
             if applied is not None and folder == applied:
-                record = _for_another_cohort(order, record, applied)
+                record = applying.make_record(order, record, applied)
             words = words if order.sweeps else _leave_out_repeated(words, record)
             fixed = made_before(run, order.task, order.explanation) if folder == run else ()
             fixed = made_before(applied, "apply") if applied is not None and folder == applied else fixed
@@ -237,65 +235,6 @@ def _place_on_bundle(order: Order, path: Path) -> Plan:
     orientation = bundle.record.values["data"].get("orientation", "header")
     words = [f"data.orientation={orientation}", *words, quote(f"run={path}")]
     return Plan(order, compose.PRIMARY, tuple(words), None, record, path, bundle.fixed, bundle)
-
-
-def _place_applied_bundle(order: Order, words: Sequence[str], run: Path, path: Path) -> Plan:
-    """The plan of a run that begins with the network and the settings of a bundle, and another cohort."""
-    from datxai import compose
-    from datxai.bundle import SETTINGS, Bundle
-    from datxai.record import OF_COHORT
-
-    bundle = Bundle.open(path, only=[SETTINGS])
-    record = bundle.with_files_in(run / OF_BUNDLE)
-    record = record.of_explanation(order.explanation)
-    fixed = [name for name in bundle.fixed if group_of(name) not in OF_COHORT]
-    return Plan(order, compose.PRIMARY, tuple(words), run, record, path, tuple(fixed))
-
-
-def _require_apart(order: Order, run: Path, applied: Path) -> None:
-    """Refuse folders in which what a run says of another cohort cannot lie, and a run that cannot be applied."""
-    from datxai.record import RECORD, read_record
-
-    if not (applied.is_file() or (applied / "manifest.json").is_file()):
-        raise InputError(
-            f"run={applied}: no run folder of datxai there (no manifest.json), expected a finished run; make one with "
-            f"`datxai run={applied}`."
-        )
-    here, there = run.resolve(), applied.resolve()
-    if here == there or there in here.parents or here in there.parents:
-        raise InputError(
-            f"to={run}: is, holds or lies in the run that is applied, {applied}, which is only read; choose another "
-            f"to=DIR."
-        )
-    before = read_record(run)
-    of = None if before is None else before.values.get("applied")
-    if before is None and run.is_dir() and any(path.name not in OF_HYDRA for path in run.iterdir()):
-        raise InputError(f"to={run}: holds files that no run has made ({RECORD} is missing); choose another to=DIR.")
-    if before is not None and (of is None or Path(of).resolve() != there):
-        what = "a run of its own" if of is None else f"what the run {of} says"
-        raise InputError(
-            f"to={run}: holds {what}, expected a new folder, or what {applied} says; choose another to=DIR."
-        )
-    if before is None and not {"data", "experiment"} & {group_of(key) for key in order.given}:
-        raise InputError(
-            f"run={applied}: no cohort is given that it could meet; give data=folder data.root=DIR, or data=dicom, "
-            f"ppmi or phantom."
-        )
-
-
-def _for_another_cohort(order: Order, record: Record, applied: Path) -> Record:
-    """What is taken over of the record of a run that is applied: all but code and what the run itself rests on."""
-    from datxai.record import CODE, RECORD
-
-    for setting in CODE:
-        group, name = setting.split(".")
-        value = record.values.get(group, {}).get(name)
-        if value is not None and not {setting, group} & {*order.given}:
-            raise InputError(
-                f"{applied / RECORD}: {setting}={value} is Python code that would be executed; if you trust it, name "
-                f"it on the command line: {setting}={value}"
-            )
-    return replace(record, values={**record.values, "base": None, "applied": None, "subgroups": []})
 
 
 def _find_run(order: Order) -> Path:
@@ -418,7 +357,7 @@ def carry_out(
 
     Returns the objective of a sweep's job, None where there is none. Raises `InputError`.
     """
-    from datxai import compose, pipeline
+    from datxai import applying, compose, pipeline
     from datxai.record import Record, recording
 
     settings = _settings(cfg, plan.order.given)
@@ -435,7 +374,8 @@ def carry_out(
     if settings.base is not None and Path(settings.base).resolve() == folder.resolve():  # a shard of the base itself
         now = replace(now, values={**now.values, "base": None})
     if settings.applied is not None and plan.record is not None and not settings.dry_run:
-        _require_trained_with(settings, plan, now)
+        before = plan.record if plan.rests_on == plan.run else None
+        applying.require_trained_with(settings, plan.run or folder, before, now)
     if plan.record is not None and not sweeps:
         log.info("Settings taken over from %s: %s", plan.rests_on, compose.describe(plan.record))
     if plan.bundle is not None:
@@ -447,27 +387,12 @@ def carry_out(
         if plan.run is not None and not sweeps:
             record = _find_record(plan, now, settings)
         now = (record or Record({})).keep(now, settings.explanation)
-        with recording(folder, now) if leaves_record else nullcontext(), _unpacking(settings, folder, leaves_record):
+        with (
+            recording(folder, now) if leaves_record else nullcontext(),
+            applying.unpacking(settings, folder) if leaves_record and settings.applied else nullcontext(),
+        ):
             pipeline.run(settings)
     return pipeline.find_objective(settings) if sweeps else None
-
-
-@contextmanager
-def _unpacking(settings: Config, folder: Path, writes: bool) -> Iterator[None]:
-    """Have template and atlas of a bundle that is applied, if it has any, in the run folder; they go again where no
-    stage has been made with them."""
-    from datxai.bundle import MOST, WEIGHTS, Bundle
-
-    place = folder / OF_BUNDLE
-    if not writes or settings.applied is None or not Path(settings.applied).is_file() or place.exists():
-        yield
-        return
-    try:
-        Bundle.open(settings.applied, [name for name in MOST if name != WEIGHTS]).write_files(place)
-        yield
-    finally:
-        if place.is_dir() and not (folder / "manifest.json").is_file():
-            shutil.rmtree(place)
 
 
 @contextmanager
@@ -512,29 +437,6 @@ def _find_record(plan: Plan, now: Record, settings: Config) -> Record | None:
     record = found.of_explanation(settings.explanation) if found is not None and found.choices else plan.record
     require_same(plan.run, record, now, settings.stage, settings.explanation)
     return record
-
-
-def _require_trained_with(settings: Config, plan: Plan, now: Record) -> None:
-    """Refuse settings that the network of a run that is applied rests on, if they are others than it was trained with;
-    and another cohort than the folder holds already."""
-    from datxai.bundle import SETTINGS, Bundle
-    from datxai.record import read_record, require_same, say
-
-    assert settings.applied is not None and plan.run is not None and plan.record is not None
-    applied = Path(settings.applied)
-    theirs = None if applied.is_file() else read_record(applied)
-    if applied.is_file():
-        Bundle.open(applied, [SETTINGS]).require_same(now, "apply", plan.run / OF_BUNDLE)
-    if theirs is not None and theirs.choices:
-        require_same(applied, theirs, now, "apply")
-    if plan.rests_on == plan.run:
-        old, new = plan.record.settings(), now.settings()
-        for setting in ("data.kind", "data.root", "data.collection", "data.seed", "data.n_subjects"):
-            if old.get(setting) != new.get(setting):
-                raise InputError(
-                    f"to={plan.run}: holds the cohort of {setting}={say(old.get(setting))}, not of "
-                    f"{say(new.get(setting))}; choose another to=DIR."
-                )
 
 
 def _settings(cfg: DictConfig, given: Mapping[str, str]) -> Config:

@@ -18,7 +18,8 @@ MIDDLE = (  # each imports those before it alone
     "applied", "case_folder",
 )  # fmt: skip
 COMMAND = {  # the command, and what each of its parts stands on beside settings and the record
-    "cli": {"pipeline", "order", "compose", "help", "lock", "run", "bundle"},
+    "cli": {"pipeline", "order", "compose", "applying", "help", "lock", "run", "bundle"},
+    "applying": {"order", "bundle"},
     "compose": {"order"},
     "order": set(),
     "api": {"cli", "compose", "order", "findings", "run"},

@@ -216,6 +216,19 @@ def test_scans_that_the_run_was_trained_on_are_no_external_test(finished, tmp_pa
     assert first.startswith("3 of 3 scans are scans of the run itself, byte by byte, 2 of its training")
 
 
+def test_what_one_bad_scan_has_stopped_goes_on_without_it(finished, scans, tmp_path):
+    root, to = tmp_path / "scans", tmp_path / "to"
+    root.mkdir()
+    for number in (1, 2):
+        shutil.copy(scans / f"sub-000{number}_spect.nii.gz", root)
+    (root / "sub-0003_spect.nii.gz").write_bytes((scans / "sub-0003_spect.nii.gz").read_bytes()[:3000])
+    words = ["data=folder", f"data.root={root}", "n_jobs=1"]
+    said = forked.datxai("apply", f"run={finished[0]}", f"to={to}", *words, status=2).stderr
+    assert "on_error=skip leaves out what cannot be used" in said
+    apply(finished, to, *words, "on_error=skip")
+    assert len(read_table(to / "predictions.tsv")) == 2 and len(read_table(to / "skipped.tsv")) == 1
+
+
 REFUSED = [
     (["data=folder", "data.root={scans}"], "`datxai apply` needs to="),
     (["to={tmp}/to"], "no cohort is given that it could meet"),

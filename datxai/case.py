@@ -40,7 +40,8 @@ def describe_imaging(settings: Config) -> dict:
 def describe_appearance(volume: np.ndarray, measures: Mapping, anatomy: Anatomy) -> dict[str, np.ndarray]:
     """Features of a scan that tell whether it is like others, 1-D each, by the names that `datxai.analysis.shift`
     gives them; ``volume`` (X, Y, Z) and ``measures`` are what `Imaging.process` makes of it."""
-    noise, sharpness = anatomy.appearance.measure_texture(volume)
+    moved = np.asarray(measures["transform"]) @ np.diag([-1.0 if measures["mirrored"] else 1.0, 1.0, 1.0, 1.0])
+    noise, sharpness = anatomy.appearance.measure_texture(volume, moved)
     seen, reference = measures["quality"], volume[anatomy.regions["reference_region"]].astype(float)
     ratios = np.array([measures[name] for name in SBR]).reshape(-1, 2)
     return {

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import fields, replace
+from pathlib import Path
 
 from datxai.cohort import ppmi, sources
 from datxai.config import Config, Dicom, Folder, Phantom, Ppmi
 from datxai.errors import InputError
 from datxai.run import Run
+from datxai.scan import Scan
 
 MAY_BE_ZERO = ("motion_mm", "start_angle_deg")
 TRUTHS = {"True": ("True", "TRUE", "true"), "False": ("False", "FALSE", "false")}  # YAML has one value for each
@@ -17,7 +20,7 @@ TRUTHS = {"True": ("True", "TRUE", "true"), "False": ("False", "FALSE", "false")
 
 def find_scans(settings: Config, run: Run) -> tuple[list[sources.CohortScan], list[tuple[str, str]]]:
     """The cohort's scans, and those left out with the reason. Only for a run that is applied to them may labels, or in
-    a folder the whole table, be missing."""
+    a folder the whole table, be missing; age and sex are then those of the DICOM header."""
     known = settings.applied is None
     data, skip = settings.data, settings.on_error == "skip"
     if settings.on_error not in ("raise", "skip"):
@@ -30,7 +33,9 @@ def find_scans(settings: Config, run: Run) -> tuple[list[sources.CohortScan], li
         assert isinstance(data, Dicom)
         labels = _parse_labels(data.label_values, "data.label_values")
         if data.kind == "dicom":
-            return sources.find_dicom(data.root, data.participants, data.columns, labels, known, skip)
+            scans, skipped = sources.find_dicom(data.root, data.participants, data.columns, labels, known, skip)
+            is_listed = Path(data.root, data.participants).is_file()
+            return scans if is_listed else [*map(_ask_header, scans)], skipped
         assert isinstance(data, Folder)
         return sources.find_folder(data.root, data.participants, data.columns, labels, data.pattern, known, skip)
     if data.kind == "ppmi":
@@ -38,6 +43,16 @@ def find_scans(settings: Config, run: Run) -> tuple[list[sources.CohortScan], li
         groups = _parse_labels(data.groups, "data.groups") or ppmi.PPMI_GROUPS
         return ppmi.find_ppmi(data.root, data.collection, groups, skip, data.columns, data.descriptions, known)
     raise InputError(f"data.kind={data.kind}: expected phantom, folder, dicom or ppmi.")
+
+
+def _ask_header(scan: sources.CohortScan) -> sources.CohortScan:
+    """A scan of which no table says anything, with age and sex as far as the header of its first file tells them; each
+    visit has its own."""
+    told: Mapping = {}
+    with suppress(InputError):  # whoever reads the scan says what is wrong with it
+        told = Scan(scan.files[:1], scan.format).subject
+    sex = told.get("sex") if told.get("sex") in ("F", "M") else None
+    return replace(scan, participant=replace(scan.participant, age=told.get("age"), sex=sex))
 
 
 def _parse_labels(mapping: object, name: str) -> dict[str, int] | None:

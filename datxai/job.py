@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 from datxai.config import COMMANDS, Config
 from datxai.errors import InputError
 from datxai.order import NEED_NO_RUN
-from datxai.plan import MAKE_FOLDERS, OF_BUNDLE, Plan
+from datxai.plan import MAKE_FOLDERS, Plan
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -31,7 +30,7 @@ def carry_out(
 
     Returns the objective of a sweep's job, None where there is none. Raises `InputError`.
     """
-    from datxai import compose, pipeline
+    from datxai import applying, compose, pipeline
     from datxai.record import Record, recording
 
     settings = _settings(cfg, plan.order.given)
@@ -48,7 +47,8 @@ def carry_out(
     if settings.base is not None and Path(settings.base).resolve() == folder.resolve():  # a shard of the base itself
         now = replace(now, values={**now.values, "base": None})
     if settings.applied is not None and plan.record is not None and not settings.dry_run:
-        _require_trained_with(settings, plan, now)
+        before = plan.record if plan.rests_on == plan.run else None
+        applying.require_trained_with(settings, plan.run or folder, before, now)
     if plan.record is not None and not sweeps:
         log.info("Settings taken over from %s: %s", plan.rests_on, compose.describe(plan.record))
     if plan.bundle is not None:
@@ -60,27 +60,12 @@ def carry_out(
         if plan.run is not None and not sweeps:
             record = _find_record(plan, now, settings)
         now = (record or Record({})).keep(now, settings.explanation)
-        with recording(folder, now) if leaves_record else nullcontext(), _unpacking(settings, folder, leaves_record):
+        with (
+            recording(folder, now) if leaves_record else nullcontext(),
+            applying.unpacking(settings, folder) if leaves_record and settings.applied else nullcontext(),
+        ):
             pipeline.run(settings)
     return pipeline.find_objective(settings) if sweeps else None
-
-
-@contextmanager
-def _unpacking(settings: Config, folder: Path, writes: bool) -> Iterator[None]:
-    """Have template and atlas of a bundle that is applied, if it has any, in the run folder; they go again where no
-    stage has been made with them."""
-    from datxai.bundle import MOST, WEIGHTS, Bundle
-
-    place = folder / OF_BUNDLE
-    if not writes or settings.applied is None or not Path(settings.applied).is_file() or place.exists():
-        yield
-        return
-    try:
-        Bundle.open(settings.applied, [name for name in MOST if name != WEIGHTS]).write_files(place)
-        yield
-    finally:
-        if place.is_dir() and not (folder / "manifest.json").is_file():
-            shutil.rmtree(place)
 
 
 @contextmanager
@@ -125,29 +110,6 @@ def _find_record(plan: Plan, now: Record, settings: Config) -> Record | None:
     record = found.of_explanation(settings.explanation) if found is not None and found.choices else plan.record
     require_same(plan.run, record, now, settings.stage, settings.explanation)
     return record
-
-
-def _require_trained_with(settings: Config, plan: Plan, now: Record) -> None:
-    """Refuse settings that the network of a run that is applied rests on, if they are others than it was trained with;
-    and another cohort than the folder holds already."""
-    from datxai.bundle import SETTINGS, Bundle
-    from datxai.record import read_record, require_same, say
-
-    assert settings.applied is not None and plan.run is not None and plan.record is not None
-    applied = Path(settings.applied)
-    theirs = None if applied.is_file() else read_record(applied)
-    if applied.is_file():
-        Bundle.open(applied, [SETTINGS]).require_same(now, "apply", plan.run / OF_BUNDLE)
-    if theirs is not None and theirs.choices:
-        require_same(applied, theirs, now, "apply")
-    if plan.rests_on == plan.run:
-        old, new = plan.record.settings(), now.settings()
-        for setting in ("data.kind", "data.root", "data.collection", "data.seed", "data.n_subjects"):
-            if old.get(setting) != new.get(setting):
-                raise InputError(
-                    f"to={plan.run}: holds the cohort of {setting}={say(old.get(setting))}, not of "
-                    f"{say(new.get(setting))}; choose another to=DIR."
-                )
 
 
 def _settings(cfg: DictConfig, given: Mapping[str, str]) -> Config:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from datxai.record import Record
 
 CHOICE = {"benchmark": "default", "search": "training"}  # commands with a group of settings, and its first choice
-OF_BUNDLE = "bundle"  # in a run folder the template and the atlas of a bundle that is applied
-OF_HYDRA = (".hydra", ".lock", "datxai.log")  # what a run folder may hold that has no record
 MAKE_FOLDERS = ("benchmark", "spectral")  # commands that read a run and make a folder of their own name in it
 
 
@@ -88,7 +86,7 @@ def _require_possible(order: Order) -> None:
 def _place(order: Order) -> Plan:
     """The run folder of an order, the words with it, and the record that it goes on with; jobs of a sweep lie in the
     folder of their base."""
-    from datxai import compose
+    from datxai import applying, compose
     from datxai.record import made_before, read_record, require_own
 
     given, run = order.given, _find_run(order)
@@ -106,7 +104,7 @@ def _place(order: Order) -> Plan:
     if order.task in COMMANDS:
         _require_run(order, run)
     if applied is not None:
-        _require_apart(order, run, applied)
+        applying.require_apart(order, run, applied)
     if not order.leaves_nothing:
         _require_writable(run)
         jobs = [path for name in ("datxai.log", ".hydra") for path in (run / name, *run.glob(f"*/{name}"))]
@@ -118,13 +116,14 @@ def _place(order: Order) -> Plan:
         words.append(f"{order.task}={CHOICE[order.task]}")
     for folder in [base] if order.sweeps else [run, applied, base]:
         if folder is not None and folder == applied and folder.is_file():
-            return _place_applied_bundle(order, words, run, folder)
+            record, fixed = applying.read_bundle(order, run, folder)
+            return Plan(order, compose.PRIMARY, tuple(words), run, record, folder, fixed)
         record = read_record(folder) if folder is not None else None
         if folder is not None and record is not None:
             record = record if record.choices else compose.read_0_1(folder, record)
             record = record.of_explanation(order.explanation)
             if applied is not None and folder == applied:
-                record = _for_another_cohort(order, record, applied)
+                record = applying.make_record(order, record, applied)
             words = words if order.sweeps else _leave_out_repeated(words, record)
             fixed = made_before(run, order.task, order.explanation) if folder == run else ()
             fixed = made_before(applied, "apply") if applied is not None and folder == applied else fixed
@@ -149,65 +148,6 @@ def _place_on_bundle(order: Order, path: Path) -> Plan:
     orientation = bundle.record.values["data"].get("orientation", "header")
     words = [f"data.orientation={orientation}", *words, quote(f"run={path}")]
     return Plan(order, compose.PRIMARY, tuple(words), None, record, path, bundle.fixed, bundle)
-
-
-def _place_applied_bundle(order: Order, words: Sequence[str], run: Path, path: Path) -> Plan:
-    """The plan of a run that begins with the network and the settings of a bundle, and another cohort."""
-    from datxai import compose
-    from datxai.bundle import SETTINGS, Bundle
-    from datxai.record import OF_COHORT
-
-    bundle = Bundle.open(path, only=[SETTINGS])
-    record = bundle.with_files_in(run / OF_BUNDLE)
-    record = record.of_explanation(order.explanation)
-    fixed = [name for name in bundle.fixed if group_of(name) not in OF_COHORT]
-    return Plan(order, compose.PRIMARY, tuple(words), run, record, path, tuple(fixed))
-
-
-def _require_apart(order: Order, run: Path, applied: Path) -> None:
-    """Refuse folders in which what a run says of another cohort cannot lie, and a run that cannot be applied."""
-    from datxai.record import RECORD, read_record
-
-    if not (applied.is_file() or (applied / "manifest.json").is_file()):
-        raise InputError(
-            f"run={applied}: no run folder of datxai there (no manifest.json), expected a finished run; make one with "
-            f"`datxai run={applied}`."
-        )
-    here, there = run.resolve(), applied.resolve()
-    if here == there or there in here.parents or here in there.parents:
-        raise InputError(
-            f"to={run}: is, holds or lies in the run that is applied, {applied}, which is only read; choose another "
-            f"to=DIR."
-        )
-    before = read_record(run)
-    of = None if before is None else before.values.get("applied")
-    if before is None and run.is_dir() and any(path.name not in OF_HYDRA for path in run.iterdir()):
-        raise InputError(f"to={run}: holds files that no run has made ({RECORD} is missing); choose another to=DIR.")
-    if before is not None and (of is None or Path(of).resolve() != there):
-        what = "a run of its own" if of is None else f"what the run {of} says"
-        raise InputError(
-            f"to={run}: holds {what}, expected a new folder, or what {applied} says; choose another to=DIR."
-        )
-    if before is None and not {"data", "experiment"} & {group_of(key) for key in order.given}:
-        raise InputError(
-            f"run={applied}: no cohort is given that it could meet; give data=folder data.root=DIR, or data=dicom, "
-            f"ppmi or phantom."
-        )
-
-
-def _for_another_cohort(order: Order, record: Record, applied: Path) -> Record:
-    """What is taken over of the record of a run that is applied: all but code and what the run itself rests on."""
-    from datxai.record import CODE, RECORD
-
-    for setting in CODE:
-        group, name = setting.split(".")
-        value = record.values.get(group, {}).get(name)
-        if value is not None and not {setting, group} & {*order.given}:
-            raise InputError(
-                f"{applied / RECORD}: {setting}={value} is Python code that would be executed; if you trust it, name "
-                f"it on the command line: {setting}={value}"
-            )
-    return replace(record, values={**record.values, "base": None, "applied": None, "subgroups": []})
 
 
 def _find_run(order: Order) -> Path:

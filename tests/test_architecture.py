@@ -19,8 +19,9 @@ MIDDLE = (  # each imports those before it alone
 )  # fmt: skip
 COMMAND = {  # the command, and what each of its parts stands on beside settings and the record
     "cli": {"order", "plan", "compose", "job", "help", "run"},
-    "job": {"plan", "order", "compose", "lock", "bundle", "pipeline"},
-    "plan": {"order", "compose", "bundle"},
+    "job": {"plan", "order", "compose", "applying", "lock", "pipeline"},
+    "plan": {"order", "compose", "applying", "bundle"},
+    "applying": {"order", "bundle"},
     "compose": {"order"},
     "order": set(),
     "api": {"order", "plan", "compose", "job", "findings", "run"},

@@ -24,6 +24,8 @@ AXES = 10  # principal components of the uptake
 COMMON = 0.9  # the quantile whose distance from the median says how wide the usual range of a measure is
 NARROWEST = 0.5  # and the least such distance
 SMALLEST = {"field of view": 0.01}  # spread that counts, of features that hardly vary
+TEXTURE = ("noise", "sharpness")
+OWN_MM = "of the scan's own millimetres"  # the periods of texture; earlier versions took those of MNI space
 LEARNED = ("activations",)  # features that were fitted to the training cases themselves
 
 Features = Mapping[str, np.ndarray]
@@ -212,20 +214,22 @@ class Shift:
             for name, fit in self.measures.items()
             for key, value in {**vars(fit), "usual": self.usual[name]}.items()
         }
-        return arrays, {"limits": dict(self.limits), "note": self.note, "own": dict(self.own)}
+        return arrays, {"limits": dict(self.limits), "note": self.note, "own": dict(self.own), "periods": OWN_MM}
 
     @classmethod
     def unpack(cls, arrays: Mapping[str, np.ndarray], about: Mapping) -> Shift:
-        """What `pack` made; `KeyError`, `TypeError` or `ValueError` if it is not that."""
-        measures, usual = {}, {}
-        for name in about["limits"]:
+        """What `pack` made; `KeyError`, `TypeError` or `ValueError` if it is not that. What an earlier version made
+        has no texture that a scan could be held against."""
+        measures, usual, limits = {}, {}, {name: float(limit) for name, limit in about["limits"].items()}
+        if limits and about.get("periods") != OWN_MM:
+            limits = {name: limit for name, limit in limits.items() if name not in TEXTURE}
+        for name in limits:
             MEASURES[name]
             own = {key.partition("/")[2]: value for key, value in arrays.items() if key.partition("/")[0] == name}
             own = {key: np.asarray(value, float) for key, value in own.items()}
             usual[name] = own.pop("usual")
             fit = measures[name] = (Subspace if "axes" in own else Ellipsoid)(**own)
             fit.measure(fit.mean[None])  # shapes that do not go together raise ValueError
-        limits = {name: float(limit) for name, limit in about["limits"].items()}
         return cls(measures, limits, usual, str(about["note"]), dict(about["own"]))
 
 

@@ -33,16 +33,21 @@ class Appearance:
     region: np.ndarray
     spacing: Sequence[float] | np.ndarray
 
-    def measure_texture(self, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Noise and sharpness of a scan (X, Y, Z).
+    def measure_texture(self, data: np.ndarray, moved: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Noise and sharpness of a scan (X, Y, Z), which ``moved`` (4 x 4, or its linear part) takes back to where it
+        was before it was registered; None: it was not moved.
 
+        Periods are those of the scan's own millimetres, in which its camera and its reconstruction have made noise and
+        sharpness, however large the head: a wave that is k in the space of the grid is (A^T)^-1 k there.
         Noise is the mean, over bands of periods below `NOISE_MM`, of the log of the mean power in the band; shape (1,).
         Sharpness is how the power falls off: its log in each band between `PERIODS_MM` less the noise. Bands that the
         grid does not hold are left out.
         """
         wave = np.asarray(fft.rfftn(data * self._window))
-        power = np.bincount(self._band, (np.abs(wave) ** 2).ravel(), len(PERIODS_MM) + 1)
-        level = np.log(np.maximum(power[self._kept] / self._waves[self._kept], np.finfo(np.float32).tiny))
+        band = self._find_bands(np.eye(3) if moved is None else np.asarray(moved, float)[:3, :3])
+        waves = np.bincount(band, minlength=len(PERIODS_MM) + 1)[self._kept]
+        power = np.bincount(band, (np.abs(wave) ** 2).ravel(), len(PERIODS_MM) + 1)[self._kept]
+        level = np.log(np.maximum(power / np.maximum(waves, 1), np.finfo(np.float32).tiny))
         noise = level[[PERIODS_MM[band - 1] <= NOISE_MM for band in self._kept]].mean(keepdims=True)
         return noise, level - noise
 
@@ -73,18 +78,16 @@ class Appearance:
         soft = ndimage.gaussian_filter(self.region.astype(np.float32), EDGE_MM / np.asarray(self.spacing))
         return np.where(self.region, soft, np.float32(0))
 
-    @cached_property
-    def _band(self) -> np.ndarray:
+    def _find_bands(self, linear: np.ndarray) -> np.ndarray:
         """The number of the band of each wave of the transform, from 1; 0: longer than all."""
         (x, y, z), (a, b, c) = self.region.shape, self.spacing
-        squared = np.add.outer(np.add.outer(fft.fftfreq(x, a) ** 2, fft.fftfreq(y, b) ** 2), fft.rfftfreq(z, c) ** 2)
-        return np.digitize(np.sqrt(squared), 1 / np.array(PERIODS_MM)).ravel()
-
-    @cached_property
-    def _waves(self) -> np.ndarray:
-        return np.bincount(self._band, minlength=len(PERIODS_MM) + 1)
+        axes = fft.fftfreq(x, a)[:, None, None], fft.fftfreq(y, b)[:, None], fft.rfftfreq(z, c)
+        metric = np.linalg.inv(linear.T @ linear)  # of the squared length of a wave vector
+        squared = sum((metric[i, j] * axes[i] * axes[j] for i in range(3) for j in range(3)), np.zeros((x, y, 1)))
+        return np.searchsorted(1 / np.array(PERIODS_MM) ** 2, squared.ravel(), "right")
 
     @cached_property
     def _kept(self) -> np.ndarray:
         """Numbers of the bands that the grid holds."""
-        return np.flatnonzero(self._waves[1:] >= LEAST_WAVES) + 1
+        waves = np.bincount(self._find_bands(np.eye(3)), minlength=len(PERIODS_MM) + 1)
+        return np.flatnonzero(waves[1:] >= LEAST_WAVES) + 1

@@ -38,7 +38,7 @@ def outputs(run: Run) -> list[Path]:
 
 
 def make(settings: Config, run: Run) -> None:
-    findings, anatomy = Findings(run), Anatomy.of(settings)
+    findings, anatomy = Findings(run), Anatomy.of(settings, cache=run.anatomy)
     trained = Trained.of(settings, findings)
     cases, unlabelled = findings.of_set("test"), findings.of_set(UNLABELLED)
     averages = _average(findings, cases)

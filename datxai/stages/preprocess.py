@@ -114,7 +114,8 @@ def _preprocess_all(
 ) -> Iterator[tuple[dict, np.ndarray, list] | str]:
     """What `_preprocess` says of each scan."""
     imaging_hash = hash_content(_depends_of_scan(settings))
-    tasks = ((scan, _find_hashes(scan), run.scan_of(scan.case_id), settings, imaging_hash) for scan in scans)
+    kept = Anatomy.of(settings, cache=run.anatomy).keep().cache  # once, not by each process and each later stage
+    tasks = ((scan, _find_hashes(scan), run.scan_of(scan.case_id), settings, imaging_hash, kept) for scan in scans)
     return parallel(_preprocess, tasks, len(scans), settings.n_jobs, "scans preprocessed")
 
 
@@ -124,7 +125,7 @@ def _draw_sheets(settings: Config, run: Run, quality: list[dict]) -> None:
     from datxai.pages.style import save_figure
 
     store = open_store(run.store)
-    frame = Anatomy.of(settings).frame
+    frame = Anatomy.of(settings, cache=run.anatomy).frame
     rows = sorted(quality, key=lambda row: (row["verdict"] == "green", row["similarity"]))
     shutil.rmtree(run.sheets, ignore_errors=True)
     for first in range(0, len(rows), PER_SHEET):
@@ -158,12 +159,13 @@ def _find_hashes(scan: CohortScan) -> list[str] | None:
 
 
 def _preprocess(
-    scan: CohortScan, hashes: list[str] | None, path: Path, settings: Config, imaging_hash: str
+    scan: CohortScan, hashes: list[str] | None, path: Path, settings: Config, imaging_hash: str, anatomy: Path | None
 ) -> tuple[dict, np.ndarray, list] | str:
     """The measures and the volume (X, Y, Z) of a scan, found or made, and what of its files was passed over, each with
     the reason; or the reason why it is skipped.
 
-    ``hashes`` are those of its files, ``imaging_hash`` is that of `_depends_of_scan`.
+    ``hashes`` are those of its files, ``imaging_hash`` is that of `_depends_of_scan`, ``anatomy`` the file that holds
+    it.
     """
     try:
         hashes = hashes or [hash_once(file) for file in scan.files]
@@ -172,7 +174,7 @@ def _preprocess(
             known = read_json(sidecar_path(path))
             if known["measures"].keys() >= set(HALVES):  # which an earlier version did not measure
                 return known["measures"], load(path).data, known.get("passed_over", [])  # nor list
-        imaging = _prepare_imaging(imaging_hash, settings)
+        imaging = _prepare_imaging(imaging_hash, settings, anatomy)
         opened = Scan(scan.files, scan.format)
         volume, measures = imaging.process(opened.read(settings.reconstruction), scan.case_id)
     except InputError as error:
@@ -187,9 +189,9 @@ def _preprocess(
 _of_this_process: dict[str, Imaging] = {}
 
 
-def _prepare_imaging(imaging_hash: str, settings: Config) -> Imaging:
+def _prepare_imaging(imaging_hash: str, settings: Config, anatomy: Path | None) -> Imaging:
     """What scans are preprocessed with, made once in each process."""
     if imaging_hash not in _of_this_process:
         _of_this_process.clear()
-        _of_this_process[imaging_hash] = Imaging.of(settings)
+        _of_this_process[imaging_hash] = Imaging.of(settings, Anatomy.of(settings, cache=anatomy))
     return _of_this_process[imaging_hash]

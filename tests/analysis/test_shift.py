@@ -198,6 +198,16 @@ def test_what_is_packed_comes_back(fitted):
         assert row["marked"] == sum(case[name] > again.limits[name] for case in tested)
 
 
+def test_an_earlier_version_has_measured_texture_otherwise(fitted):
+    """In the periods of MNI space: its noise and sharpness are not held against a scan's, the rest is."""
+    arrays, about = fitted.pack()
+    del about["periods"]
+    before = Shift.unpack(arrays, about)
+    assert {*fitted.measures} - {*before.measures} == {"noise", "sharpness"} == {*fitted.limits} - {*before.limits}
+    case = {key: x[0] for key, x in draw(np.random.default_rng(15), 1).items()}
+    assert before.judge(case)["measures"].keys() == before.measures.keys()
+
+
 def test_no_scan_of_the_training_set_is_in_what_is_kept(fitted):
     """Arrays grow with the number of features, not with that of cases."""
     rng = np.random.default_rng(16)

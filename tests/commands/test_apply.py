@@ -11,6 +11,7 @@ from datxai.files import read_json, read_table, write_json, write_table
 from datxai.findings import Findings
 from datxai.reader import Reader
 from datxai.run import Run
+from datxai.scan import Scan
 
 SAME = 1e-6
 N = 8
@@ -199,12 +200,33 @@ def test_scans_that_the_run_was_trained_on_are_no_external_test(finished, tmp_pa
     root.mkdir()
     for name in chosen:
         shutil.copy(run.simulated / f"{name}_spect.dcm", root / f"{name}.dcm")
-    apply(finished, to, "data=dicom", f"data.root={root}", "n_jobs=1")
-    assert {row["participant_id"] for row in read_table(to / "participants.tsv")} == {
-        name.removeprefix("sub-") for name in chosen
-    }
+    apply(finished, to, "data=dicom", f"data.root={root}", "n_jobs=1", "subgroups=[sex,age]")
+    people = {row["participant_id"]: row for row in read_table(to / "participants.tsv")}
+    assert {*people} == {name.removeprefix("sub-") for name in chosen}
+    judged = {row["participant_id"]: row for row in read_table(to / "predictions.tsv")}
+    for name in chosen:  # age and sex stand in the headers
+        known, found = Findings(run).people[name], people[name.removeprefix("sub-")]
+        told = Scan.find(root / f"{name}.dcm").subject
+        assert (float(found["age"]), found["sex"]) == (told["age"], told["sex"]) and told["sex"] == known["sex"]
+        assert abs(told["age"] - known["age"]) < 1
+        expected = Findings(run).ranges["putamen_left"].expect(told["age"], told["sex"])
+        z = expected.describe(Findings(run).sbr[name]["putamen_left"])["z"]
+        assert float(judged[name.removeprefix("sub-")]["z_putamen_left"]) == pytest.approx(z, abs=1e-4)
     first = read_json(to / "external.json")["remarks"][0]
     assert first.startswith("3 of 3 scans are scans of the run itself, byte by byte, 2 of its training")
+
+
+def test_what_one_bad_scan_has_stopped_goes_on_without_it(finished, scans, tmp_path):
+    root, to = tmp_path / "scans", tmp_path / "to"
+    root.mkdir()
+    for number in (1, 2):
+        shutil.copy(scans / f"sub-000{number}_spect.nii.gz", root)
+    (root / "sub-0003_spect.nii.gz").write_bytes((scans / "sub-0003_spect.nii.gz").read_bytes()[:3000])
+    words = ["data=folder", f"data.root={root}", "n_jobs=1"]
+    said = forked.datxai("apply", f"run={finished[0]}", f"to={to}", *words, status=2).stderr
+    assert "on_error=skip leaves out what cannot be used" in said
+    apply(finished, to, *words, "on_error=skip")
+    assert len(read_table(to / "predictions.tsv")) == 2 and len(read_table(to / "skipped.tsv")) == 1
 
 
 REFUSED = [

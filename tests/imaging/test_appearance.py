@@ -46,6 +46,20 @@ def test_blur_falls_off_as_a_gaussian_does(look):
     assert known.sum() >= 3
 
 
+@pytest.mark.parametrize(("axis", "period"), [(0, 12.0 * 1.35), (1, 12.0), (2, 12.0 * 0.75)])
+def test_periods_are_those_of_the_scan_itself(look, axis, period):
+    """A wave of 12 mm on the grid was one of another period in a scan that was stretched into it, and turned."""
+    wave = np.cos(2 * np.pi * np.ogrid[:47, :59, :47][axis] * 3.0 / 12.0) * np.ones(SHAPE)
+    angle = np.deg2rad(20)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    moved = np.eye(4)
+    moved[:3, :3], moved[:3, 3] = turn @ np.diag([1.35, 1.0, 0.75]), (5, 6, 7)
+    for linear, expected in ((moved, period), (None, 12.0)):
+        band = np.argmax(look.measure_texture(wave.astype(np.float32), linear)[1])
+        longest, shortest = appearance.PERIODS_MM[band : band + 2]
+        assert shortest < expected < longest
+
+
 def test_what_lies_outside_the_region_changes_nothing(look):
     scan = noise()
     other = np.where(look.region, scan, np.float32(9))

@@ -1,0 +1,103 @@
+"""What `datxai apply` asks of the command: a folder of its own, and the settings of the run, or the bundle, that judges
+another cohort there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from datxai.bundle import MOST, SETTINGS, WEIGHTS, Bundle
+from datxai.config import Config
+from datxai.errors import InputError
+from datxai.order import Order, group_of
+from datxai.record import CODE, OF_COHORT, RECORD, Record, read_record, require_same, say
+
+OF_BUNDLE = "bundle"  # in a run folder the template and the atlas of a bundle that is applied
+BEGUN = (".hydra", ".lock", "datxai.log", "anatomy.safetensors", "preprocessed")  # what may be there without a record
+
+
+def require_apart(order: Order, run: Path, applied: Path) -> None:
+    """Refuse folders in which what a run says of another cohort cannot lie, and a run that cannot be applied."""
+    if not (applied.is_file() or (applied / "manifest.json").is_file()):
+        raise InputError(
+            f"run={applied}: no run folder of datxai there (no manifest.json), expected a finished run; make one with "
+            f"`datxai run={applied}`."
+        )
+    here, there = run.resolve(), applied.resolve()
+    if here == there or there in here.parents or here in there.parents:
+        raise InputError(
+            f"to={run}: is, holds or lies in the run that is applied, {applied}, which is only read; choose another "
+            f"to=DIR."
+        )
+    before = read_record(run)
+    of = None if before is None else before.values.get("applied")
+    if before is None and run.is_dir() and any(path.name not in BEGUN for path in run.iterdir()):
+        raise InputError(f"to={run}: holds files that no run has made ({RECORD} is missing); choose another to=DIR.")
+    if before is not None and (of is None or Path(of).resolve() != there):
+        what = "a run of its own" if of is None else f"what the run {of} says"
+        raise InputError(
+            f"to={run}: holds {what}, expected a new folder, or what {applied} says; choose another to=DIR."
+        )
+    if before is None and not {"data", "experiment"} & {group_of(key) for key in order.given}:
+        raise InputError(
+            f"run={applied}: no cohort is given that it could meet; give data=folder data.root=DIR, or data=dicom, "
+            f"ppmi or phantom."
+        )
+
+
+def make_record(order: Order, record: Record, applied: Path) -> Record:
+    """What is taken over of the record of a run that is applied: all but code and what the run itself rests on."""
+    for setting in CODE:
+        group, name = setting.split(".")
+        value = record.values.get(group, {}).get(name)
+        if value is not None and not {setting, group} & {*order.given}:
+            raise InputError(
+                f"{applied / RECORD}: {setting}={value} is Python code that would be executed; if you trust it, name "
+                f"it on the command line: {setting}={value}"
+            )
+    return replace(record, values={**record.values, "base": None, "applied": None, "subgroups": []})
+
+
+def read_bundle(order: Order, run: Path, path: Path) -> tuple[Record, tuple[str, ...]]:
+    """The record that a run begins with which goes on with a bundle, and its settings that are fixed."""
+    bundle = Bundle.open(path, only=[SETTINGS])
+    record = bundle.with_files_in(run / OF_BUNDLE).of_explanation(order.explanation)
+    return record, tuple(name for name in bundle.fixed if group_of(name) not in OF_COHORT)
+
+
+def require_trained_with(settings: Config, run: Path, before: Record | None, now: Record) -> None:
+    """Refuse settings that the network of a run that is applied rests on, if they are others than it was trained with;
+    and another cohort than the folder, with the record ``before``, holds already."""
+    assert settings.applied is not None
+    applied = Path(settings.applied)
+    if applied.is_file():
+        Bundle.open(applied, [SETTINGS]).require_same(now, "apply", run / OF_BUNDLE)
+    elif (theirs := read_record(applied)) is not None and theirs.choices:
+        require_same(applied, theirs, now, "apply")
+    if before is not None:
+        old, new = before.settings(), now.settings()
+        for setting in ("data.kind", "data.root", "data.collection", "data.seed", "data.n_subjects"):
+            if old.get(setting) != new.get(setting):
+                raise InputError(
+                    f"to={run}: holds the cohort of {setting}={say(old.get(setting))}, not of "
+                    f"{say(new.get(setting))}; choose another to=DIR."
+                )
+
+
+@contextmanager
+def unpacking(settings: Config, folder: Path) -> Iterator[None]:
+    """Have template and atlas of a bundle that is applied, if it has any, in the run folder; they go again where no
+    stage has been made with them."""
+    place = folder / OF_BUNDLE
+    if settings.applied is None or not Path(settings.applied).is_file() or place.exists():
+        yield
+        return
+    try:
+        Bundle.open(settings.applied, [name for name in MOST if name != WEIGHTS]).write_files(place)
+        yield
+    finally:
+        if place.is_dir() and not (folder / "manifest.json").is_file():
+            shutil.rmtree(place)

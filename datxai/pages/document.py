@@ -18,7 +18,7 @@ from datxai.pages import report
 from datxai.pages.content import CasePage
 from datxai.pages.report import AMONG_NORMALS, describe_case
 from datxai.pages.style import NEUTRAL, STYLE
-from datxai.pages.tables import format_cell
+from datxai.pages.tables import format_cell, name_in_words
 
 A4 = 210 / 25.4, 297 / 25.4  # inches
 MARGIN = 0.7  # inches
@@ -82,7 +82,7 @@ def draw_case(page: CasePage) -> list[Figure]:
         paper.write(AMONG_NORMALS, 7, color=NEUTRAL)
     for title, pairs in text["sections"].items():
         paper.head(title)
-        paper.tabulate([[name.replace("_", " "), format_cell(value)] for name, value in pairs.items()])
+        paper.tabulate([[name_in_words(name), format_cell(value)] for name, value in pairs.items()])
     if page.ledger:
         paper.head("Where relevance went, layer by layer")
         paper.tabulate(_with_header(page.ledger))
@@ -192,6 +192,6 @@ def _wrap(text: str, width: float, size: float, weight: str) -> list[str]:
 
 def _with_header(rows: Sequence[Mapping]) -> list[list[str]]:
     return [
-        [name.replace("_", " ") for name in rows[0]],
+        [name_in_words(name) for name in rows[0]],
         *([format_cell(row[name]) for name in rows[0]] for row in rows),
     ]

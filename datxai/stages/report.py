@@ -13,7 +13,7 @@ import yaml
 
 from datxai.analysis.normal_range import NormalRange, describe_range, judge_measures
 from datxai.case import tabulate_measures
-from datxai.config import STAGES, Config
+from datxai.config import STAGES, Config, is_radiological
 from datxai.findings import GROUPS, Findings
 from datxai.imaging.mirror import unmirror
 from datxai.pages.content import CasePage, LinkedPages, RunPage
@@ -28,12 +28,12 @@ from datxai.volume import load
 
 Ranges = Mapping[str, NormalRange]
 PAGE = "case.html"  # shows one case at a time
-MISCLASSIFIED = ("participant_id", "group", "p_reduced", "putamen_ipsilateral", "consistent")  # columns
+MISCLASSIFIED = ("participant_id", "group", "probability", "sbr", "relevance", "consistent")  # columns
 UNKNOWN_MAP = {"putamen_ipsilateral": None, "consistent": None}
 
 
 def depends(settings: Config) -> dict:
-    return {}
+    return {"sides": settings.sides} if is_radiological(settings) else {}
 
 
 def outputs(run: Run) -> list[Path]:
@@ -41,7 +41,7 @@ def outputs(run: Run) -> list[Path]:
 
 
 def make(settings: Config, run: Run) -> None:
-    findings = Findings(run)
+    findings = Findings(run, is_radiological(settings))
     ranges = None if settings.applied is None else open_applied(settings)[1].ranges
     figures = _choose_figures(settings, findings)
     for name in FIGURES:
@@ -53,7 +53,8 @@ def make(settings: Config, run: Run) -> None:
     run.figures.mkdir(exist_ok=True)
     pages = write_pages(findings, ranges)
     judged = "" if settings.applied is None else f", judged by the run {Path(settings.applied).resolve().name}"
-    quality = findings.quality.values()
+    quality, cases = findings.quality.values(), tabulate_cases(findings, ranges)
+    wrong = {case["participant_id"] for case in findings.misclassified}
     write_report(
         run.report,
         RunPage(
@@ -62,11 +63,13 @@ def make(settings: Config, run: Run) -> None:
             metrics=findings.metrics,
             figures={name: run.figures / f"{name}.png" for name in figures}
             | {"sheet": run.sheet(1).with_suffix(".png")},
-            cases=tabulate_cases(findings, ranges),
+            cases=cases,
             pages=pages,
             quality=[{key: row[key] for key in ("participant_id", "verdict", "reason")} for row in quality],
             table1=findings.table1,
-            misclassified=[{name: case[name] for name in MISCLASSIFIED} for case in findings.misclassified]
+            misclassified=[
+                {name: case[name] for name in MISCLASSIFIED} for case in cases if case["participant_id"] in wrong
+            ]
             if findings.tested
             else None,
             skipped=findings.skipped,

@@ -162,6 +162,8 @@ def describe_reading(reading: Reading, anatomy: Anatomy, reference: Reference) -
             "relevance": reading.own_relevance,
         },
         outline=anatomy.outline,
+        brain=anatomy.brain,
+        radiological=anatomy.radiological,
         sbr=tabulate_measures(result),
         normal_range=result["normal_range"],
         normal_range_source=describe_range(reference.ranges, result["normal_range"], result["age"], result["sex"]),

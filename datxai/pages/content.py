@@ -61,7 +61,9 @@ class CasePage:
         viewer. Left and right are the patient's own, else ``sides`` says what stands at low and high x
     beside : name of another explanation to its map, which is shown beside that of ``volumes``
     prior : an earlier scan, shown beside that of ``volumes`` on the same scales; ``picture`` shows both
-    outline : bool array (X, Y, Z) on the grid of ``volumes``: what the viewer outlines (caudate and putamen)
+    outline, brain : bool arrays (X, Y, Z) on the grid of ``volumes``: what the viewer outlines (caudate and putamen,
+        and the brain)
+    radiological : whether the page begins with the patient's left on the right, and its pictures have it there
     picture : shown where the viewer cannot run, and in the PDF
     sbr : region (``putamen_left`` ...) to specific binding ratio, and what follows from these (None: not known)
     normal_range : region to what `datxai.analysis.normal_range.Expected.describe` says: ``low, median, high`` as
@@ -89,6 +91,8 @@ class CasePage:
     prior: PriorScan | None = None
     sides: tuple[str, str] = ("L", "R")
     outline: np.ndarray | None = None
+    brain: np.ndarray | None = None
+    radiological: bool = False
     picture: Picture | None = None
     sbr: Mapping[str, float | None] = field(default_factory=dict)
     normal_range: Mapping[str, Mapping | None] = field(default_factory=dict)
@@ -136,6 +140,7 @@ class RunPage:
     table1, ledger : rows
     misclassified, skipped : rows; an empty list says that there was none
     external : the address of the page that sets the cohort beside that of the run which judged it
+    radiological : whether the figures have the patient's left on the right
     config, manifest : the resolved configuration as text; stage to its entry in manifest.json
     """
 
@@ -153,6 +158,7 @@ class RunPage:
     skipped: Sequence[Mapping] | None = None
     ledger: Sequence[Mapping] = ()
     external: str | None = None
+    radiological: bool = False
     config: str | None = None
     manifest: Mapping[str, Mapping] = field(default_factory=dict)
 

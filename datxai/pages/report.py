@@ -14,6 +14,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from datxai.analysis.calibration import UNCERTAIN_SHARE
 from datxai.files import write_text
 from datxai.pages.content import CasePage, ExternalPage, MethodsPage, RunPage
@@ -167,13 +169,13 @@ def write_case_data(path: str | os.PathLike, page: CasePage) -> None:
     write_text(path, f"datxai.show({json.dumps(case)});\n")
 
 
-def write_case_pages(path: str | os.PathLike, cases: Sequence[str], report: str) -> None:
+def write_case_pages(path: str | os.PathLike, cases: Sequence[str], report: str, radiological: bool = False) -> None:
     """Write the page that shows, one at a time, what `write_case_data` wrote to ``<case>.js`` beside it.
 
     ``cases`` are their names in the order in which one leafs through them; ``report`` is the address of the report
-    of the run. ``path`` + ``#<case>`` opens the page at a case.
+    of the run. ``path`` + ``#<case>`` opens the page at a case. ``radiological``: see `CasePage`.
     """
-    _write(path, "cases.html.j2", cases=list(cases), report=report, colours=pack_colours())
+    _write(path, "cases.html.j2", cases=list(cases), report=report, colours=pack_colours(), radiological=radiological)
 
 
 def render_upload_page(upload: int, files: int) -> str:
@@ -331,7 +333,7 @@ def _pack_spaces(page: CasePage) -> list[dict]:
     """The spaces of the viewer; of two scans that they share, MNI space alone, each on the scales of both."""
     if page.volumes and page.prior:
         return [_pack_shared(page, page.volumes)]
-    named = {"MNI space": (page.volumes, page.outline), "the scan's own space": (page.own_volumes, None)}
+    named = {"MNI space": (page.volumes, _label_outlines(page)), "the scan's own space": (page.own_volumes, None)}
     return [
         pack_space(name, volumes, outline, page.sides) for name, (volumes, outline) in named.items() if volumes
     ]
@@ -341,7 +343,13 @@ def _pack_shared(page: CasePage, volumes: Mapping[str, Volume]) -> dict:
     assert page.volumes and page.prior
     both = (page.volumes, page.prior.volumes)
     tops = {kind: max(float(abs(each[kind].data).max()) for each in both) for kind in ("spect", "relevance")}
-    return pack_space("MNI space", volumes, page.outline, page.sides, tops)
+    return pack_space("MNI space", volumes, _label_outlines(page), page.sides, tops)
+
+
+def _label_outlines(page: CasePage) -> np.ndarray | None:
+    """1 in the brain, 2 in what is outlined in it; None where neither is known."""
+    known = [mask * label for mask, label in ((page.brain, 1), (page.outline, 2)) if mask is not None]
+    return functools.reduce(np.maximum, known) if known else None
 
 
 def _write(path: str | os.PathLike, template: str, page: Page | None = None, **more: object) -> None:

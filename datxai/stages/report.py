@@ -76,6 +76,7 @@ def make(settings: Config, run: Run) -> None:
             ledger=findings.average_ledger([case["participant_id"] for case in findings.tested]),
             config=yaml.safe_dump(asdict(settings), sort_keys=False),
             explanation=run.explanation,
+            radiological=findings.radiological,
             external=None if settings.applied is None else run.external.name,
             manifest={stage: entry for stage in STAGES if (entry := run.find(stage))},
         ),
@@ -166,7 +167,7 @@ def write_pages(findings: Findings, ranges: Ranges | None = None) -> LinkedPages
             write_case_data(run.pages / f"{page.case_id}.js", page)
             written.append(page.case_id)
             bar.update()
-    write_case_pages(run.pages / PAGE, written, f"../{run.report.name}")
+    write_case_pages(run.pages / PAGE, written, f"../{run.report.name}", findings.radiological)
     kept = {PAGE, *(f"{name}.js" for name in written)}
     for path in run.pages.iterdir():
         if path.name not in kept:
@@ -201,6 +202,8 @@ def describe_case(findings: Findings, case: Mapping, ranges: Ranges | None = Non
         probability=findings.probabilities[name] if findings.metrics["calibration"]["determined"] else None,
         volumes={kind: unmirror(load(file, blank=True), measures["mirrored"]) for kind, file in files.items()},
         outline=findings.anatomy.outline,
+        brain=findings.anatomy.brain,
+        radiological=findings.radiological,
         sbr=ratios,
         normal_range=expected,
         normal_range_source=describe_range(ranges, expected, age, sex),
@@ -221,6 +224,8 @@ def describe_mean(findings: Findings, group: str, name: str) -> CasePage:
         title=f"Mean of {findings.groups.count(group)} {GROUP_NAMES[group]} test cases",
         volumes={kind: load(file, blank=True) for kind, file in files.items()},
         outline=findings.anatomy.outline,
+        brain=findings.anatomy.brain,
+        radiological=findings.radiological,
         sides=("I", "C"),
     )
 

@@ -21,12 +21,14 @@ class MapBeside:
     ----------
     relevance, own_relevance : the map in MNI space and in the scan's own space
     explanation, measures : name to value
+    picture : shown in the PDF
     """
 
     relevance: Volume
     own_relevance: Volume
     explanation: Mapping[str, object]
     measures: Mapping[str, object]
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -34,6 +34,7 @@ NAMES = {  # of measures and columns, where the words of a name do not say what 
     "caudate_putamen_ratio": "caudate / putamen",
     "caudate_putamen_ratio_left": "caudate / putamen, left", "caudate_putamen_ratio_right": "caudate / putamen, right",
     "putamen_asymmetry": "putaminal asymmetry, right \u2212 left, %", "git_revision": "revision",
+    "folder": "run",
 }  # fmt: skip
 PARTS = re.compile(  # of the names of parcels
     "caudal|rostral|anterior|posterior|medial|lateral|superior|inferior|middle|transverse|isthmus|pars|frontal|temporal|"

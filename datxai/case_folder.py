@@ -45,12 +45,15 @@ class Saved(NamedTuple):
     shows: str = RELEVANCE
 
 
-def write_reading(reading: Reading, folder: Path, anatomy: Anatomy, reference: Reference) -> Path:
+def write_reading(
+    reading: Reading, folder: Path, anatomy: Anatomy, reference: Reference, home: str | None = None
+) -> Path:
     """Write a reading to ``folder``: report.html and .pdf, prediction.json, NIfTI volumes, DICOM where asked for.
 
     Everything is made beside the folder and then moved into it, so a failure leaves nothing behind. What an earlier
     reading left is replaced, except for DICOM, whose names are new each time. prediction.json holds the ``result`` of
-    the reading, with the seconds that writing took. Returns the folder.
+    the reading, with the seconds that writing took. ``home`` is the address where the next scan can be given. Returns
+    the folder.
     """
     from datxai.pages.document import write_case_pdf
     from datxai.pages.report import write_case_report
@@ -66,7 +69,7 @@ def write_reading(reading: Reading, folder: Path, anatomy: Anatomy, reference: R
                     kind = "map" if path.name.startswith("relevance-map") else "colour pictures"
                     downloads[f"relevance {kind} (DICOM)"] = path.name
         page = replace(
-            describe_reading(reading, anatomy, reference), downloads=downloads, picture=place / "case.png"
+            describe_reading(reading, anatomy, reference), downloads=downloads, picture=place / "case.png", home=home
         )
         with timed(timings, "write"), ThreadPoolExecutor(1) as other_thread:
             saving = [other_thread.submit(save, v.volume, place / v.file, mni=v.mni, shows=v.shows) for v in volumes]

@@ -376,11 +376,11 @@ class Reader:
         found = self._measure(relevance, predicted, shown, self.beside[name][1])
         return MapOf(shown, own, {**{key: record[key] for key in ("method", "seed", "sum", "ledger")}, **found})
 
-    def write(self, reading: Reading, folder: str | os.PathLike) -> Path:
+    def write(self, reading: Reading, folder: str | os.PathLike, home: str | None = None) -> Path:
         """Write a reading to ``folder``, see `datxai.case_folder.write_reading`. Returns the folder."""
         from datxai.case_folder import write_reading
 
-        return write_reading(reading, Path(folder), self.anatomy, self.reference)
+        return write_reading(reading, Path(folder), self.anatomy, self.reference, home)
 
     def _find_source(self, scan: Scan) -> Source | None:
         """Whose scan it is, where results are to be filed as DICOM."""

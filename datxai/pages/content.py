@@ -76,6 +76,7 @@ class CasePage:
     shift : whether the scan is like the training cases, see `datxai.analysis.shift.Shift.judge`; None: not judged
     timings : what was done to seconds
     downloads : label to the name of a file that lies beside the page
+    home : the address where the next scan can be given
     ledger : rows: where relevance went, layer by layer
     """
 
@@ -108,6 +109,7 @@ class CasePage:
     provenance: Mapping[str, object] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
     downloads: Mapping[str, str] = field(default_factory=dict)
+    home: str | None = None
     ledger: Sequence[Mapping] = ()
 
 
@@ -206,6 +208,7 @@ class MethodsPage:
     cases : rows of cases.tsv, each with the picture ``figure`` of its maps
     ranks : the picture of the ranks
     methods : settings of the methods, as text
+    meanings : measure to a sentence that says what it is
     """
 
     created: str
@@ -213,6 +216,7 @@ class MethodsPage:
     cases: Sequence[Mapping]
     ranks: Picture
     methods: str
+    meanings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

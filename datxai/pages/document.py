@@ -186,8 +186,10 @@ class Paper:
         """The height of a table in a column as wide as ``room``."""
         widths, weights = self._divide(rows, size, None, room)
         columns = list(zip(widths, weights))
-        wrapped = ([_wrap(text, wide - GAP, size, weight) for text, (wide, weight) in zip(row, columns)] for row in rows)
-        lines = sum(max(map(len, cells)) for cells in wrapped)
+        lines = sum(
+            max(len(_wrap(text, wide - GAP, size, weight)) for text, (wide, weight) in zip(row, columns))
+            for row in rows
+        )  # fmt: skip
         return lines * LEADING * size / 72
 
     def show(self, picture: str | os.PathLike) -> None:

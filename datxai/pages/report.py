@@ -178,9 +178,10 @@ def write_case_pages(path: str | os.PathLike, cases: Sequence[str], report: str,
     _write(path, "cases.html.j2", cases=list(cases), report=report, colours=pack_colours(), radiological=radiological)
 
 
-def render_upload_page(upload: int, files: int) -> str:
-    """The page where scans are dropped in, of which one may take ``upload`` bytes in so many ``files``."""
-    return _render("upload.html.j2", limits={"upload": upload, "files": files})
+def render_upload_page(upload: int, files: int, model: str = "") -> str:
+    """The page where scans are dropped in, of which one may take ``upload`` bytes in so many ``files``; ``model`` is
+    the name of what reads them."""
+    return _render("upload.html.j2", limits={"upload": upload, "files": files}, model=model)
 
 
 def describe_case(page: CasePage) -> dict:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datxai.config import Config, Preprocessing
+from datxai.config import Config, Preprocessing, is_radiological
 from datxai.errors import InputError
 from datxai.files import hash_content, hash_file, replacing
 from datxai.volume import Grid, Volume, distance_from, load
@@ -47,6 +47,7 @@ class Anatomy:
     template_file : the mean of a site's own scans, which scans are registered to in the place of the packaged template
     cache : file in which `keep` stores what was made; it counts only while atlas, template, grid, packages and code are
         those that it was made with
+    radiological : whether figures have x < 0 on the right
     """
 
     grid: Grid
@@ -54,12 +55,13 @@ class Anatomy:
     names: str | None = None
     template_file: str | None = None
     cache: Path | None = None
+    radiological: bool = False
 
     @classmethod
     def of(cls, settings: Config, cache: Path | None = None) -> Anatomy:
         """The anatomy that these settings name."""
-        atlas = settings.atlas
-        return cls(grid_of(settings), atlas.labels, atlas.names, settings.registration.template, cache)
+        atlas, sides = settings.atlas, is_radiological(settings)
+        return cls(grid_of(settings), atlas.labels, atlas.names, settings.registration.template, cache, sides)
 
     @cached_property
     def atlas(self) -> Atlas:
@@ -139,7 +141,7 @@ class Anatomy:
         """What figures of slices on the grid are drawn in."""
         from datxai.pages.slices import Frame
 
-        return Frame(self.grid, self.outline, self.brain)
+        return Frame(self.grid, self.outline, self.brain, self.radiological)
 
     @cached_property
     def appearance(self) -> Appearance:

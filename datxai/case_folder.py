@@ -22,10 +22,10 @@ from datxai.files import UNFINISHED, write_json
 from datxai.pages.content import CasePage, MapBeside, PriorScan
 from datxai.reading import Reading, timed
 from datxai.reference import Reference
-from datxai.volume import Volume, save
+from datxai.volume import RELEVANCE, UPTAKE, Volume, save
 
 CHART_DPI = 250  # of a chart, which is shown with half as many pixels
-SCREEN_DPI = 150  # of the picture of a case, which the page shows only where its viewer cannot run
+SCREEN_DPI = 200  # of the picture of a case, of which the page shows half the pixels where its viewer cannot run
 AMONG_NORMALS = {  # what is drawn among normal cases
     "putamen_left": "left putamen",
     "caudate_left": "left caudate",
@@ -43,14 +43,18 @@ class Saved(NamedTuple):
     file: str
     volume: Volume
     mni: bool
+    shows: str = RELEVANCE
 
 
-def write_reading(reading: Reading, folder: Path, anatomy: Anatomy, reference: Reference) -> Path:
+def write_reading(
+    reading: Reading, folder: Path, anatomy: Anatomy, reference: Reference, home: str | None = None
+) -> Path:
     """Write a reading to ``folder``: report.html and .pdf, prediction.json, NIfTI volumes, DICOM where asked for.
 
     Everything is made beside the folder and then moved into it, so a failure leaves nothing behind. What an earlier
     reading left is replaced, except for DICOM, whose names are new each time. prediction.json holds the ``result`` of
-    the reading, with the seconds that writing took. Returns the folder.
+    the reading, with the seconds that writing took. ``home`` is the address where the next scan can be given. Returns
+    the folder.
     """
     from datxai.pages.document import write_case_pdf
     from datxai.pages.report import write_case_report
@@ -66,11 +70,12 @@ def write_reading(reading: Reading, folder: Path, anatomy: Anatomy, reference: R
                     kind = "map" if path.name.startswith("relevance-map") else "colour pictures"
                     downloads[f"relevance {kind} (DICOM)"] = path.name
         page = replace(
-            describe_reading(reading, anatomy, reference), downloads=downloads, picture=place / "case.png"
+            describe_reading(reading, anatomy, reference), downloads=downloads, picture=place / "case.png", home=home
         )
         with timed(timings, "write"), ThreadPoolExecutor(1) as other_thread:
-            saving = [other_thread.submit(save, v.volume, place / v.file, mni=v.mni) for v in volumes]
+            saving = [other_thread.submit(save, v.volume, place / v.file, mni=v.mni, shows=v.shows) for v in volumes]
             _draw(reading, anatomy, place / "case")
+            page = replace(page, beside=_draw_beside(reading, page.beside, anatomy, place))
             if _draw_among_normals(reading, reference, place / "normals"):
                 page = replace(page, among_normals=place / "normals.png")
             write_case_pdf(place / "report.pdf", replace(page, timings=timings))
@@ -101,7 +106,7 @@ def _list_volumes(reading: Reading) -> list[Saved]:
     return [
         Saved("relevance in the scan's own space", f"{name}_relevance.nii.gz", reading.own_relevance, False),
         Saved("relevance in MNI space", f"{name}_space-MNI_relevance.nii.gz", reading.relevance, True),
-        Saved("scan in MNI space", f"{name}_space-MNI_spect.nii.gz", reading.spect, True),
+        Saved("scan in MNI space", f"{name}_space-MNI_spect.nii.gz", reading.spect, True, UPTAKE),
         *(
             Saved(f"{other}: {title}", f"{name}_{other}{ending}_relevance.nii.gz", volume, mni)
             for other, its in reading.beside.items()
@@ -118,12 +123,30 @@ def _draw(reading: Reading, anatomy: Anatomy, path: Path) -> None:
     from datxai.pages.figures import plot_case
     from datxai.pages.style import save_figure
 
-    grid, peak = reading.relevance.grid, reading.result["peak"]
-    centre = [0.0, 0.0, 0.0] if peak["x"] is None else [peak["x"], peak["y"], peak["z"]]
-    index = np.rint(grid.mm_to_index(centre)).astype(int)
+    index = _find_peak(reading.relevance, reading.result["peak"])
     prior = reading.prior and (reading.prior.spect.data, reading.prior.relevance.data)
     figure = plot_case(anatomy.frame, reading.spect.data, reading.relevance.data, index, ("L", "R"), prior)
     save_figure(figure, path, ("png",), SCREEN_DPI)
+
+
+def _draw_beside(
+    reading: Reading, beside: Mapping[str, MapBeside], anatomy: Anatomy, place: Path
+) -> dict[str, MapBeside]:
+    """The maps of other explanations with a picture of each, through its own most relevant voxel."""
+    from datxai.pages.figures import plot_case
+    from datxai.pages.style import save_figure
+
+    for name, its in reading.beside.items():
+        index = _find_peak(its.relevance, its.result["peak"])
+        figure = plot_case(anatomy.frame, reading.spect.data, its.relevance.data, index, ("L", "R"))
+        save_figure(figure, place / f"case_{name}", ("png",), SCREEN_DPI)
+    return {name: replace(its, picture=place / f"case_{name}.png") for name, its in beside.items()}
+
+
+def _find_peak(relevance: Volume, peak: Mapping) -> np.ndarray:
+    """The voxel of a peak, the middle of the world where there is none."""
+    centre = [0.0, 0.0, 0.0] if peak["x"] is None else [peak["x"], peak["y"], peak["z"]]
+    return np.rint(relevance.grid.mm_to_index(centre)).astype(int)
 
 
 def _draw_among_normals(reading: Reading, reference: Reference, path: Path) -> bool:
@@ -149,6 +172,7 @@ def _draw_among_normals(reading: Reading, reference: Reference, path: Path) -> b
 def describe_reading(reading: Reading, anatomy: Anatomy, reference: Reference) -> CasePage:
     """What the page of a new scan shows."""
     from datxai.analysis.normal_range import describe_range
+    from datxai.pages.tables import format_number
 
     result = reading.result
     return CasePage(
@@ -163,11 +187,13 @@ def describe_reading(reading: Reading, anatomy: Anatomy, reference: Reference) -
             "relevance": reading.own_relevance,
         },
         outline=anatomy.outline,
+        brain=anatomy.brain,
+        radiological=anatomy.radiological,
         sbr=tabulate_measures(result),
         normal_range=result["normal_range"],
         normal_range_source=describe_range(reference.ranges, result["normal_range"], result["age"], result["sex"]),
         prior=_describe_prior(reading),
-        subject={"age": result["age"], "sex": result["sex"]},
+        subject={"age": result["age"], "sex": result["sex"], "date of the scan": result.get("scan_date")},
         relevance={
             "ipsilateral side": "right" if result["mirrored"] else "left",
             **result["roi_relevance"],
@@ -178,12 +204,13 @@ def describe_reading(reading: Reading, anatomy: Anatomy, reference: Reference) -
         explanation={
             "name": result["explanation"],
             **result["method"],
-            "seed (normal, reduced)": ", ".join(f"{value:.4g}" for value in result["seed"]),
+            "seed (normal, reduced)": ", ".join(map(format_number, result["seed"])),
             "sum": result["sum"],
         },
         quality=result["quality"] | {key: result[key] for key in ("reference_value", "mirrored")},
         shift=result["shift"],
-        provenance={"datxai": __version__} | {key: reference.evaluated[key] for key in ("finished", "fingerprint")},
+        provenance={"datxai": __version__, **{key: result["made_by"].get(key) for key in ("folder", "network")}}
+        | {key: reference.evaluated[key] for key in ("finished", "fingerprint")},
         warnings=result["warnings"],
         ledger=result["ledger"],
         beside={

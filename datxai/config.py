@@ -52,6 +52,7 @@ CALL = (  # settings of one call or one machine, which a run does not record
     "file", "out", "device", "n_jobs", "on_error", "check", "dry_run", "objective", "benchmark", "search",
     "explanation", "explanations", "precision", "to",
 )  # fmt: skip
+RADIOLOGICAL = "radiological"
 TARGETS = ("difference", "decision", "predicted", "normal", "reduced", "label")
 OF_SPLIT = {  # settings of each kind of split
     "random": ("sizes", "candidates"),
@@ -338,6 +339,7 @@ class Config:
     composite: Composite = field(default_factory=Composite)
     benchmark: Benchmark = field(default_factory=Benchmark)
     search: Search = field(default_factory=Search)
+    sides: str = "neurological"  # neurological | radiological: the left of the patient is on the left, or the right
     target: str = "difference"  # difference | decision | predicted | normal | reduced | label
     run: str = MISSING
     base: str | None = None  # a run whose stages are taken over where settings and inputs are the same
@@ -381,6 +383,7 @@ def require_sensible(settings: Config) -> None:
         ("seed", settings.seed, 0 <= settings.seed < 2**63, seed),
         ("data.orientation", orientation, orientation in ("header", "as_fitted"), "header or as_fitted"),
         ("target", settings.target, settings.target in TARGETS, f"one of {', '.join(TARGETS)}"),
+        ("sides", settings.sides, settings.sides in ("neurological", RADIOLOGICAL), "neurological or radiological"),
         ("on_error", settings.on_error, settings.on_error in ("raise", "skip"), "raise or skip"),
         ("sex", settings.sex, settings.sex in (None, "F", "M"), "F or M"),
         ("prior_years", settings.prior_years, (settings.prior_years or 1) > 0, "more than 0"),
@@ -421,6 +424,11 @@ def require_sensible(settings: Config) -> None:
         raise InputError(f"network.rename is {network.rename}, expected {{PATTERN:REPLACEMENT}}.")
     if training.max_epochs == 0 and network.centre and network.architecture != "plain":
         raise InputError("training=none: network.centre is the mean of training cases; set it to false.")
+
+
+def is_radiological(settings: Config) -> bool:
+    """Whether pictures have the patient's left on the right."""
+    return settings.sides == RADIOLOGICAL
 
 
 def describe_network(network: Network) -> dict:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datxai.analysis.calibration import choose_uncertain, margin_of, probability
-from datxai.analysis.classification import tabulate_features
+from datxai.analysis.classification import FEATURES, follow_tree, tabulate_features
+from datxai.analysis.detection import trace_roc
 from datxai.analysis.normal_range import NormalRange, fit_ranges
 from datxai.analysis.shift import Shift
 from datxai.anatomy import Anatomy
@@ -66,9 +67,13 @@ def _find_group(case: Mapping) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What a run has found so far. A table that is missing, damaged or not of its columns is an `InputError`."""
+    """What a run has found so far. A table that is missing, damaged or not of its columns is an `InputError`.
+
+    ``radiological``: figures have the patient's left on the right.
+    """
 
     run: Run
+    radiological: bool = False
 
     @cached_property
     def cohort(self) -> list[dict]:
@@ -172,6 +177,16 @@ class Findings:
     def features(self) -> np.ndarray:
         """Semi-quantitative features of the test cases, see `tabulate_features`."""
         return tabulate_features([self.sbr[case["participant_id"]] for case in self.tested])
+
+    def roc_of(self, classifier: str) -> dict:
+        """The ROC curve of a classifier over the test cases, see `datxai.analysis.detection.trace_roc`."""
+        scores = {
+            "cnn": lambda: [case["margin"] for case in self.tested],
+            "roi_relevance": lambda: [case["putamen_ipsilateral"] for case in self.tested],
+            "sbr": lambda: -self.features[:, FEATURES.index("putamen_ipsilateral")],
+            "cart": lambda: follow_tree(self.metrics["classifiers"]["cart"]["nodes"], self.features)[1],
+        }[classifier]()
+        return trace_roc([case["label"] == 1 for case in self.tested], scores)
 
     @cached_property
     def quality(self) -> Mapping[str, dict]:
@@ -282,7 +297,9 @@ class Findings:
     def anatomy(self) -> Anatomy:
         """The atlas that the run was evaluated with, on its grid."""
         atlas = self.run.entry("evaluate", "report")["config"]["atlas"]
-        return Anatomy(self.store.grid, atlas["labels"], atlas["names"], cache=self.run.anatomy)
+        return Anatomy(
+            self.store.grid, atlas["labels"], atlas["names"], cache=self.run.anatomy, radiological=self.radiological
+        )
 
     def map_of(self, case: str) -> Volume:
         """The relevance map of a case."""

@@ -123,7 +123,7 @@ class Reader:
             path = scan.place
             source = self._find_source(scan)
             voxels = scan.read(self.settings.reconstruction)
-            subject = scan.subject
+            subject, day = scan.subject, scan.visit[1]
             fingerprint = scan.hash
         if source is not None and source.deidentified:
             subject = deidentify_subject(subject)
@@ -148,11 +148,12 @@ class Reader:
         name = _name(path)
         result = {
             "scan": name, "scan_hash": fingerprint, "age": age, "sex": sex, "tracer": subject["tracer"],
+            **({"scan_date": day.isoformat()} if day and not (source and source.deidentified) else {}),
             "explanation": self.settings.explanation,
             **judged,
             **({"beside": {other: its.result for other, its in beside.items()}} if beside else {}),
             "timings": timings,
-            "made_by": {"datxai": __version__, "run": self.reference.evaluated["fingerprint"]},
+            "made_by": {"datxai": __version__, "run": self.reference.evaluated["fingerprint"], **self._identify()},
         }  # fmt: skip
         result["warnings"] = [*find_doubts(result), *([subject["doubt"]] if subject["doubt"] and age is None else [])]
         name = re.sub(r"(\.nii|\.dcm|\.hdr|\.img)?(\.gz)?$", "", name, flags=re.IGNORECASE)
@@ -211,6 +212,11 @@ class Reader:
             **self._measure(relevance, decision["predicted"], shown, reference),
         }
 
+    def _identify(self) -> dict[str, str]:
+        """Where the network comes from, and of which kind it is, in words."""
+        folder = {} if self.source is None else {"folder": self.source.folder.resolve().name}
+        return {**folder, "network": self.settings.network.architecture}
+
     def _hold_against_training(
         self, volume: Volume, measures: Mapping, features: Sequence[np.ndarray]
     ) -> dict | None:
@@ -244,11 +250,11 @@ class Reader:
         found = self._measure(relevance, predicted, shown, self.beside[name][1])
         return MapOf(shown, own, {**{key: record[key] for key in ("method", "seed", "sum", "ledger")}, **found})
 
-    def write(self, reading: Reading, folder: str | os.PathLike) -> Path:
+    def write(self, reading: Reading, folder: str | os.PathLike, home: str | None = None) -> Path:
         """Write a reading to ``folder``, see `datxai.case_folder.write_reading`. Returns the folder."""
         from datxai.case_folder import write_reading
 
-        return write_reading(reading, Path(folder), self.anatomy, self.reference)
+        return write_reading(reading, Path(folder), self.anatomy, self.reference, home)
 
     def _find_source(self, scan: Scan) -> Source | None:
         """Whose scan it is, where results are to be filed as DICOM."""

@@ -24,6 +24,7 @@ from datxai import nifti
 from datxai.errors import InputError
 from datxai.files import hash_file, hash_json, read_json, replacing, write_json
 
+UPTAKE, RELEVANCE = "uptake ratio", "relevance"  # what volumes show: names of an intent, of 15 letters at most
 MNI_CODE, SCANNER_CODE = 4, 1  # NIfTI-1 xform codes
 AFFINE_TOLERANCE_MM = 1e-3  # two grids are the same if no affine element differs by more
 
@@ -141,11 +142,14 @@ def load(path: str | os.PathLike, blank: bool = False) -> Volume:
     return replace(volume, history=({"step": "load", "file": path.name},))
 
 
-def save(volume: Volume, path: str | os.PathLike, sidecar: Mapping | None = None, mni: bool = True) -> None:
+def save(
+    volume: Volume, path: str | os.PathLike, sidecar: Mapping | None = None, mni: bool = True, shows: str = ""
+) -> None:
     """Write NIfTI-1 float32 atomically, and beside it a JSON with ``history`` and the entries of ``sidecar``.
 
     The JSON is written last: where it exists, the volume is complete. ``mni`` says which space the header names
-    (MNI 152, else scanner space).
+    (MNI 152, else scanner space), and ``shows`` what the values are (`UPTAKE`, `RELEVANCE`), with where other viewers
+    begin and end their scale of colours.
     """
     path = Path(path)
     image = nib.Nifti1Image(volume.data, volume.affine)
@@ -153,6 +157,11 @@ def save(volume: Volume, path: str | os.PathLike, sidecar: Mapping | None = None
     image.set_sform(volume.affine, code)
     image.set_qform(volume.affine, code)
     image.header.set_xyzt_units("mm")
+    if shows:
+        high = float(np.abs(volume.data).max(initial=0))
+        image.header["descrip"] = f"datxai: {shows}"
+        image.header.set_intent("estimate", name=shows)
+        image.header["cal_min"], image.header["cal_max"] = -high if shows == RELEVANCE else 0.0, high
     sidecar_path(path).unlink(missing_ok=True)
     with replacing(path) as temporary:
         nib.save(image, temporary)

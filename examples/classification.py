@@ -12,7 +12,8 @@ from datxai.run_figures import CLASSIFIERS
 
 
 def compare(name, paper, ours):
-    """Rows for the confusion matrix and the five figures of a classifier in the paper and here."""
+    """Rows for the confusion matrix and the five figures of a classifier in the paper and here; why is one of two: the
+    interval of one holds the value of the other, so that it may be chance, or neither does."""
     cells = ("tn", "fp", "fn", "tp")
     counts = [", ".join(f"{cell.upper()} {figures[cell]}" for cell in cells) for figures in (paper, ours)]
     return [
@@ -21,10 +22,21 @@ def compare(name, paper, ours):
             Row(
                 f"{name}: {MEASURES[key]}",
                 *(format_percent(figures[key], figures[f"{key}_ci95"]) for figures in (paper, ours)),
+                _say_why(key, paper, ours),
             )
             for key in ("accuracy", "sensitivity", "specificity", "ppv", "npv")
         ),
     ]
+
+
+def _say_why(key, paper, ours):
+    """Whether two estimates differ by more than chance, as far as their intervals tell."""
+    if None in (paper[key], ours[key]):
+        return ""
+    (low, high), (least, most) = (figures[f"{key}_ci95"] for figures in (paper, ours))
+    if low <= ours[key] <= high or least <= paper[key] <= most:
+        return "within chance: an interval holds the other value"
+    return "neither interval holds the other value: the cohorts differ"
 
 
 def make(runs, out):

@@ -21,6 +21,7 @@ def make(runs, out):
                 f"{SET_NAMES[row['set']]}, {LABEL_NAMES[row['label']]}, {SEX_NAMES[row['sex']]}: age in years",
                 "n/a" if mean is None else f"{mean:.1f} ± {sd:.1f} (n = {n})",
                 "n/a" if row["age_sd"] is None else f"{row['age_mean']:.1f} ± {row['age_sd']:.1f} (n = {row['n']})",
+                "drawn from the paper's means",
             )
         )
     return rows

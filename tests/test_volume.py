@@ -161,6 +161,19 @@ def test_saving_and_loading_give_the_same_volume(tmp_path):
     assert sidecar == {"target": "reduced", "history": [{"step": "made", "gain": 2.0}]}
 
 
+@pytest.mark.parametrize(("shows", "low"), [("relevance", -3.0), ("uptake ratio", 0.0)])
+def test_the_header_says_what_is_shown_and_on_which_scale(tmp_path, shows, low):
+    data = np.zeros((3, 4, 5), np.float32)
+    data[0, 0, :2] = -3, 2
+    volume.save(Volume(data, np.eye(4)), tmp_path / "a.nii.gz", shows=shows)
+    header = nib.load(tmp_path / "a.nii.gz").header
+    assert header["descrip"].item().decode() == f"datxai: {shows}"
+    assert header.get_intent() == ("estimate", (), shows)
+    assert (header["cal_min"], header["cal_max"]) == (low, 3)
+    volume.save(Volume(data, np.eye(4)), tmp_path / "b.nii.gz")
+    assert nib.load(tmp_path / "b.nii.gz").header.get_intent()[0] == "none"
+
+
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.json"])
 def test_a_volume_is_whole_until_a_byte_of_it_or_of_what_is_said_of_it_changes(tmp_path, name):
     path = tmp_path / "a.nii.gz"

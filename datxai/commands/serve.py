@@ -138,6 +138,12 @@ class Server(ThreadingTCPServer):
         with self.turn:
             self.ended = True
 
+    @property
+    def model(self) -> str:
+        """What reads the scans, in words."""
+        source = self.reader and self.reader.source
+        return "" if source is None else source.folder.resolve().name
+
     def read(self, body: BinaryIO, sizes: Sequence[int], age: float | None) -> str:
         """Read the scan of an upload; the address of its result. Raises `InputError` if it cannot be used."""
         with self.turn:
@@ -150,7 +156,7 @@ class Server(ThreadingTCPServer):
             upload.mkdir()
             try:
                 reading = self.reader.read(unpack(body, sizes, upload, self.limits), age)
-                self.reader.write(reading, self.folder / name)
+                self.reader.write(reading, self.folder / name, home="/")
             except InputError as error:
                 raise InputError(str(error).replace(f"{upload}{os.sep}", "")) from error
             finally:
@@ -197,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers["Host"] not in self.server.hosts:
             self._refuse(403, f"Open this page as http://{HOST}:{self.server.port}/.")
         elif self.path == "/":
-            page = render_upload_page(self.server.limits.upload, self.server.limits.files)
+            page = render_upload_page(self.server.limits.upload, self.server.limits.files, self.server.model)
             self._answer(200, page.encode(), "text/html; charset=utf-8")
         elif self.path == "/favicon.ico":
             self._answer(204, b"", "image/x-icon")

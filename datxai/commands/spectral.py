@@ -10,7 +10,7 @@ import numpy as np
 
 from datxai.analysis.spectral import MIN_MAPS, Strategies, find_strategies, shrink
 from datxai.anatomy import Anatomy
-from datxai.config import Config
+from datxai.config import Config, is_radiological
 from datxai.errors import InputError
 from datxai.files import write_json, write_table
 from datxai.findings import Findings
@@ -32,14 +32,14 @@ def run(settings: Config, folder: Run) -> None:
     folder.entry("explain", "spectral")
     findings, atlas = Findings(folder), settings.atlas
     grid = findings.map_of(findings.explained[0]["participant_id"]).grid
-    anatomy = Anatomy(grid, atlas.labels, atlas.names)
+    anatomy = Anatomy(grid, atlas.labels, atlas.names, radiological=is_radiological(settings))
     out, rows, summary = folder.explained / "spectral", [], {}
     for label, name in enumerate(CLASSES):
         cases = [case for case in findings.explained if case["predicted"] == label]
         if len(cases) < MIN_MAPS:
             log.info("%s: %d maps of cases predicted so, groups need %d", name, len(cases), MIN_MAPS)
             continue
-        strategies, outside = _find_groups(findings, cases, anatomy, settings.seed, out / name)
+        strategies, outside = _find_groups(findings, cases, anatomy, settings, out / name)
         summary[name] = _summarise(strategies, cases, outside)
         rows += _tabulate(strategies, cases, outside)
         _announce(name, summary[name])
@@ -54,17 +54,19 @@ def run(settings: Config, folder: Run) -> None:
 
 
 def _find_groups(
-    findings: Findings, cases: Sequence[Mapping], anatomy: Anatomy, seed: int, figure: Path
+    findings: Findings, cases: Sequence[Mapping], anatomy: Anatomy, settings: Config, figure: Path
 ) -> tuple[Strategies, list[float]]:
     """The groups of the cases' maps, drawn; and the share of each map's relevance outside the brain."""
     from datxai.pages.figures import plot_strategies
     from datxai.pages.style import save_figure
+    from datxai.pages.tables import describe_output
 
     names = [case["participant_id"] for case in cases]
     maps = [findings.map_of(name).data for name in names]
     shrunk = np.stack([shrink(data, anatomy.grid.spacing, CELL_MM) for data in maps])
-    strategies = find_strategies(shrunk, seed=seed)
-    save_figure(plot_strategies(anatomy.frame, strategies, maps, names), figure)
+    strategies = find_strategies(shrunk, seed=settings.seed)
+    explained = describe_output(settings.target, cases[0]["predicted"])
+    save_figure(plot_strategies(anatomy.frame, strategies, maps, names, explained), figure)
     return strategies, [_share_outside(data, anatomy.brain) for data in maps]
 
 

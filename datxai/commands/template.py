@@ -13,7 +13,7 @@ from datxai.imaging.registration import register
 from datxai.imaging.template import average_scans
 from datxai.run import Run
 from datxai.scan import Scan
-from datxai.volume import Volume, save
+from datxai.volume import UPTAKE, Volume, save
 
 log = logging.getLogger("datxai")
 
@@ -50,5 +50,5 @@ def run(settings: Config, folder: Run) -> None:
         bases = anatomy.make_bases(template)
         scans = ((scan, register(scan, bases).affine) for scan in map(read, cases))
         template = average_scans(scans, anatomy.atlas)
-    save(template, folder.template, {"participants": cases, "rounds": ROUNDS})
+    save(template, folder.template, {"participants": cases, "rounds": ROUNDS}, shows=UPTAKE)
     log.info("Template of %d normal scans: %s", len(cases), folder.template)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -87,10 +87,13 @@ def _average(values: Sequence[float], seed: int, resamples: int) -> dict:
 
 
 @styled
-def plot_ranks(summary: Sequence[Mapping], measures: Mapping[str, Measure]) -> Figure:
+def plot_ranks(
+    summary: Sequence[Mapping], measures: Mapping[str, Measure], controls: Collection[str] = ()
+) -> Figure:
     """Methods (rows, the best mean rank on top) by measures: colour is the rank, the number is the mean.
 
-    ``summary`` comes from `summarise`; measures without a direction have no colour.
+    ``summary`` comes from `summarise`; measures without a direction have no colour. ``controls`` are the methods that
+    know nothing of the network.
     """
     order = average_ranks(summary)
     cells = _find_cells(summary, measures)
@@ -112,7 +115,7 @@ def plot_ranks(summary: Sequence[Mapping], measures: Mapping[str, Measure]) -> F
                 column, row, text, ha="center", va="center", color=ink if np.isfinite(rank) else NEUTRAL,
                 fontweight="bold" if name is None else "normal",
             )  # fmt: skip
-    axes.set_yticks(range(len(order)), [words(name) for name in order])
+    axes.set_yticks(range(len(order)), [words(name, controls) for name in order])
     heads = [*(measures[name].head for name in columns), "mean rank"]
     axes.set_xticks(range(len(heads)), heads, rotation=38, ha="left", rotation_mode="anchor")
     axes.xaxis.tick_top()
@@ -163,14 +166,17 @@ def plot_maps(
     return figure
 
 
-def tabulate(summary: Sequence[Mapping], measures: Mapping[str, Measure]) -> list[list[str]]:
+def tabulate(
+    summary: Sequence[Mapping], measures: Mapping[str, Measure], controls: Collection[str] = ()
+) -> list[list[str]]:
     """A header and a line per method, the best mean rank first: mean rank, and mean (95 % interval) of each measure."""
     cells = _find_cells(summary, measures)
     columns = [name for name in measures if any(metric == name for _, metric in cells)]
     lines = [["method", "mean rank", *(measures[name].head for name in columns)]]
     for method, rank in average_ranks(summary).items():
         row = [cells.get((method, name)) for name in columns]
-        lines.append([words(method), f"{rank:.1f}", *(_with_interval(cell) if cell else "n/a" for cell in row)])
+        told = (_with_interval(cell) if cell else "n/a" for cell in row)
+        lines.append([words(method, controls), f"{rank:.1f}", *told])
     return lines
 
 
@@ -191,9 +197,9 @@ def write_markdown(lines: Sequence[Sequence[str]], cases: Sequence[Mapping], run
     return "\n".join([*text, ""])
 
 
-def words(name: str) -> str:
-    """The name of a method as text."""
-    return name.replace("_", " ")
+def words(name: str, controls: Collection[str] = ()) -> str:
+    """The name of a method as text, and whether it is one of the ``controls``."""
+    return name.replace("_", " ") + (" (control)" if name in controls else "")
 
 
 def _rule(lines: Sequence[Sequence[str]]) -> list[str]:

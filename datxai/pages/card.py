@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from datxai.pages.content import ModelCard
-from datxai.pages.tables import MEASURES, arrange_table1, format_cell, format_percent
+from datxai.pages.tables import MEASURES, arrange_table1, format_cell, format_measure
 
 NAMES = {
     "cnn": "network", "roi_relevance": "sign of the relevance in the putamen",
@@ -183,7 +183,7 @@ def _describe_figures(card: ModelCard) -> Iterator[str]:
     )
     yield ""
     rows = [
-        [title, *(format_percent(one.get(key), one.get(f"{key}_ci95")) for one in card.classifiers.values())]
+        [title, *(format_measure(key, one.get(key), one.get(f"{key}_ci95")) for one in card.classifiers.values())]
         for key, title in MEASURES.items()
     ]
     yield from _table(["", *(NAMES.get(name, name) for name in card.classifiers)], rows)
@@ -234,7 +234,7 @@ def _describe_settings(card: ModelCard, title: str) -> Iterator[str]:
         yield ""
     for name, value in card.settings.get(title, {}).items():
         if value not in (None, [], {}):
-            yield f"- {name}: {format_cell(value)}"
+            yield f"- {name}: {f'{value:g}' if isinstance(value, float) else format_cell(value)}"
 
 
 def _describe_content(card: ModelCard) -> Iterator[str]:

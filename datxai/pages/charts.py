@@ -13,7 +13,15 @@ from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
 from datxai.pages.style import COLOURS, COLUMN, NEUTRAL, NORMAL, PAGE, REDUCED, SMALL, add_note, styled
-from datxai.pages.tables import LABEL_NAMES, MEASURES, arrange_table1, format_cell
+from datxai.pages.tables import (
+    LABEL_NAMES,
+    MEASURES,
+    UNITLESS,
+    arrange_table1,
+    format_cell,
+    format_measure,
+    name_in_words,
+)
 
 MARKERS = ("o", "s", "D", "^", "v", "P")
 SEQUENCE = ("black", *COLOURS.values(), "#009e73")  # of things without a colour of their own
@@ -30,6 +38,8 @@ def plot_training(history: Sequence[Mapping]) -> Figure:
     for axes, kind in zip(both, ("loss", "accuracy")):
         for name, label, colour in (("train", "training", NEUTRAL), ("validation", "validation", REDUCED)):
             values = [float(row[f"{name}_{kind}"]) for row in history]
+            if kind == "accuracy":
+                axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
             axes.plot(epochs, values, color=colour, label=label, marker=".", markersize=3, linewidth=1.0)
         axes.axvline(best, color=NORMAL, linewidth=0.8, linestyle="--", label=f"weights kept (epoch {best:.0f})")
         axes.set(xlabel="epoch", ylabel=kind)
@@ -85,24 +95,33 @@ def plot_classification(classifiers: Mapping[str, Mapping]) -> Figure:
     ``classifiers``: a short name to a `datxai.analysis.classification.summarise`.
     """
     names = [name for name in MEASURES if any(name in measures for measures in classifiers.values())]
-    figure = Figure(figsize=(COLUMN, 0.9 + len(names) * (0.1 + 0.09 * len(classifiers))), layout="constrained")
-    axes = figure.subplots()
+    shares = [name for name in names if name not in UNITLESS]
+    parts = [part for part in (shares, [name for name in names if name in UNITLESS]) if part]
+    tall = len(names) * (0.1 + 0.09 * len(classifiers))
+    figure = Figure(figsize=(COLUMN, 0.6 + 0.35 * len(parts) + tall), layout="constrained")
+    for axes, part in zip(figure.subplots(len(parts), 1, height_ratios=[*map(len, parts)], squeeze=False)[:, 0], parts):
+        _draw_measures(axes, classifiers, part, 100 if part is shares else 1)
+        axes.set(xlabel="percent, 95 % interval" if part is shares else "95 % interval")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", handlelength=1.2)
+    return figure
+
+
+def _draw_measures(axes: Axes, classifiers: Mapping[str, Mapping], names: Sequence[str], unit: float) -> None:
+    """Some measures of classifiers with their intervals, in a unit."""
     step = 0.8 / max(len(classifiers), 1)
     for number, (title, measures) in enumerate(classifiers.items()):
         places = [place for place, name in enumerate(names) if measures.get(name) is not None]
-        values = [100 * measures[names[place]] for place in places]
-        ends = [[100 * end for end in measures[f"{names[place]}_ci95"]] for place in places]
+        values = [unit * measures[names[place]] for place in places]
+        ends = [[unit * end for end in measures[f"{names[place]}_ci95"]] for place in places]
         errors = [[abs(value - pair[side]) for value, pair in zip(values, ends)] for side in (0, 1)]
         axes.errorbar(
             values, [place + step * (number - (len(classifiers) - 1) / 2) for place in places], xerr=errors,
             fmt=MARKERS[number % len(MARKERS)], markersize=3, linewidth=0.8, color=SEQUENCE[number % len(SEQUENCE)],
             label=f"{title}: TN {measures['tn']}, FP {measures['fp']}, FN {measures['fn']}, TP {measures['tp']}",
         )  # fmt: skip
-    axes.set(yticks=range(len(names)), yticklabels=[MEASURES[name] for name in names], xlabel="percent, 95 % interval")
-    axes.invert_yaxis()
+    axes.set(yticks=range(len(names)), yticklabels=[MEASURES[name] for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", color="#eeeeee")
-    figure.legend(loc="outside upper left", handlelength=1.2)
-    return figure
 
 
 @styled
@@ -133,7 +152,7 @@ def plot_tree(nodes: Sequence[Mapping]) -> Figure:
         x, y = columns[number], levels[number]
         lines = [f"{node['normal']} normal,", f"{node['reduced']} reduced"]
         if node["feature"]:
-            lines = [f"{node['feature'].replace('_', ' ')}", f"\u2264 {format_cell(node['threshold'])}", *lines]
+            lines = [name_in_words(node["feature"]), f"\u2264 {format_cell(node['threshold'])}", *lines]
             for child in (node["left"], node["right"]):
                 axes.plot([x, columns[child]], [y, levels[child]], color=NEUTRAL, linewidth=0.7, zorder=1)
         else:
@@ -151,24 +170,35 @@ def plot_detection(curves: Mapping[str, Mapping]) -> Figure:
     ``curves``: name as it shall read to ``false_alarms`` and ``found`` (fractions, from 0 to 1), ``auc`` and
     ``auc_ci95`` (or None); a detector without a curve (no error, or none but errors) is left out.
     """
+    shares = ("share of correct cases flagged", "share of misclassified cases flagged")
+    return _plot_curves(curves, shares, "no misclassified case")
+
+
+@styled
+def plot_roc(curves: Mapping[str, Mapping]) -> Figure:
+    """ROC curves of classifiers; ``curves`` as in `plot_detection`, of what is to find reduced cases."""
+    rates = ("1 \u2212 specificity: share of normal cases called reduced", "sensitivity: share of reduced cases found")
+    return _plot_curves(curves, rates, "cases of one class alone")
+
+
+def _plot_curves(curves: Mapping[str, Mapping], names: tuple[str, str], nothing: str) -> Figure:
+    """ROC curves, with the names of both axes, and what is said where there is none."""
     figure = Figure(figsize=(COLUMN, 3.3), layout="constrained")
     axes = figure.subplots()
     shown = {name: curve for name, curve in curves.items() if curve["auc"] is not None}
     for number, (name, curve) in enumerate(shown.items()):
-        interval = " ({:.2f} to {:.2f})".format(*curve["auc_ci95"]) if curve["auc_ci95"] else ""
-        label = f"{name}: AUC {curve['auc']:.2f}{interval}"
+        label = textwrap.fill(f"{name}: AUC {format_measure('auc', curve['auc'], curve['auc_ci95'])}", 56)
         dashes = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))[number % 5]
         axes.plot(
             curve["false_alarms"], curve["found"], linewidth=1.1, linestyle=dashes, label=label,
             color=SEQUENCE[number % len(SEQUENCE)],
         )  # fmt: skip
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.6)
-    axes.set(xlim=(0, 1), ylim=(0, 1.01), aspect="equal", xlabel="share of correct cases flagged",
-             ylabel="share of misclassified cases flagged")  # fmt: skip
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), aspect="equal", xlabel=names[0], ylabel=names[1])
     if shown:
         figure.legend(loc="outside upper left", handlelength=2.2)
     else:
-        axes.text(0.5, 0.5, "no misclassified case", ha="center", color=NEUTRAL)
+        axes.text(0.5, 0.5, nothing, ha="center", color=NEUTRAL)
     return figure
 
 
@@ -188,7 +218,7 @@ def plot_regions(rows: Sequence[Mapping], n: int = 12) -> Figure:
     for shift, name, label, marker in ((-0.15, "TN", "true negative", "o"), (0.15, "TP", "true positive", "^")):
         _points(right, shown, name, places + shift, COLOURS[name], marker, label)
     right.axvline(0, color="#bbbbbb", linewidth=0.6)
-    left.set_yticks(places, [row["region"].replace("_", " ") for row in shown])
+    left.set_yticks(places, [name_in_words(row["region"]) for row in shown])
     for text, row in zip(left.get_yticklabels(), shown):
         text.set_weight("bold" if row["striatal"] else "normal")
     left.invert_yaxis()

@@ -21,8 +21,24 @@
       return (descending ? -1 : 1) * (numeric ? left - right : compare(left, right));
     });
     body.append(...rows);
+    enter();
   }
   headers.forEach((header, column) => header.firstElementChild.addEventListener("click", () => sort(column)));
+
+  // Links: the Tab key finds one of them, arrow keys go on from there, so that the table is passed in one step.
+  const linksOf = () => rows.filter((row) => !row.hidden).map((row) => row.querySelector("a")).filter(Boolean);
+  function enter(chosen = linksOf()[0]) {
+    for (const link of body.querySelectorAll("a")) link.tabIndex = link === chosen ? 0 : -1;
+  }
+  body.addEventListener("focusin", (event) => { if (event.target.matches("a")) enter(event.target); });
+  body.addEventListener("keydown", (event) => {
+    const links = linksOf();
+    const place = links.indexOf(event.target);
+    const goal = { ArrowDown: place + 1, ArrowUp: place - 1, Home: 0, End: links.length - 1 }[event.key];
+    if (place < 0 || !links[goal]) return;
+    event.preventDefault();
+    links[goal].focus();
+  });
 
   // Filters: a row has to pass all of them.
   const filters = section.querySelector("form");
@@ -37,6 +53,7 @@
         && flags.every((flag) => has.includes(flag)) && row.cells[0].textContent.toLowerCase().includes(text));
       shown += !row.hidden;
     }
+    enter();
     part("[data-show=count]").textContent = `${shown} of ${rows.length} scans`;
     plot();
   }
@@ -46,7 +63,7 @@
   // Points: each leads to the page of its case and says its values where the pointer is.
   const chart = part("svg");
   const axes = [part("[name=across]"), part("[name=up]")];
-  const SIZE = [720, 380], EDGE = [82, 48]; // room on the left and below
+  const SIZE = [720, 380], EDGE = [96, 48]; // room on the left and below
   const make = (name, attributes, text) => {
     const element = document.createElementNS("http://www.w3.org/2000/svg", name);
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);

@@ -44,16 +44,25 @@ def plot_contact_sheet(frame: Frame, scans: Sequence[Mapping], title: str = "") 
         )  # fmt: skip
         for axis, (across, up) in sizes.items():
             extent = (left, left + across, top - up, top)
-            show(axes, np.take(scan["image"], levels[axis], axis), extent, shade)
-            outline(axes, np.take(frame.brain, levels[axis], axis), extent, "#aaaaaa", 0.5)
-            outline(axes, np.take(frame.striatum, levels[axis], axis), extent, "white", 0.4)
+            image, brain, striatum = (
+                frame.as_seen(np.take(data, levels[axis], axis), axis)
+                for data in (scan["image"], frame.brain, frame.striatum)
+            )
+            show(axes, image, extent, shade)
+            outline(axes, brain, extent, "#aaaaaa", 0.5)
+            outline(axes, striatum, extent, "white", 0.4)
             left += across
     axes.set(xlim=(0, COLUMNS * wide), ylim=(-rows * tall, 0), aspect="equal")
     axes.axis("off")
     figure.text(0.01, 1 - 0.15 / height, title, size=7, weight="bold", va="center")
     add_bar(figure, None, shade, "bottom", cax=figure.add_axes((0.35, 0.5 / height, 0.3, 0.07 / height)))
-    where = [f"{'xyz'[axis]} = {frame.position(axis, level):.0f} mm" for axis, level in levels.items()]
-    add_note(figure, f"slices at {' and '.join(where)}; outlines: brain, caudate and putamen of the template")
+    where = [frame.place(axis, level) for axis, level in levels.items()]
+    left = "right" if frame.radiological else "left"
+    add_note(
+        figure,
+        f"slices at {' and '.join(where)}; the patient's left is on the {left} of the axial slices; outlines: brain, "
+        f"caudate and putamen of the template; scans without a verdict are green",
+    )
     return figure
 
 

@@ -21,12 +21,14 @@ class MapBeside:
     ----------
     relevance, own_relevance : the map in MNI space and in the scan's own space
     explanation, measures : name to value
+    picture : shown in the PDF
     """
 
     relevance: Volume
     own_relevance: Volume
     explanation: Mapping[str, object]
     measures: Mapping[str, object]
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +63,9 @@ class CasePage:
         viewer. Left and right are the patient's own, else ``sides`` says what stands at low and high x
     beside : name of another explanation to its map, which is shown beside that of ``volumes``
     prior : an earlier scan, shown beside that of ``volumes`` on the same scales; ``picture`` shows both
-    outline : bool array (X, Y, Z) on the grid of ``volumes``: what the viewer outlines (caudate and putamen)
+    outline, brain : bool arrays (X, Y, Z) on the grid of ``volumes``: what the viewer outlines (caudate and putamen,
+        and the brain)
+    radiological : whether the page begins with the patient's left on the right, and its pictures have it there
     picture : shown where the viewer cannot run, and in the PDF
     sbr : region (``putamen_left`` ...) to specific binding ratio, and what follows from these (None: not known)
     normal_range : region to what `datxai.analysis.normal_range.Expected.describe` says: ``low, median, high`` as
@@ -72,6 +76,7 @@ class CasePage:
     shift : whether the scan is like the training cases, see `datxai.analysis.shift.Shift.judge`; None: not judged
     timings : what was done to seconds
     downloads : label to the name of a file that lies beside the page
+    home : the address where the next scan can be given
     ledger : rows: where relevance went, layer by layer
     """
 
@@ -89,6 +94,8 @@ class CasePage:
     prior: PriorScan | None = None
     sides: tuple[str, str] = ("L", "R")
     outline: np.ndarray | None = None
+    brain: np.ndarray | None = None
+    radiological: bool = False
     picture: Picture | None = None
     sbr: Mapping[str, float | None] = field(default_factory=dict)
     normal_range: Mapping[str, Mapping | None] = field(default_factory=dict)
@@ -102,6 +109,7 @@ class CasePage:
     provenance: Mapping[str, object] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
     downloads: Mapping[str, str] = field(default_factory=dict)
+    home: str | None = None
     ledger: Sequence[Mapping] = ()
 
 
@@ -136,6 +144,7 @@ class RunPage:
     table1, ledger : rows
     misclassified, skipped : rows; an empty list says that there was none
     external : the address of the page that sets the cohort beside that of the run which judged it
+    radiological : whether the figures have the patient's left on the right
     config, manifest : the resolved configuration as text; stage to its entry in manifest.json
     """
 
@@ -153,6 +162,7 @@ class RunPage:
     skipped: Sequence[Mapping] | None = None
     ledger: Sequence[Mapping] = ()
     external: str | None = None
+    radiological: bool = False
     config: str | None = None
     manifest: Mapping[str, Mapping] = field(default_factory=dict)
 
@@ -198,6 +208,7 @@ class MethodsPage:
     cases : rows of cases.tsv, each with the picture ``figure`` of its maps
     ranks : the picture of the ranks
     methods : settings of the methods, as text
+    meanings : measure to a sentence that says what it is
     """
 
     created: str
@@ -205,6 +216,7 @@ class MethodsPage:
     cases: Sequence[Mapping]
     ranks: Picture
     methods: str
+    meanings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

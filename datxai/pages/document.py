@@ -18,13 +18,14 @@ from datxai.pages import report
 from datxai.pages.content import CasePage
 from datxai.pages.report import AMONG_NORMALS, describe_case
 from datxai.pages.style import NEUTRAL, STYLE
-from datxai.pages.tables import format_cell
+from datxai.pages.tables import format_cell, name_in_words
 
 A4 = 210 / 25.4, 297 / 25.4  # inches
 MARGIN = 0.7  # inches
 WIDTH = A4[0] - 2 * MARGIN
 TALLEST = A4[1] - 2 * MARGIN - 0.2  # inches of a picture, with some room around it
-GAP = 0.15  # inches between the columns of a table
+GAP, COLUMN_GAP = 0.15, 0.3  # inches between the columns of a table, and of a page
+HEAD = 0.4  # inches that a heading takes
 NARROWEST = 0.5  # inches of a column
 ROUNDING = 1e-6  # inches
 LEADING = 1.5  # distance of lines over the size of letters
@@ -69,6 +70,11 @@ def draw_case(page: CasePage) -> list[Figure]:
     if page.picture:
         paper.show(page.picture)
         paper.write(text["caption"], 7, color=NEUTRAL)
+    for name, other in page.beside.items():
+        if other.picture:
+            paper.head(f"The same decision explained by {name}")
+            paper.show(other.picture)
+            paper.write(f"As above. Red speaks for {text['others'][name]}, blue against it.", 7, color=NEUTRAL)
     if page.prior:
         paper.head(f"Change since the earlier scan: {page.prior.title}")
         paper.tabulate(_with_header(text["changes"]))
@@ -80,9 +86,12 @@ def draw_case(page: CasePage) -> list[Figure]:
     if page.among_normals:
         paper.show(page.among_normals)
         paper.write(AMONG_NORMALS, 7, color=NEUTRAL)
-    for title, pairs in text["sections"].items():
-        paper.head(title)
-        paper.tabulate([[name.replace("_", " "), format_cell(value)] for name, value in pairs.items()])
+    paper.fill_columns(
+        {
+            title: [[name_in_words(name), format_cell(value)] for name, value in pairs.items()]
+            for title, pairs in text["sections"].items()
+        }
+    )
     if page.ledger:
         paper.head("Where relevance went, layer by layer")
         paper.tabulate(_with_header(page.ledger))
@@ -98,7 +107,7 @@ class Paper:
 
     def _turn(self) -> None:
         self.pages.append(Figure(figsize=A4))
-        self.top = A4[1] - MARGIN
+        self.top, self.left, self.width = A4[1] - MARGIN, MARGIN, WIDTH
         note = f"datxai, page {len(self.pages)}. Research use only, not diagnostic."
         self._place(note, MARGIN, 0.45, 7, color=NEUTRAL)
 
@@ -111,16 +120,37 @@ class Paper:
         if self.top - height < MARGIN:
             self._turn()
 
+    def fill_columns(self, tables: Mapping[str, Sequence[Sequence[str]]]) -> None:
+        """Tables under their headings in two columns of about the same height; one that is cut goes over the whole
+        width."""
+        width = (WIDTH - COLUMN_GAP) / 2
+        heights = {title: HEAD + self._measure(rows, width) for title, rows in tables.items()}
+        begin = lowest = self.top
+        half = sum(heights.values()) / 2  # of what is left for this page
+        for title, rows in tables.items():
+            full = begin - self.top >= half or self.top - heights[title] < MARGIN
+            if self.left == MARGIN and full and self.top < begin:
+                self.left, self.top = MARGIN + width + COLUMN_GAP, begin
+            if self.top - heights[title] < MARGIN:
+                half = max(half - (begin - MARGIN), 0)
+                self._turn()
+                begin = lowest = self.top
+            self.width = width if heights[title] < TALLEST else WIDTH
+            self.head(title)
+            self.tabulate(rows)
+            lowest = min(lowest, self.top)
+        self.top, self.left, self.width = lowest, MARGIN, WIDTH
+
     def skip(self, height: float = 0.1) -> None:
         """Leave some room."""
         self.top -= height
 
     def write(self, text: str, size: float, **style) -> None:
         """A paragraph over the whole width."""
-        for line in _wrap(text, WIDTH, size, style.get("weight", "normal")):
+        for line in _wrap(text, self.width, size, style.get("weight", "normal")):
             height = LEADING * size / 72
             self.reserve(height)
-            self._place(line, MARGIN, self.top, size, **style)
+            self._place(line, self.left, self.top, size, **style)
             self.top -= height
 
     def head(self, text: str) -> None:
@@ -131,20 +161,36 @@ class Paper:
 
     def tabulate(self, rows: Sequence[Sequence[str]], size: float = 8, bold: int | None = None) -> None:
         """Rows of cells in columns as wide as their contents ask for; column ``bold`` stands out."""
-        columns = list(zip(*rows))
-        weights = ["bold" if number == bold else "normal" for number in range(len(columns))]
-        wanted = [max(_width(text, size, weight) for text in column) + GAP for column, weight in zip(columns, weights)]
-        widths = [min(width, max(width * WIDTH / sum(wanted), NARROWEST)) for width in wanted]
+        widths, weights = self._divide(rows, size, bold, self.width)
         for row in rows:
             cells = [_wrap(text, width - GAP, size, weight) for text, width, weight in zip(row, widths, weights)]
             lines = max(map(len, cells))
             self.reserve(lines * LEADING * size / 72)
-            x = MARGIN
+            x = self.left
             for cell, width, weight in zip(cells, widths, weights):
                 for number, line in enumerate(cell):
                     self._place(line, x, self.top - number * LEADING * size / 72, size, weight=weight)
                 x += width
             self.top -= lines * LEADING * size / 72
+
+    def _divide(
+        self, rows: Sequence[Sequence[str]], size: float, bold: int | None, room: float
+    ) -> tuple[list[float], list[str]]:
+        """The widths of a table's columns, and how heavy their letters are."""
+        columns = list(zip(*rows))
+        weights = ["bold" if number == bold else "normal" for number in range(len(columns))]
+        wanted = [max(_width(text, size, weight) for text in column) + GAP for column, weight in zip(columns, weights)]
+        return [min(width, max(width * room / sum(wanted), NARROWEST)) for width in wanted], weights
+
+    def _measure(self, rows: Sequence[Sequence[str]], room: float, size: float = 8) -> float:
+        """The height of a table in a column as wide as ``room``."""
+        widths, weights = self._divide(rows, size, None, room)
+        columns = list(zip(widths, weights))
+        lines = sum(
+            max(len(_wrap(text, wide - GAP, size, weight)) for text, (wide, weight) in zip(row, columns))
+            for row in rows
+        )  # fmt: skip
+        return lines * LEADING * size / 72
 
     def show(self, picture: str | os.PathLike) -> None:
         """A PNG file over the whole width, or the whole height where it is taller than a page."""
@@ -192,6 +238,6 @@ def _wrap(text: str, width: float, size: float, weight: str) -> list[str]:
 
 def _with_header(rows: Sequence[Mapping]) -> list[list[str]]:
     return [
-        [name.replace("_", " ") for name in rows[0]],
+        [name_in_words(name) for name in rows[0]],
         *([format_cell(row[name]) for name in rows[0]] for row in rows),
     ]

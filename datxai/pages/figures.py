@@ -8,7 +8,7 @@ from itertools import chain
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from datxai.analysis.spectral import Strategies
 from datxai.pages.slices import Frame, Shade, add_bar, draw_slice, largest_slice, name_power, outline, show, tile
@@ -58,7 +58,7 @@ def plot_mean_maps(
                 axes.set_title(title)
         row[0].set_ylabel("mean image" if last == "Template" else "mean relevance")
         add_bar(figure, row, shade)
-    add_note(figure, f"axial slice at z = {frame.position(2, frame.level):.0f} mm; {_SIDES_NOTE}")
+    add_note(figure, f"axial slice at {frame.place(2, frame.level)}; {frame.sides}")
     return figure
 
 
@@ -84,20 +84,22 @@ def plot_all_slices(frame: Frame, maps: Mapping[str, np.ndarray | None]) -> Figu
     extent = (0, columns * width, 0, rows * height)
     stack = figure.subplots(len(keys), 1, squeeze=False)[:, 0]
     for axes, key in zip(stack, keys):
-        show(axes, tile(shown[key], levels, columns), extent, shade)
-        outline(axes, tile(frame.brain, levels, columns), extent, "#999999", 0.4)
-        outline(axes, tile(frame.striatum, levels, columns), extent, "black", 0.5)
+        tiles = (tile(frame.as_seen(data), levels, columns) for data in (shown[key], frame.brain, frame.striatum))
+        data, brain, striatum = tiles
+        show(axes, data, extent, shade)
+        outline(axes, brain, extent, "#999999", 0.4)
+        outline(axes, striatum, extent, "black", 0.5)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        axes.set_title(names[key], loc="left")
+        axes.set_title(f"{names[key]}; {'C left, I right' if frame.radiological else 'I left, C right'}", loc="left")
         for number, level in enumerate(levels):
             row, column = divmod(number, columns)
             axes.text(
-                (column + 0.96) * width, (rows - row - 0.03) * height, f"{frame.position(2, level):.0f}",
+                (column + 0.96) * width, (rows - row - 0.03) * height, frame.place(2, level)[4:-3],
                 fontsize=SMALL, color=NEUTRAL, ha="right", va="top",
             )  # fmt: skip
     add_bar(figure, stack, shade, shrink=1 / len(keys), aspect=30)
-    add_note(figure, f"axial slices, z in mm; {_SIDES_NOTE}")
+    add_note(figure, f"axial slices, z in mm; {frame.sides}")
     return figure
 
 
@@ -124,7 +126,7 @@ def plot_explanations(
                 axes.set_title(title)
         row[0].set_ylabel(_shorten(name, 24))
         add_bar(figure, row, shade)
-    add_note(figure, f"axial slice at z = {frame.position(2, frame.level):.0f} mm; {_SIDES_NOTE}")
+    add_note(figure, f"axial slice at {frame.place(2, frame.level)}; {frame.sides}")
     return figure
 
 
@@ -156,21 +158,22 @@ def plot_misclassified(
     for case in chain(means, cases):
         pair = (None if case[key] is None else np.array(case[key][:, :, level]) for key in ("image", "relevance"))
         tiles.append((case["case_id"], case["group"], case["consistent"], *pair))
-    columns = min(max(len(tiles), 6), 8)
+    columns = min(max(len(tiles), 3), 8)
     rows = -(-len(tiles) // columns)
-    across = PAGE / columns  # width of a column in inches
+    width = min(PAGE, columns * PAGE / 6)
+    across = width / columns  # width of a column in inches
     wide = 0.92 * across  # of a tile
     tall = wide * frame.grid.shape[1] * frame.grid.spacing[1] / (frame.grid.shape[0] * frame.grid.spacing[0])
     below = 0.85  # room for the colour bars
     height = rows * (2 * tall + 0.45) + below
-    figure = Figure(figsize=(PAGE, height))
+    figure = Figure(figsize=(width, height))
     shades = (Shade.of_uptake(t[3] for t in tiles), Shade.of_relevance(t[4] for t in tiles))
     for number, (name, group, consistent, *pair) in enumerate(tiles):
         row, column = divmod(number, columns)
         for part, (data, shade) in enumerate(zip(pair, shades)):
             bottom = height - row * (2 * tall + 0.45) - (part + 1) * tall - 0.2 - 0.06 * part
             axes = figure.add_axes(
-                ((column + 0.04) / columns, bottom / height, wide / PAGE, tall / height)
+                ((column + 0.04) / columns, bottom / height, wide / width, tall / height)
             )
             draw_slice(axes, frame, data, shade)
             if part == 0:
@@ -179,11 +182,11 @@ def plot_misclassified(
             elif consistent is False:
                 axes.set_xlabel("inconsistent", size=6.5, color=REDUCED, style="italic", labelpad=2)
     if len(tiles) == 2:
-        figure.text(2.2 / columns, (below + tall) / height, "no misclassified case", color=NEUTRAL)
+        figure.text(2.08 / columns, (below + tall) / height, "no misclassified\ncase", color=NEUTRAL)
     for left, shade in zip((0.05, 0.55), shades):
         bar = figure.add_axes((left, 0.6 / height, 0.4, 0.1 / height))
         add_bar(figure, None, shade, "bottom", cax=bar)
-    add_note(figure, f"axial slice at z = {frame.position(2, level):.0f} mm; {_SIDES_NOTE}")
+    add_note(figure, f"axial slice at {frame.place(2, level)}; {frame.sides}")
     return figure
 
 
@@ -202,14 +205,14 @@ def plot_roi_histogram(
     ``groups`` (TN, TP, FN, FP) hold one entry per case.
     """
     figure = Figure(figsize=(COLUMN, 1.9))
-    places = ((0.0, 0.34, 0.36, 0.48), (0.05, 0.28, 0.26, 0.03), (0.49, 0.23, 0.49, 0.61))
+    places = ((0.0, 0.34, 0.36, 0.48), (0.05, 0.28, 0.26, 0.03), (0.49, 0.23, 0.49, 0.53))
     left, bar, right = map(figure.add_axes, places)
     level = largest_slice(roi)
     data = None if image is None else image[:, :, level]
     shade = Shade.of_uptake([data])
     draw_slice(left, frame, data, shade, outlines=False)
     outline(left, roi[:, :, level], frame.extent(2), "#7fffd4", 1.2)
-    left.set_title(f"ROI on mean TN,\nz = {frame.position(2, level):.0f} mm")
+    left.set_title(f"ROI on mean TN,\n{frame.place(2, level)}")
     add_bar(figure, None, replace(shade, label="uptake /\nreference region"), "bottom", cax=bar)
     ratios, called = np.asarray(values, float), np.asarray(groups)
     order = [group for group in COLOURS if (called == group).any()]
@@ -225,8 +228,8 @@ def plot_roi_histogram(
         )
     right.axvline(cutoff, color="black", linewidth=0.9, linestyle="--", label=f"cutoff {cutoff:g}")
     figure.legend(
-        *right.get_legend_handles_labels(), loc="upper right", ncols=5, handlelength=1.0, columnspacing=0.9,
-        borderaxespad=0.2,
+        *right.get_legend_handles_labels(), loc="lower right", bbox_to_anchor=(1, 0.77), ncols=3, handlelength=1.0,
+        columnspacing=0.9, borderaxespad=0.2,
     )  # fmt: skip
     right.yaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportCallIssue]  # of MaxNLocator
     power = int(np.floor(np.log10(np.abs(ratios).max()))) if np.any(ratios) else 0
@@ -267,7 +270,7 @@ def plot_case(
                 marks = sides if across else None
                 draw_slice(axes, frame, cut, shade, across, peak[across], under=seen, sides=marks)
                 _cross(axes, frame, across, peak)
-                axes.set_title(f"{when}{name}, {'xyz'[across]} = {frame.position(across, peak[across]):.0f} mm")
+                axes.set_title(f"{when}{name}, {frame.place(across, peak[across])}")
         add_bar(figure, rows, shade)
     return figure
 
@@ -276,9 +279,6 @@ def _cross(axes: Axes, frame: Frame, across: int, point: Sequence[int]) -> None:
     """Lines through a voxel, on a slice across an axis."""
     for line, other in zip((axes.axvline, axes.axhline), (axis for axis in range(3) if axis != across)):
         line(frame.position(other, point[other]), color="#888888", linewidth=0.5)
-
-
-_SIDES_NOTE = "I ipsilateral (lower putamen, left of the picture), C contralateral; outline: caudate and putamen"
 
 
 def _bins(values: np.ndarray, cutoff: float) -> np.ndarray:
@@ -294,10 +294,17 @@ def _shorten(text: str, length: int) -> str:
 
 
 @styled
-def plot_strategies(frame: Frame, strategies: Strategies, maps: Sequence[np.ndarray], names: Sequence[str]) -> Figure:
+def plot_strategies(
+    frame: Frame,
+    strategies: Strategies,
+    maps: Sequence[np.ndarray],
+    names: Sequence[str],
+    explained: str = "the explained output",
+) -> Figure:
     """Groups of relevance maps: the eigengap, where each map lies, and the mean and the prototype of each group.
 
     ``strategies``: of `datxai.analysis.spectral.find_strategies`; ``maps`` (X, Y, Z) and ``names`` of the same cases.
+    ``explained`` is what red speaks for.
     """
     figure = Figure(figsize=(PAGE, 2.0 + 1.9 * -(-strategies.n // 3)), layout="constrained")
     parts = figure.subfigures(2, 1, height_ratios=(2.0, 1.9 * -(-strategies.n // 3)))
@@ -321,22 +328,36 @@ def plot_strategies(frame: Frame, strategies: Strategies, maps: Sequence[np.ndar
     title = "Principal components of the maps (ring: prototype)"
     plane.set(xlabel="first", ylabel="second", xticks=[], yticks=[], title=title)
     plane.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    _draw_groups(pictures, frame, strategies, maps, names, colours)
+    add_note(
+        figure,
+        f"slices of each group's highest mean; red speaks for {explained}, blue against it, each panel over its "
+        f"largest; {frame.sides}",
+    )
+    return figure
+
+
+def _draw_groups(
+    pictures: SubFigure,
+    frame: Frame,
+    strategies: Strategies,
+    maps: Sequence[np.ndarray],
+    names: Sequence[str],
+    colours: Sequence[str],
+) -> None:
+    """The mean and the prototype of each group of maps, each over its own largest absolute value."""
     panels = pictures.subplots(-(-strategies.n // 3), 6, squeeze=False).ravel()
-    means = [
-        np.mean([maps[i] for i in np.flatnonzero(strategies.clusters == k).tolist()], axis=0)
-        for k in range(strategies.n)
-    ]
+    shade = Shade("relevance / its largest", "RdBu_r", -1.0, 1.0, "black")
     for axes in panels[2 * strategies.n :]:
         axes.set_axis_off()
-    for number, (mean, prototype) in enumerate(zip(means, strategies.prototypes)):
+    for number, prototype in enumerate(strategies.prototypes):
+        members = np.flatnonzero(strategies.clusters == number).tolist()
+        mean = np.mean([maps[i] for i in members], axis=0)
         level = int(np.unravel_index(np.abs(mean).argmax(), mean.shape)[2])
-        for axes, data, title in zip(
-            panels[2 * number : 2 * number + 2],
-            (mean, maps[prototype]),
-            (f"group {number + 1}: mean", f"prototype\n{_shorten(names[prototype], 16)}"),
-        ):
-            draw_slice(axes, frame, data[:, :, level], Shade.of_relevance([data[:, :, level]]), index=level)
+        pair = {f"group {number + 1}: mean": mean, f"prototype\n{_shorten(names[prototype], 16)}": maps[prototype]}
+        for axes, (title, data) in zip(panels[2 * number :], pair.items()):
+            cut = data[:, :, level] / (np.abs(data[:, :, level]).max() or 1.0)
+            draw_slice(axes, frame, cut, shade, index=level)
             axes.set_title(title, color=colours[number])
-            axes.set_xlabel(f"z = {frame.position(2, level):.0f} mm", labelpad=2)
-    add_note(figure, f"each panel scaled by itself, on the slice of its group's highest mean; {_SIDES_NOTE}")
-    return figure
+            axes.set_xlabel(frame.place(2, level), labelpad=2)
+    add_bar(pictures, panels, shade)

@@ -14,38 +14,54 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from datxai.analysis.calibration import UNCERTAIN_SHARE
 from datxai.files import write_text
 from datxai.pages.content import CasePage, ExternalPage, MethodsPage, RunPage
 from datxai.pages.style import COLOURS, GROUP_NAMES
-from datxai.pages.tables import LABEL_NAMES, MEASURES, arrange_table1, format_cell, format_percent
+from datxai.pages.tables import (
+    LABEL_NAMES,
+    MEASURES,
+    arrange_table1,
+    describe_output,
+    format_cell,
+    format_interval,
+    format_measure,
+    format_number,
+    format_percent,
+    format_probability,
+    name_in_words,
+    with_decimals,
+)
 from datxai.pages.viewer import pack, pack_colours, pack_space
 from datxai.volume import Volume
 
+CALIBRATED, SOFTMAX = "Calibrated probability of reduced", "Softmax output for reduced"
 CLASSIFIERS = {
     "cnn": "Convolutional network",
     "roi_relevance": "Sign of the relevance in the ipsilateral putamen",
     "sbr": "Cutoff on the putaminal binding ratio",
     "cart": "Classification tree on binding ratios",
 }
-# of the table of cases: title, options a number is written, and the flag of which it is the reason
+# of the table of cases: title, how a number is written, and the flag of which it is the reason
 COLUMNS = {
     "participant_id": {"title": "Scan"},
     "set": {"title": "Set"},
-    "age": {"title": "Age, years", "numeric": "%.0f"},
+    "age": {"title": "Age, years", "numeric": with_decimals(0)},
     "sex": {"title": "Sex"},
     "label": {"title": "Label"},
     "predicted": {"title": "Called", "flag": "misclassified"},
-    "probability": {"title": "Calibrated probability of reduced", "numeric": "%.3f", "flag": "uncertain"},
-    "sbr": {"title": "SBR of the lower putamen", "numeric": "%.2f"},
-    "z": {"title": "z of the lower putamen", "numeric": "%.1f"},
-    "relevance": {"title": "Relevance in the ipsilateral putamen", "numeric": "%.3g"},
+    "probability": {"title": CALIBRATED, "numeric": format_probability, "flag": "uncertain"},
+    "sbr": {"title": "SBR of the lower putamen", "numeric": with_decimals(2)},
+    "z": {"title": "z of the lower putamen", "numeric": with_decimals(1)},
+    "relevance": {"title": "Relevance in the ipsilateral putamen", "numeric": format_number},
     "consistent": {"title": "Map consistent", "flag": "inconsistent"},
     "quality": {"title": "Quality", "flag": "quality"},
-    "similarity": {"title": "Similarity to the template", "numeric": "%.3f"},
+    "similarity": {"title": "Similarity to the template", "numeric": with_decimals(3)},
     "reason": {"title": "Reason"},
 }
-EXTERNAL = MEASURES | {  # measures of a cohort beside another; those below are no shares
+EXTERNAL = MEASURES | {  # measures of a cohort beside another
     "called_reduced": "Called reduced", "uncertain": "Uncertain", "unlike_training": "Unlike the training scans",
     "accuracy_of_the_rest": "Accuracy where not uncertain",
     "brier_raw": "Brier score as predicted", "brier_scaled": "Brier score with the temperature",
@@ -63,11 +79,6 @@ AMONG_NORMALS = (
     "case of this sex, the band the 95 % prediction interval. Points of the other sex are hollow."
 )
 PAIRED = " of this scan; in each pair this scan is above the earlier one, on the same slices and scales"
-RATIO_NAMES = {
-    "caudate_putamen_ratio_left": "caudate / putamen, left",
-    "caudate_putamen_ratio_right": "caudate / putamen, right",
-    "putamen_asymmetry": "putaminal asymmetry, right \u2212 left, %",
-}
 
 Page = CasePage | RunPage | MethodsPage | ExternalPage
 
@@ -78,6 +89,7 @@ LONGEST_WEBP = 16383  # pixels of a side
 def write_report(path: str | os.PathLike, page: RunPage) -> None:
     """Write the report of a run as one HTML page."""
     classifiers = page.metrics.get("classifiers") or {}
+    columns = _name_columns(page.metrics.get("calibration") or {})
     _write(
         path,
         "report.html.j2",
@@ -87,7 +99,8 @@ def write_report(path: str | os.PathLike, page: RunPage) -> None:
         classifier_names=CLASSIFIERS,
         measures=MEASURES,
         floor=_scale_start(classifiers),
-        columns=COLUMNS,
+        columns=columns,
+        wrong=[_name_cells(case, columns) for case in page.misclassified or ()],
         flags=FLAGS,
         groups=COLOURS,
         group_names=GROUP_NAMES,
@@ -110,6 +123,22 @@ def write_external_report(path: str | os.PathLike, page: ExternalPage) -> None:
         else:
             groups.setdefault(row["group"], {})[row["measure"]] = row
     _write(path, "external.html.j2", page, whole=whole, groups=groups, classifier_names=CLASSIFIERS, measures=EXTERNAL)
+
+
+def _name_columns(calibration: Mapping) -> dict[str, dict]:
+    """`COLUMNS`, of which the probability is called calibrated where a temperature could be determined."""
+    named = COLUMNS["probability"] | {"title": CALIBRATED if calibration.get("determined", True) else SOFTMAX}
+    return {**COLUMNS, "probability": named}
+
+
+def _name_cells(case: Mapping, columns: Mapping[str, Mapping]) -> dict[str, object]:
+    """A row by the titles, and in the numbers, of the table of cases."""
+    told = {}
+    for name, value in case.items():
+        column = columns.get(name, {})
+        numeric = column.get("numeric")
+        told[column.get("title", name_in_words(name))] = value if value is None or numeric is None else numeric(value)
+    return told
 
 
 def prepare() -> None:
@@ -140,18 +169,19 @@ def write_case_data(path: str | os.PathLike, page: CasePage) -> None:
     write_text(path, f"datxai.show({json.dumps(case)});\n")
 
 
-def write_case_pages(path: str | os.PathLike, cases: Sequence[str], report: str) -> None:
+def write_case_pages(path: str | os.PathLike, cases: Sequence[str], report: str, radiological: bool = False) -> None:
     """Write the page that shows, one at a time, what `write_case_data` wrote to ``<case>.js`` beside it.
 
     ``cases`` are their names in the order in which one leafs through them; ``report`` is the address of the report
-    of the run. ``path`` + ``#<case>`` opens the page at a case.
+    of the run. ``path`` + ``#<case>`` opens the page at a case. ``radiological``: see `CasePage`.
     """
-    _write(path, "cases.html.j2", cases=list(cases), report=report, colours=pack_colours())
+    _write(path, "cases.html.j2", cases=list(cases), report=report, colours=pack_colours(), radiological=radiological)
 
 
-def render_upload_page(upload: int, files: int) -> str:
-    """The page where scans are dropped in, of which one may take ``upload`` bytes in so many ``files``."""
-    return _render("upload.html.j2", limits={"upload": upload, "files": files})
+def render_upload_page(upload: int, files: int, model: str = "") -> str:
+    """The page where scans are dropped in, of which one may take ``upload`` bytes in so many ``files``; ``model`` is
+    the name of what reads them."""
+    return _render("upload.html.j2", limits={"upload": upload, "files": files}, model=model)
 
 
 def describe_case(page: CasePage) -> dict:
@@ -162,7 +192,7 @@ def describe_case(page: CasePage) -> dict:
     and value), ``alt`` and ``caption`` of the picture, ``explained``, what red speaks for, and
     ``among_normals_caption``.
     """
-    explained = _describe_output(page.explanation.get("target"), page.predicted)
+    explained = describe_output(page.explanation.get("target"), page.predicted)
     sections = {
         "Subject": page.subject,
         "Regional relevance": page.relevance,
@@ -190,23 +220,9 @@ def describe_case(page: CasePage) -> dict:
         "explained": explained,
         "among_normals_caption": AMONG_NORMALS,
         "others": {
-            name: _describe_output(its.explanation.get("target"), page.predicted) for name, its in page.beside.items()
+            name: describe_output(its.explanation.get("target"), page.predicted) for name, its in page.beside.items()
         },
     }
-
-
-def _describe_output(target: object, predicted: int | None) -> str:
-    """The output that a map of this target explains."""
-    called = "the class called" if predicted is None else LABEL_NAMES[predicted]
-    words = {
-        "predicted": f"{called} (the class called)" if predicted is not None else called,
-        "normal": "normal",
-        "reduced": "reduced",
-        "label": "the class of the label",
-        "difference": "reduced rather than normal",
-        "decision": f"{called} rather than the other class",
-    }
-    return words.get(str(target), "the explained output")
 
 
 def _tile_label(page: CasePage) -> dict | None:
@@ -221,11 +237,10 @@ def _tile_label(page: CasePage) -> dict | None:
 def _tile_probability(page: CasePage) -> dict | None:
     if page.p_reduced is None:
         return None
-    softmax = format_percent(page.p_reduced)
+    softmax = format_probability(page.p_reduced)
     if page.probability is None:
-        return {"name": "Softmax output for reduced", "value": softmax, "note": "not a calibrated probability"}
-    note = f"softmax output {softmax}"
-    return {"name": "Calibrated probability of reduced", "value": format_percent(page.probability), "note": note}
+        return {"name": SOFTMAX, "value": softmax, "note": "not a calibrated probability"}
+    return {"name": CALIBRATED, "value": format_probability(page.probability), "note": f"softmax output {softmax}"}
 
 
 def _tile_ratio(page: CasePage) -> dict | None:
@@ -259,7 +274,7 @@ def _tabulate_ratios(sbr: Mapping[str, float | None], expected: Mapping[str, Map
     rows = []
     for name, value in sbr.items():
         told = None if value is None else _write_ratio(name, value)
-        row = {"region": RATIO_NAMES.get(name) or _words(name), "SBR": told}
+        row = {"region": name_in_words(name), "SBR": told}
         if any(expected.values()):
             row |= _compare(name, value, expected.get(name))
         rows.append(row)
@@ -287,7 +302,7 @@ def _tell_change(name: str, change: Mapping) -> dict:
         return None if value is None else f"{value:+.1f}".replace("-", "\u2212")
 
     return {
-        "region": _words(name),
+        "region": name_in_words(name),
         "before": _write_ratio(name, change["before"]),
         "now": _write_ratio(name, change["now"]),
         "change, %": signed(change["percent"]),
@@ -319,7 +334,7 @@ def _pack_spaces(page: CasePage) -> list[dict]:
     """The spaces of the viewer; of two scans that they share, MNI space alone, each on the scales of both."""
     if page.volumes and page.prior:
         return [_pack_shared(page, page.volumes)]
-    named = {"MNI space": (page.volumes, page.outline), "the scan's own space": (page.own_volumes, None)}
+    named = {"MNI space": (page.volumes, _label_outlines(page)), "the scan's own space": (page.own_volumes, None)}
     return [
         pack_space(name, volumes, outline, page.sides) for name, (volumes, outline) in named.items() if volumes
     ]
@@ -329,7 +344,13 @@ def _pack_shared(page: CasePage, volumes: Mapping[str, Volume]) -> dict:
     assert page.volumes and page.prior
     both = (page.volumes, page.prior.volumes)
     tops = {kind: max(float(abs(each[kind].data).max()) for each in both) for kind in ("spect", "relevance")}
-    return pack_space("MNI space", volumes, page.outline, page.sides, tops)
+    return pack_space("MNI space", volumes, _label_outlines(page), page.sides, tops)
+
+
+def _label_outlines(page: CasePage) -> np.ndarray | None:
+    """1 in the brain, 2 in what is outlined in it; None where neither is known."""
+    known = [mask * label for mask, label in ((page.brain, 1), (page.outline, 2)) if mask is not None]
+    return functools.reduce(np.maximum, known) if known else None
 
 
 def _write(path: str | os.PathLike, template: str, page: Page | None = None, **more: object) -> None:
@@ -352,7 +373,10 @@ def _templates():
     )
     environment.policies["json.dumps_kwargs"] = {}  # keys in their own order
     environment.filters |= {
-        "percent": format_percent, "cell": format_cell, "words": _words, "inline": _inline,
+        "percent": format_percent, "cell": format_cell, "words": name_in_words, "inline": _inline,
+        "decimals": lambda value, n=3: "n/a" if value is None else with_decimals(n)(value),
+        "measure": lambda value, name: format_measure(name, value),
+        "interval": lambda limits, name: format_interval(name, limits),
     }  # fmt: skip
     return environment
 
@@ -380,8 +404,3 @@ def _scale_start(classifiers: Mapping[str, Mapping]) -> float:
         values[f"{name}_ci95"][0] for values in classifiers.values() for name in MEASURES if values.get(f"{name}_ci95")
     ]
     return min(int(10 * min(limits, default=0.0)) / 10, 0.9)
-
-
-def _words(name: str) -> str:
-    """A column name as words."""
-    return name.replace("_", " ")

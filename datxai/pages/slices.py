@@ -1,7 +1,8 @@
 """Drawing slices of volumes: which side is which, colour scales, outlines, colour bars.
 
-Slices are shown in neurological convention: the viewer's left is x < 0. After mirroring that is the
-hemisphere with the lower putaminal binding ratio, marked I (ipsilateral) as opposed to C (contralateral).
+Slices are shown in neurological convention, the viewer's left is x < 0, unless the frame is radiological. After
+mirroring x < 0 is the hemisphere with the lower putaminal binding ratio, marked I (ipsilateral) as opposed to C
+(contralateral).
 Uptake runs from zero in a perceptually ordered map; relevance is symmetric about zero, on one scale within
 a figure.
 """
@@ -15,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from datxai.volume import Grid
 
@@ -27,12 +28,14 @@ SUPERSCRIPT = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074
 class Frame:
     """What the maps of a figure share: a grid with axes along x, y, z, and outlines drawn on every slice.
 
-    ``striatum`` (caudate and putamen) and ``brain`` are bool arrays (X, Y, Z).
+    ``striatum`` (caudate and putamen) and ``brain`` are bool arrays (X, Y, Z). A ``radiological`` frame has x < 0 on
+    the right of the picture.
     """
 
     grid: Grid
     striatum: np.ndarray
     brain: np.ndarray
+    radiological: bool = False
 
     @property
     def level(self) -> int:
@@ -42,6 +45,24 @@ class Frame:
     def position(self, axis: int, index: float | np.integer) -> float:
         """World position in mm of slice ``index`` across ``axis``."""
         return float(self.grid.affine[axis, 3] + index * self.grid.affine[axis, axis])
+
+    def place(self, axis: int, index: float | np.integer) -> str:
+        """Where slice ``index`` across ``axis`` lies, as it is read: "z = \u22123 mm"."""
+        return f"{'xyz'[axis]} = {self.position(axis, index):.0f} mm".replace("-", "\u2212")
+
+    def turns(self, across: int) -> bool:
+        """Whether slices across this axis are drawn with x < 0 on the right."""
+        return self.radiological and across != 0
+
+    def as_seen(self, cut: np.ndarray, across: int = AXIAL) -> np.ndarray:
+        """A slice, or a volume across its last axis, with what is on the left of the picture first."""
+        return cut[::-1] if self.turns(across) else cut
+
+    @property
+    def sides(self) -> str:
+        """What the letters I and C, and the outlines, say."""
+        side = "right" if self.radiological else "left"
+        return f"I ipsilateral (lower putamen, {side} of the picture), C contralateral; outline: caudate and putamen"
 
     def extent(self, across: int) -> tuple[float, ...]:
         """Left, right, bottom and top edge in mm of a slice across axis ``across``."""
@@ -96,7 +117,8 @@ def draw_slice(
     zero.
     """
     extent = frame.extent(across)
-    axes.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[], aspect="equal")
+    turned = frame.turns(across)
+    axes.set(xlim=extent[1::-1] if turned else extent[:2], ylim=extent[2:], xticks=[], yticks=[], aspect="equal")
     axes.spines[:].set_visible(False)
     if data is None:
         axes.text(0.5, 0.5, "no case", transform=axes.transAxes, ha="center", va="center", color="#777777")
@@ -111,7 +133,8 @@ def draw_slice(
         outline(axes, np.take(frame.brain, index, across), extent, "#888888", 0.6)
         outline(axes, np.take(frame.striatum, index, across), extent, shade.ink, 0.7)
     if sides:
-        for x, side, align in ((0.03, sides[0], "left"), (0.97, sides[1], "right")):
+        left, right = sides[::-1] if turned else sides
+        for x, side, align in ((0.03, left, "left"), (0.97, right, "right")):
             axes.text(x, 0.97, side, transform=axes.transAxes, ha=align, va="top", color=shade.ink)
 
 
@@ -149,7 +172,11 @@ def tile(data: np.ndarray, levels: Sequence[int] | np.ndarray, columns: int) -> 
 
 
 def add_bar(
-    figure: Figure, axes: Sequence[Axes] | np.ndarray | None, shade: Shade, location: str = "right", **options
+    figure: Figure | SubFigure,
+    axes: Sequence[Axes] | np.ndarray | None,
+    shade: Shade,
+    location: str = "right",
+    **options,
 ) -> None:
     """Add the colour bar that belongs to ``axes`` (or, with ``cax``, in it); a power of ten goes into its label."""
     power = int(np.floor(np.log10(shade.high)))

@@ -1,5 +1,5 @@
 // A viewer of a scan with its relevance map on three planes, for `viewer.html.j2`. Volumes and colours come as
-// `datxai.analysis.viewer` packs them. Planes lie along the voxel axes, which are nearest to right, front and top.
+// `datxai.pages.viewer` packs them. Planes lie along the voxel axes, which are nearest to right, front and top.
 "use strict";
 const datxai = {};
 
@@ -10,9 +10,28 @@ datxai.view = (() => {
     sagittal: { across: 0, right: 1, up: 2 },
   };
   const ENDS = ["PA", "FH"]; // back and front, feet and head: the letters of DICOM
-  // what the reader has chosen stays when the next case is shown
   let views = []; // that stand beside one another: one crosshair, one space, the same controls
-  const chosen = { opacity: 0.8, threshold: 0, brightness: 1, outline: true, radiological: false, scale: 0 };
+  // what the reader has chosen stays when the next case is shown; what is a habit, on the next page too
+  const chosen = { opacity: 0.8, threshold: 0, brightness: 1, outline: true, plain: true, radiological: 0, scale: 0 };
+  const HABITS = { opacity: 1, outline: 1, plain: 1, radiological: 1, scale: 2 }; // and the most that they can be
+  const STORE = "datxai.viewer";
+  const habits = recall();
+
+  function recall() {
+    let kept = {};
+    try { kept = JSON.parse(localStorage.getItem(STORE)) ?? {}; } catch { /* refused, or not ours */ }
+    const fits = ([name, value]) => name in HABITS && typeof value === typeof chosen[name] && value >= 0 && value <= HABITS[name];
+    return Object.fromEntries(Object.entries(kept).filter(fits));
+  }
+
+  function remember(name) {
+    if (!(name in HABITS)) return;
+    habits[name] = chosen[name];
+    try { localStorage.setItem(STORE, JSON.stringify(habits)); } catch { /* then it ends with the page */ }
+  }
+
+  // How the pages of a run begin, unless the reader has turned them.
+  datxai.begin = ({ radiological }) => Object.assign(chosen, { radiological: Number(radiological) }, habits);
 
   const bytesOf = (text) => {
     const raw = atob(text);
@@ -77,7 +96,7 @@ datxai.view = (() => {
         slider.disabled = space.shape[across] === 1;
         const [width, height] = [right, up].map((axis) => space.shape[axis] * spacing(axis));
         figure.style.flex = `${width} 1 0`; // one scale for all planes
-        figure.querySelector("canvas").style.aspectRatio = `${width} / ${height}`;
+        for (const canvas of figure.querySelectorAll("canvas")) canvas.style.aspectRatio = `${width} / ${height}`;
       }
       control("outline").closest("label").hidden = !outline;
       control("space").value = number;
@@ -114,8 +133,8 @@ datxai.view = (() => {
       drawBar("relevance", relevanceScale, [number(-high, 2), "0", number(high, 2)]);
     }
 
-    // Colours of a slice, one pixel per voxel, the first row at the top.
-    function paint({ across, right, up }, flip) {
+    // Colours of a slice with so much of the relevance, one pixel per voxel, the first row at the top.
+    function paint({ across, right, up }, flip, opacity) {
       const [width, height] = [space.shape[right], space.shape[up]];
       const image = new ImageData(width, height);
       const { spect, relevance } = space;
@@ -132,7 +151,7 @@ datxai.view = (() => {
           const grey = 3 * Math.min(Math.max(Math.round(spect.levels[voxel] * gain), 0), 255);
           const signal = relevance.levels[voxel] / relevance.high;
           const size = Math.abs(relevance.levels[voxel]);
-          const alpha = size === 0 || size < threshold ? 0 : chosen.opacity * Math.sqrt(Math.abs(signal));
+          const alpha = size === 0 || size < threshold ? 0 : opacity * Math.sqrt(Math.abs(signal));
           const tint = 3 * Math.round(127.5 + 127.5 * signal);
           for (let c = 0; c < 3; c++) {
             image.data[pixel + c] = scale[grey + c] + alpha * (relevanceScale[tint + c] - scale[grey + c]);
@@ -147,14 +166,25 @@ datxai.view = (() => {
       const plane = PLANES[name];
       const figure = part(`[data-plane="${name}"]`);
       if (figure.hidden) return;
-      const { across, right, up } = plane;
+      const [overlay, plain] = ["[tabindex]", ".plain"].map((kind) => figure.querySelector(`canvas${kind}`));
+      plain.hidden = !chosen.plain;
+      drawSlice(overlay, plane, chosen.opacity);
+      if (chosen.plain) drawSlice(plain, plane, 0);
+      const place = `${"xyz"[plane.across]} = ${millimetres(worldOf(at)[plane.across])} mm`;
+      figure.querySelector("output").textContent = place;
+      const slider = figure.querySelector("input");
+      slider.value = at[plane.across];
+      slider.setAttribute("aria-valuetext", place);
+    }
+
+    function drawSlice(canvas, plane, opacity) {
+      const { right, up } = plane;
       const flip = flipped(plane);
-      const canvas = figure.querySelector("canvas");
       const density = window.devicePixelRatio || 1;
       canvas.width = Math.max(1, Math.round(canvas.clientWidth * density));
       canvas.height = Math.max(1, Math.round(canvas.clientHeight * density));
       const context = canvas.getContext("2d");
-      const image = paint(plane, flip);
+      const image = paint(plane, flip, opacity);
       const small = Object.assign(document.createElement("canvas"), { width: image.width, height: image.height });
       small.getContext("2d").putImageData(image, 0, 0);
       context.imageSmoothingQuality = "high";
@@ -163,33 +193,52 @@ datxai.view = (() => {
       const [cell, line] = [[canvas.width / image.width, canvas.height / image.height], Math.max(1, density)];
       const columnOf = (i) => (flip ? image.width - i : i) * cell[0]; // of the edge below voxel i
       const rowOf = (i) => (image.height - i) * cell[1];
+      const stroke = (path, colour, width) => {
+        [context.strokeStyle, context.lineWidth, context.lineJoin, context.lineCap] = [colour, width, "round", "round"];
+        context.stroke(path);
+      };
       if (space.outline && chosen.outline) {
-        const inside = (u, v) => {
-          if (u < 0 || v < 0 || u >= image.width || v >= image.height) return 0;
-          const index = [0, 0, 0];
-          [index[across], index[right], index[up]] = [at[across], u, v];
-          return space.outline.levels[offset(index)];
-        };
-        context.beginPath();
-        for (let u = 0; u <= image.width; u++) {
-          for (let v = 0; v <= image.height; v++) {
-            const here = inside(u, v);
-            if (here !== inside(u - 1, v)) { context.moveTo(columnOf(u), rowOf(v)); context.lineTo(columnOf(u), rowOf(v + 1)); }
-            if (here !== inside(u, v - 1)) { context.moveTo(columnOf(u), rowOf(v)); context.lineTo(columnOf(u + 1), rowOf(v)); }
-          }
-        }
-        context.strokeStyle = "#0a9d6c";
-        context.lineWidth = line;
-        context.stroke();
+        stroke(contour(plane, 1, columnOf, rowOf), "#808080", line);
+        const striatum = contour(plane, 2, columnOf, rowOf); // dark within bright, so that it is seen on any colour
+        stroke(striatum, "#ffffff", 2.6 * line);
+        stroke(striatum, "#101010", 1.2 * line);
       }
-      context.beginPath();
+      const cross = new Path2D();
       const [x, y] = [columnOf(at[right] + 0.5), rowOf(at[up] + 0.5)];
-      context.moveTo(x, 0); context.lineTo(x, canvas.height);
-      context.moveTo(0, y); context.lineTo(canvas.width, y);
-      context.strokeStyle = "#808080";
-      context.lineWidth = line;
-      context.stroke();
+      cross.moveTo(x, 0); cross.lineTo(x, canvas.height);
+      cross.moveTo(0, y); cross.lineTo(canvas.width, y);
+      stroke(cross, "#808080", line);
+      drawLetters(context, plane, flip, density);
+    }
 
+    // The border of what is labelled ``label`` or more, through the middles between voxels within and without.
+    function contour({ across, right, up }, label, columnOf, rowOf) {
+      const [width, height] = [space.shape[right], space.shape[up]];
+      const index = [0, 0, 0];
+      index[across] = at[across];
+      const inside = new Uint8Array((width + 2) * (height + 2)); // with room around it, so that every border is closed
+      for (let v = 0; v < height; v++) {
+        for (let u = 0; u < width; u++) {
+          [index[right], index[up]] = [u, v];
+          inside[(v + 1) * (width + 2) + u + 1] = space.outline.levels[offset(index)] * space.outline.step > label - 0.5;
+        }
+      }
+      const path = new Path2D();
+      for (let v = -1; v < height; v++) {
+        for (let u = -1; u < width; u++) {
+          const low = (v + 1) * (width + 2) + u + 1, high = low + width + 2;
+          const [a, b, c, d] = [inside[low], inside[low + 1], inside[high + 1], inside[high]]; // round four voxels
+          if (a === b && b === c && c === d) continue;
+          const ends = [[a !== b, u + 1, v + 0.5], [b !== c, u + 1.5, v + 1], [c !== d, u + 1, v + 1.5], [d !== a, u + 0.5, v + 1]]
+            .filter(([crossed]) => crossed).map(([, i, j]) => [columnOf(i), rowOf(j)]);
+          for (let i = 0; i < ends.length; i += 2) { path.moveTo(...ends[i]); path.lineTo(...ends[i + 1]); }
+        }
+      }
+      return path;
+    }
+
+    function drawLetters(context, { right, up }, flip, density) {
+      const { width, height } = context.canvas;
       const [low, high] = right === 0 ? space.sides : ENDS[0];
       const letters = [[flip ? high : low, 0.03, 0.5, "left"], [flip ? low : high, 0.97, 0.5, "right"],
         [(up === 1 ? ENDS[0] : ENDS[1])[1], 0.5, 0.05, "center"], [(up === 1 ? ENDS[0] : ENDS[1])[0], 0.5, 0.95, "center"]];
@@ -201,14 +250,9 @@ datxai.view = (() => {
       context.fillStyle = "#000";
       for (const [letter, across, down, align] of letters) {
         context.textAlign = align;
-        context.strokeText(letter, across * canvas.width, down * canvas.height);
-        context.fillText(letter, across * canvas.width, down * canvas.height);
+        context.strokeText(letter, across * width, down * height);
+        context.fillText(letter, across * width, down * height);
       }
-      const place = `${"xyz"[across]} = ${millimetres(worldOf(at)[across])} mm`;
-      figure.querySelector("output").textContent = place;
-      const slider = figure.querySelector("input");
-      slider.value = at[across];
-      slider.setAttribute("aria-valuetext", place);
     }
 
     function drawBar(name, scale, ends) {
@@ -222,27 +266,30 @@ datxai.view = (() => {
     for (const [name, plane] of Object.entries(PLANES)) {
       const { across, right, up } = plane;
       const figure = part(`[data-plane="${name}"]`);
-      const canvas = figure.querySelector("canvas");
+      const overlay = figure.querySelector("canvas[tabindex]");
       figure.querySelector("input").addEventListener("input", (event) => moveBy(across, event.target.value - at[across]));
       const point = (event) => {
-        const box = canvas.getBoundingClientRect();
+        const box = event.target.getBoundingClientRect();
         const next = [...at];
         const u = Math.floor((event.clientX - box.left) / box.width * space.shape[right]);
         next[right] = flipped(plane) ? space.shape[right] - 1 - u : u;
         next[up] = space.shape[up] - 1 - Math.floor((event.clientY - box.top) / box.height * space.shape[up]);
         moveTo(next);
       };
-      canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); point(event); });
-      canvas.addEventListener("pointermove", (event) => { if (event.buttons) point(event); });
       let turned = 0;
-      canvas.addEventListener("wheel", (event) => {
+      const turn = (event) => {
         event.preventDefault();
         turned += event.deltaMode ? 40 * event.deltaY : event.deltaY;
         const steps = Math.trunc(turned / 40); // a touchpad sends many small turns
         turned -= 40 * steps;
         if (steps) moveBy(across, -steps);
-      }, { passive: false });
-      canvas.addEventListener("keydown", (event) => {
+      };
+      for (const canvas of figure.querySelectorAll("canvas")) {
+        canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); point(event); });
+        canvas.addEventListener("pointermove", (event) => { if (event.buttons) point(event); });
+        canvas.addEventListener("wheel", turn, { passive: false });
+      }
+      overlay.addEventListener("keydown", (event) => {
         const sign = flipped(plane) ? -1 : 1;
         const move = {
           ArrowRight: [right, sign], ArrowLeft: [right, -sign], ArrowUp: [up, 1], ArrowDown: [up, -1],
@@ -252,7 +299,7 @@ datxai.view = (() => {
         event.preventDefault();
         if (move) moveBy(...move); else goToPeak();
       });
-      new ResizeObserver(() => at && drawPlane(name)).observe(canvas);
+      new ResizeObserver(() => at && drawPlane(name)).observe(overlay);
     }
 
     const options = (name, texts) => control(name).replaceChildren(...texts.map((text, value) => new Option(text, value)));
@@ -277,6 +324,7 @@ datxai.view = (() => {
       input.addEventListener("input", () => {
         chosen[name] = keyOf(input) === "checked" ? input.checked : Number(input.value);
         draw();
+        remember(name);
         for (const other of others()) other.obey();
       });
     }

@@ -28,7 +28,7 @@ def pack_space(
     ----------
     name : of the space, as it stands in the viewer
     volumes : ``spect`` (uptake) and ``relevance``, on one grid
-    outline : bool array (X, Y, Z) on that grid, whose border is drawn
+    outline : array (X, Y, Z) on that grid, 1 in the brain, 2 in what is outlined in it: whose borders are drawn
     tops : where colour scales end, by the names of the volumes; by default at the largest value of each
     sides : what stands where x is lowest and highest
     """

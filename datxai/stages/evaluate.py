@@ -22,7 +22,7 @@ from datxai.config import Config, describe
 from datxai.files import read_arrays, write_arrays, write_json, write_table
 from datxai.findings import GROUPS, UNLABELLED, Findings
 from datxai.run import Run
-from datxai.volume import Volume, save
+from datxai.volume import RELEVANCE, UPTAKE, Volume, save
 
 SETS = ("train", "validation", "test")
 LOOKED_AT_NOTHING = "The run that is applied was made by a version that did not look at what its scans are like."
@@ -48,7 +48,8 @@ def make(settings: Config, run: Run) -> None:
     run.means.mkdir(parents=True, exist_ok=True)
     run.keep_only(run.means, [])
     for name, data in means.items():
-        save(Volume(data, anatomy.grid.affine, ({"step": "average", "group": name},)), run.mean_of(name))
+        shows = UPTAKE if name.endswith("spect") else RELEVANCE
+        save(Volume(data, anatomy.grid.affine, ({"step": "average", "group": name},)), run.mean_of(name), shows=shows)
     parcels = label_regions(*anatomy.parcellation, anatomy.brain, anatomy.striatum, anatomy.grid.spacing)
     rows, parts = [], []
     for case in [*cases, *unlabelled]:

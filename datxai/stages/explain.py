@@ -15,7 +15,7 @@ from datxai.files import read_json
 from datxai.findings import UNLABELLED, Findings
 from datxai.progress import Bar
 from datxai.run import Run
-from datxai.volume import Volume, save, sidecar_path
+from datxai.volume import RELEVANCE, Volume, save, sidecar_path
 
 
 def depends(settings: Config) -> dict:
@@ -79,5 +79,5 @@ def _explain(cases: list[dict], settings: Config, run: Run) -> None:
             for (relevance, record), name in zip(explainer.explain(volumes, labels.tolist()), names):
                 scan_record = read_json(sidecar_path(run.scan_of(name)))["history"]
                 volume = Volume(relevance, store.affine, (*scan_record, {"step": "explain", **record["method"]}))
-                save(volume, run.relevance_of(name), {"fingerprint": fingerprint, **record})
+                save(volume, run.relevance_of(name), {"fingerprint": fingerprint, **record}, shows=RELEVANCE)
                 bar.update()

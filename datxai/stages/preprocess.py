@@ -23,7 +23,7 @@ from datxai.files import hash_content, hash_once, read_json, write_table
 from datxai.progress import parallel
 from datxai.run import Run
 from datxai.scan import Scan
-from datxai.volume import load, save, sidecar_path
+from datxai.volume import UPTAKE, load, save, sidecar_path
 
 log = logging.getLogger("datxai")
 
@@ -182,7 +182,8 @@ def _preprocess(
             return str(error)
         raise InputError(f"{error} (on_error=skip leaves out what cannot be used.)") from error
     passed_over = [(file.name, f"{file}: {reason}, passed over") for file, reason in opened.others]
-    save(volume, path, {"fingerprint": fingerprint, "measures": measures, "passed_over": passed_over})
+    record = {"fingerprint": fingerprint, "measures": measures, "passed_over": passed_over}
+    save(volume, path, record, shows=UPTAKE)
     return measures, volume.data, passed_over
 
 

@@ -14,7 +14,7 @@ import yaml
 from datxai.analysis.normal_range import NormalRange, describe_range, judge_measures
 from datxai.applied import Applied
 from datxai.case import tabulate_measures
-from datxai.config import STAGES, Config
+from datxai.config import STAGES, Config, is_radiological
 from datxai.findings import GROUPS, Findings
 from datxai.imaging.mirror import unmirror
 from datxai.pages.content import CasePage, LinkedPages, RunPage
@@ -28,12 +28,12 @@ from datxai.volume import load
 
 Ranges = Mapping[str, NormalRange]
 PAGE = "case.html"  # shows one case at a time
-MISCLASSIFIED = ("participant_id", "group", "p_reduced", "putamen_ipsilateral", "consistent")  # columns
+MISCLASSIFIED = ("participant_id", "group", "probability", "sbr", "relevance", "consistent")  # columns
 UNKNOWN_MAP = {"putamen_ipsilateral": None, "consistent": None}
 
 
 def depends(settings: Config) -> dict:
-    return {}
+    return {"sides": settings.sides} if is_radiological(settings) else {}
 
 
 def outputs(run: Run) -> list[Path]:
@@ -41,7 +41,7 @@ def outputs(run: Run) -> list[Path]:
 
 
 def make(settings: Config, run: Run) -> None:
-    findings = Findings(run)
+    findings = Findings(run, is_radiological(settings))
     ranges = None if settings.applied is None else Applied.open(settings).reference.ranges
     figures = _choose_figures(settings, findings)
     for name in FIGURES:
@@ -53,7 +53,8 @@ def make(settings: Config, run: Run) -> None:
     run.figures.mkdir(exist_ok=True)
     pages = write_pages(findings, ranges)
     judged = "" if settings.applied is None else f", judged by the run {Path(settings.applied).resolve().name}"
-    quality = findings.quality.values()
+    quality, cases = findings.quality.values(), tabulate_cases(findings, ranges)
+    wrong = {case["participant_id"] for case in findings.misclassified}
     write_report(
         run.report,
         RunPage(
@@ -62,17 +63,20 @@ def make(settings: Config, run: Run) -> None:
             metrics=findings.metrics,
             figures={name: run.figures / f"{name}.png" for name in figures}
             | {"sheet": run.sheet(1).with_suffix(".png")},
-            cases=tabulate_cases(findings, ranges),
+            cases=cases,
             pages=pages,
             quality=[{key: row[key] for key in ("participant_id", "verdict", "reason")} for row in quality],
             table1=findings.table1,
-            misclassified=[{name: case[name] for name in MISCLASSIFIED} for case in findings.misclassified]
+            misclassified=[
+                {name: case[name] for name in MISCLASSIFIED} for case in cases if case["participant_id"] in wrong
+            ]
             if findings.tested
             else None,
             skipped=findings.skipped,
             ledger=findings.average_ledger([case["participant_id"] for case in findings.tested]),
             config=yaml.safe_dump(asdict(settings), sort_keys=False),
             explanation=run.explanation,
+            radiological=findings.radiological,
             external=None if settings.applied is None else run.external.name,
             manifest={stage: entry for stage in STAGES if (entry := run.find(stage))},
         ),
@@ -165,7 +169,7 @@ def write_pages(findings: Findings, ranges: Ranges | None = None) -> LinkedPages
             write_case_data(run.pages / f"{page.case_id}.js", page)
             written.append(page.case_id)
             bar.update()
-    write_case_pages(run.pages / PAGE, written, f"../{run.report.name}")
+    write_case_pages(run.pages / PAGE, written, f"../{run.report.name}", findings.radiological)
     kept = {PAGE, *(f"{name}.js" for name in written)}
     for path in run.pages.iterdir():
         if path.name not in kept:
@@ -200,6 +204,8 @@ def describe_case(findings: Findings, case: Mapping, ranges: Ranges | None = Non
         probability=findings.probabilities[name] if findings.metrics["calibration"]["determined"] else None,
         volumes={kind: unmirror(load(file, blank=True), measures["mirrored"]) for kind, file in files.items()},
         outline=findings.anatomy.outline,
+        brain=findings.anatomy.brain,
+        radiological=findings.radiological,
         sbr=ratios,
         normal_range=expected,
         normal_range_source=describe_range(ranges, expected, age, sex),
@@ -220,6 +226,8 @@ def describe_mean(findings: Findings, group: str, name: str) -> CasePage:
         title=f"Mean of {findings.groups.count(group)} {GROUP_NAMES[group]} test cases",
         volumes={kind: load(file, blank=True) for kind, file in files.items()},
         outline=findings.anatomy.outline,
+        brain=findings.anatomy.brain,
+        radiological=findings.radiological,
         sides=("I", "C"),
     )
 

@@ -68,7 +68,9 @@ class FakeReader:
             raise KeyError(SECRET)
         return content
 
-    def write(self, reading, folder):
+    source = None
+
+    def write(self, reading, folder, home):
         folder.mkdir()
         (folder / "report.html").write_text(f"<title>Result</title><p>{len(reading)} files</p>")
         (folder / "scan_relevance.nii.gz").write_bytes(b"\x1f\x8b1234")

@@ -80,7 +80,7 @@ def slide(page, name, value):
 
 
 def canvas(page, plane):
-    return page.locator(f'[data-plane="{plane}"] canvas')
+    return page.locator(f'[data-plane="{plane}"] canvas[tabindex]')
 
 
 def pixels(page, plane):
@@ -130,7 +130,7 @@ def test_maps_beside_each_other_have_one_crosshair_and_the_same_controls(open_ca
     viewers, here = page.locator(".viewer"), np.array(PEAK)
     maps = (content.volumes["relevance"], other)
     for key, step in (("Home", 0), ("ArrowRight", 1), ("ArrowRight", 1), ("ArrowLeft", -1)):
-        viewers.nth(1).locator('[data-plane="axial"] canvas').press(key)
+        viewers.nth(1).locator('[data-plane="axial"] canvas[tabindex]').press(key)
         here[0] += step
         for number, volume in enumerate(maps):
             said = {name: numbers(viewers.nth(number).locator(f'[data-show="{name}"]').inner_text())
@@ -155,6 +155,7 @@ def test_the_crosshair_stays_in_the_volume(open_case):
 def test_pointer_wheel_and_sliders_move_it_too(open_case):
     content = make_content()
     page, volumes = open_case(content), content.volumes
+    canvas(page, "axial").scroll_into_view_if_needed()
     box = canvas(page, "axial").bounding_box()
     x, y, _ = MNI.shape
     page.mouse.click(box["x"] + (9 + 0.5) / x * box["width"], box["y"] + (y - 4 - 0.5) / y * box["height"])
@@ -203,13 +204,62 @@ def test_radiological_convention_turns_pictures_letters_and_keys(open_case):
     assert place["neurological, sagittal"] == place["radiological, sagittal"]
     canvas(page, "coronal").press("ArrowRight")
     assert read(page, "position")[0] == MNI.index_to_mm(PEAK)[0] - 4
+    canvas(page, "axial").scroll_into_view_if_needed()
     box = canvas(page, "axial").bounding_box()
     page.mouse.click(box["x"] + 1, box["y"] + 1)
     assert read(page, "position")[:2] == [26, 32]
 
 
+def test_what_the_reader_has_turned_is_remembered_on_the_next_page(tmp_path, browser):
+    """By every page of a browser, and before what the run was made with; a store that is refused or spoilt is none."""
+    write_case_report(tmp_path / "turned.html", make_content(radiological=True))
+    write_case_report(tmp_path / "plain.html", make_content())
+    refuse = "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('no', 'SecurityError'); }})"
+    spoil = """localStorage.setItem("datxai.viewer", '{"scale": 99, "radiological": "1", "opacity": -1, "rest": {}}')"""
+
+    def values(page, name):
+        page.goto((tmp_path / name).as_uri())
+        page.wait_for_selector('.viewer[data-state="ready"]')
+        return [page.input_value(f'[name="{control}"]') for control in ("radiological", "scale", "opacity")]
+
+    for script in ("", refuse, spoil):
+        context = browser.new_context()
+        context.add_init_script(script if script == refuse else "")
+        page = context.new_page()
+        assert values(page, "turned.html") == ["1", "0", "0.8"]
+        if script == spoil:
+            page.evaluate(script)
+            assert values(page, "plain.html") == ["0", "0", "0.8"]
+            page.evaluate("localStorage.setItem('datxai.viewer', 'nonsense')")
+        assert values(page, "plain.html") == ["0", "0", "0.8"]
+        page.select_option('[name="radiological"]', "1")
+        page.select_option('[name="radiological"]', "0")
+        page.select_option('[name="scale"]', "2")
+        if script == refuse:
+            assert values(page, "plain.html") == ["0", "0", "0.8"]
+        else:
+            assert values(page, "turned.html") == ["0", "2", "0.8"]
+        context.close()
+
+
+def test_the_scan_alone_stands_beside_the_overlay_and_obeys_the_same_pointer(open_case):
+    content = make_content()
+    page = open_case(content)
+    alone = page.locator('[data-plane="axial"] canvas.plain')
+    address = alone.evaluate("canvas => canvas.toDataURL()")
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))), int)[..., :3]
+    assert not np.ptp(drawn, axis=-1).any()  # grey everywhere
+    assert np.ptp(pixels(page, "axial"), axis=-1).any()
+    box, (x, y, _) = alone.bounding_box(), MNI.shape
+    page.mouse.click(box["x"] + (9 + 0.5) / x * box["width"], box["y"] + (y - 4 - 0.5) / y * box["height"])
+    assert_readout(page, content.volumes, (9, 4, PEAK[2]))
+    page.uncheck('[name="plain"]')
+    assert not alone.is_visible()
+
+
 def test_the_letters_follow_the_sides(open_case):
     page = open_case(make_content(sides=("I", "C")))
+    page.uncheck('[name="plain"]')
     page.evaluate(RECORD_TEXT)
     for option, left in [("0", "I"), ("1", "C")]:
         page.evaluate("window.said.length = 0")
@@ -302,7 +352,11 @@ def test_one_page_shows_the_cases_in_turn(tmp_path, open_page):
     assert_shown("sub-1")
     page.go_back()
     assert_shown("sub-3")
-    page.evaluate("location.hash = '../../elsewhere'")  # not a case: the first one
+    for address in ("../../elsewhere", "sub-9", "%"):  # not a case: none is shown, least of all another one's
+        page.evaluate("hash => { location.hash = hash; }", address)
+        page.wait_for_function("() => document.querySelector('#case').innerText.includes('there is no such case')")
+        assert page.locator(".viewer").count() == 0
+    page.click("text=Next")
     assert_shown("sub-1")
 
 

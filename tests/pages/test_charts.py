@@ -76,7 +76,7 @@ def test_tree_of_a_single_leaf():
 def test_detection_names_areas_and_leaves_out_what_has_none():
     curves = {"a": trace_roc([True, False, False], [3.0, 1.0, 2.0]), "b": trace_roc([False], [1.0])}
     (text,) = legend(charts.plot_detection(curves))
-    assert text.startswith("a: AUC 1.00 (")
+    assert text.startswith("a: AUC 1.000 (")
     (axes,) = charts.plot_detection({"b": curves["b"]}).axes
     assert "no misclassified case" in [text.get_text() for text in axes.texts]
 

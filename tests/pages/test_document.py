@@ -65,11 +65,11 @@ def test_the_numbers_are_those_of_the_page(content, tmp_path):
     page = (tmp_path / "case.html").read_text()
     said = {text.get_text() for text in texts_of(draw_case(content))}
     held_against = ("2.25 (1.50 to 3.00)", "below", "within", "above", "\u22124.1", "89.1")
-    for cell in ("84.1 %", *held_against, "0.65", "\u221230.5", "11.12"):
+    for cell in ("0.841", *held_against, "0.65", "\u221230.5", "11.1"):
         assert cell in said
         assert cell in page
     assert any("Research use only, not diagnostic" in text for text in said)
-    assert any("softmax output 97.3 %" in text for text in said)
+    assert any("softmax output 0.973" in text for text in said)
 
 
 def test_an_earlier_scan_and_the_cloud_of_normal_cases_are_there_too(content, tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,7 +43,7 @@ def test_all_slices_names_each_slice_of_the_brain(head):
     figure = figures.plot_all_slices(head.frame, head.maps)
     levels = np.flatnonzero(head.frame.brain.any(axis=(0, 1)))
     said = texts(figure)
-    assert all(said.count(f"{head.frame.position(2, level):.0f}") == 3 for level in levels)
+    assert all(said.count(f"{head.frame.position(2, level):.0f}".replace("-", "\u2212")) == 3 for level in levels)
     assert limits(figure, negative) == {(-4e-3, 4e-3)}
 
 
@@ -62,7 +64,7 @@ def test_every_misclassified_case_is_shown(head_4mm, n):
     said = texts(figure)
     assert [name for name in said if "sub-" in name] == names
     assert said.count("inconsistent") == consistent.count(False)
-    assert [text.get_text() for text in figure.texts].count("no misclassified case") == (n == 0)
+    assert [text.get_text() for text in figure.texts].count("no misclassified\ncase") == (n == 0)
     assert limits(figure, negative) == {(-2e-3, 2e-3)}
 
 
@@ -105,9 +107,31 @@ def test_case_shows_the_slices_through_the_peak(head):
     thin = head.frame.grid.shape[2] == 1
     expected = {"axial": "z", "coronal": "y", "sagittal": "x"}
     for plane, axis in expected.items():
-        title = f"{plane}, {axis} = {position['xyz'.index(axis)]:.0f} mm"
+        title = f"{plane}, {axis} = {position['xyz'.index(axis)]:.0f} mm".replace("-", "\u2212")
         assert said.count(title) == (0 if thin and plane != "axial" else 2)
     assert said.count("L") == said.count("R") == (2 if thin else 4)
+
+
+def test_radiological_figures_are_those_turned_round_with_their_letters(head_4mm):
+    """A slice is drawn where its millimetres are; the axis runs the other way, and so do the letters."""
+    turned = replace(head_4mm.frame, radiological=True)
+    pair = (head_4mm.images["TP"], head_4mm.maps["TP"], head_4mm.peak, ("L", "R"))
+    drawn = {
+        frame.radiological: [axes for axes in figures.plot_case(frame, *pair).axes if axes.get_title()]
+        for frame in (head_4mm.frame, turned)
+    }
+    for plain, other in zip(drawn[False], drawn[True]):
+        across_x = plain.get_title().startswith("sagittal")
+        ends = plain.get_xlim()
+        assert other.get_xlim() == (ends if across_x else ends[::-1])
+        assert [text.get_text() for text in plain.texts] == ([] if across_x else ["L", "R"])
+        assert [text.get_text() for text in other.texts] == ([] if across_x else ["R", "L"])
+        np.testing.assert_array_equal(plain.images[-1].get_array(), other.images[-1].get_array())
+    assert "right of the picture" in figures.plot_all_slices(turned, head_4mm.maps).get_supxlabel()
+    mosaics = [figures.plot_all_slices(frame, head_4mm.maps).axes[0] for frame in (head_4mm.frame, turned)]
+    plain, other = (axes.images[0].get_array() for axes in mosaics)
+    width = head_4mm.frame.grid.shape[0]
+    np.testing.assert_array_equal(plain[:, :width], other[:, :width][:, ::-1])
 
 
 def test_an_earlier_scan_is_drawn_on_the_same_slices_and_scales(head):

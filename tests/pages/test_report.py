@@ -136,6 +136,18 @@ def test_report_says_the_figures(tmp_path, content):
     assert "p-value" not in text
 
 
+def test_areas_under_curves_are_no_percentages(tmp_path, content):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=40)
+    found = summarise(labels, labels, np.clip(labels * 0.4 + rng.uniform(0, 0.6, 40), 0, 1))
+    write_report(tmp_path / "report.html", replace(content, metrics={**content.metrics, "classifiers": {"cnn": found}}))
+    text = " ".join(Page(tmp_path / "report.html").text.split())
+    low, high = found["auc_ci95"]
+    assert text.count(f"{found['auc']:.3f}") >= 2  # tile and table
+    assert f"95 % interval {low:.3f} to {high:.3f}" in text
+    assert f"{100 * found['auc']:.1f} %" not in text.replace("100.0 %", "")
+
+
 def test_links_lead_to_sections(tmp_path, content):
     write_report(tmp_path / "report.html", content)
     page = Page(tmp_path / "report.html")
@@ -183,7 +195,7 @@ def test_case_report(tmp_path, picture):
     text = " ".join(page.text.split())
     assert "script" not in [tag for tag, _ in page.tags]
     assert text.count(HOSTILE) >= 4
-    for said in ("calls this scan reduced", "97.3 %", "0.61", "inconsistent", "Research use only"):
+    for said in ("calls this scan reduced", "0.973", "0.61", "inconsistent", "Research use only"):
         assert said in text
 
 

@@ -1,6 +1,13 @@
 import pytest
 
-from datxai.pages.tables import arrange_table1, format_cell, format_percent
+from datxai.pages.tables import (
+    arrange_table1,
+    format_cell,
+    format_measure,
+    format_percent,
+    format_probability,
+    name_in_words,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,10 +25,63 @@ def test_percent(value, interval, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "n/a"), ("", "n/a"), (True, "yes"), (3, "3"), (-1.23456, "\u22121.235"), (-0.0, "0"), ("a", "a")],
+    [
+        (None, "n/a"),
+        ("", "n/a"),
+        (True, "yes"),
+        (3, "3"),
+        ("a", "a"),
+        (-0.0, "0"),
+        (-1.23456, "\u22121.23"),
+        (1234.5, "1234"),
+        (-4.361e-4, "\u22124.36e\u22124"),
+        (9.999e-4, "0.001"),
+    ],
 )
 def test_cell(value, text):
     assert format_cell(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "< 0.001"), (0.00049, "< 0.001"), (0.0051, "0.005"), (1.0, "> 0.999"), (None, "n/a")]
+)
+def test_probability_is_never_none_and_never_all(value, text):
+    assert format_probability(value) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "interval", "text"),
+    [
+        ("auc", 0.98428, [0.892197, 0.997728], "0.984 (0.892 to 0.998)"),
+        ("sensitivity", 0.96, [0.80456, 0.9929], "96.0 % (80.5 to 99.3)"),
+        ("ece_raw", -0.0123, [-0.5, 0.25], "\u22120.012 (\u22120.500 to 0.250)"),
+        ("auc", None, None, "n/a"),
+    ],
+)
+def test_measures_have_their_units(name, value, interval, text):
+    assert format_measure(name, value, interval) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("medialorbitofrontal_ipsilateral", "medial orbitofrontal ipsilateral"),
+        ("transversetemporal", "transverse temporal"),
+        ("rostralanteriorcingulate", "rostral anterior cingulate"),
+        ("parahippocampal_left", "parahippocampal left"),
+        ("drift_mm", "drift of a further fit, mm"),
+        ("caudate_putamen_ratio", "caudate / putamen"),
+    ],
+)
+def test_names_are_read_as_words(name, text):
+    assert name_in_words(name) == text
+
+
+def test_every_measure_of_quality_has_words():
+    from datxai.imaging.quality import LIMITS
+    from datxai.pages.tables import NAMES
+
+    assert {*LIMITS} <= {*NAMES}
 
 
 def test_table1_of_the_paper():

@@ -20,7 +20,7 @@ from datxai.memory import measure_peak
 from datxai.metrics import METRICS, Case
 from datxai.metrics.flipping import blur, brain_mean
 from datxai.metrics.lesion import follow_lesion
-from datxai.volume import Volume, load, save, sidecar_path, write_sidecar
+from datxai.volume import RELEVANCE, Volume, load, save, sidecar_path, write_sidecar
 
 WARM_S = 1.0  # a process's first map by a method is timed again if it took less than this, so that imports do not count
 
@@ -61,7 +61,8 @@ def _explain(bench: Bench, x: Tensor, trial: Trial, method: str, answers: Answer
         "measures": {}, "measured_with": {}, "seconds_of_measures": {},
     }  # fmt: skip
     history = {"step": "explain", "method": method, "target": trial.target}
-    save(Volume(np.ascontiguousarray(relevance, np.float32), bench.grid.affine, (history,)), path, record)
+    volume = Volume(np.ascontiguousarray(relevance, np.float32), bench.grid.affine, (history,))
+    save(volume, path, record, shows=RELEVANCE)
     return read_json(sidecar_path(path))
 
 

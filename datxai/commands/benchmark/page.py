@@ -27,6 +27,25 @@ log = logging.getLogger("datxai")
 
 RESULTS = ("method", "case", "metric", "value", "seconds", "peak_mib")
 SUMMARY = ("method", "metric", "n", "mean", "low", "high", "rank")
+MEANINGS = {  # of the measures of the page
+    "patch_flipping.abpc": "how much more the decision falls when cubes are taken away from the most relevant on "
+    "than from the least relevant on",
+    "parcel_flipping.abpc": "the same with the parcels of the atlas",
+    "relevance_mass.striatum": "share of the positive relevance that lies in the striatum",
+    "relevance_rank.striatum": "share of the most relevant voxels, as many as the striatum has, that lie in it",
+    "pointing_game.striatum": "whether the most relevant voxel lies in the striatum, or next to it",
+    "parameter_randomisation.spearman_abs": "likeness of the map to those of networks whose weights are random: low "
+    "for a map that depends on what was learned",
+    "random_logit.spearman": "likeness of the map to that of another output: low for a map that depends on what is "
+    "asked",
+    "max_sensitivity.max_sensitivity": "how far the map moves at most under a little noise",
+    "sparseness.gini": "how few voxels hold the relevance (Gini index)",
+    "lesion.seen_share": "of a lesion that the network sees, the share of the map's change that lies within it",
+    "lesion.seen_rank": "of a lesion that the network sees, the share within it of the voxels that change most",
+    "lesion.seen_point": "whether the voxel that changes most lies within a lesion that the network sees",
+    "lesion.unseen_density": "how much the map changes within a lesion that the network does not see",
+    "seconds": "what a map takes",
+}
 
 
 def report(bench: Bench, trials: Sequence[Trial]) -> None:
@@ -45,11 +64,12 @@ def report(bench: Bench, trials: Sequence[Trial]) -> None:
     write_table(place / "summary.tsv", summary, SUMMARY)
     write_table(place / "cases.tsv", cases, list(cases[0]))
 
-    save_figure(analysis.plot_ranks(summary, measures), place / "figures" / "ranks")
+    controls = {name for name in methods if bench.options.catalogue[name].control}
+    save_figure(analysis.plot_ranks(summary, measures, controls), place / "figures" / "ranks")
     tasks = [(bench.settings, bench.run.folder, trial) for trial in trials]
     for _ in parallel(_draw_maps, tasks, len(tasks), bench.settings.n_jobs, "figures drawn"):
         pass
-    lines = analysis.tabulate(summary, measures)
+    lines = analysis.tabulate(summary, measures, controls)
     methods_settings = {name: asdict(bench.options.catalogue[name]) for name in methods}
     write_text(place / "summary.md", analysis.write_markdown(lines, cases, bench.run.folder.name))
     write_benchmark_report(
@@ -60,6 +80,7 @@ def report(bench: Bench, trials: Sequence[Trial]) -> None:
             cases=[{**row, "figure": place / "figures" / f"maps_{row['case']}.png"} for row in cases],
             ranks=place / "figures" / "ranks.png",
             methods=yaml.safe_dump(methods_settings, sort_keys=False),
+            meanings={measure.title: MEANINGS[name] for name, measure in measures.items()},
         ),
     )
     ranks = analysis.average_ranks(summary)

@@ -72,6 +72,7 @@ def draw_case(page: CasePage) -> list[Figure]:
         paper.write(text["caption"], 7, color=NEUTRAL)
     for name, other in page.beside.items():
         if other.picture:
+            paper.reserve(HEAD + WIDTH)  # a picture is about as high as wide
             paper.head(f"The same decision explained by {name}")
             paper.show(other.picture)
             paper.write(f"As above. Red speaks for {text['others'][name]}, blue against it.", 7, color=NEUTRAL)
@@ -180,7 +181,11 @@ class Paper:
         columns = list(zip(*rows))
         weights = ["bold" if number == bold else "normal" for number in range(len(columns))]
         wanted = [max(_width(text, size, weight) for text in column) + GAP for column, weight in zip(columns, weights)]
-        return [min(width, max(width * room / sum(wanted), NARROWEST)) for width in wanted], weights
+        narrow = [width for width in wanted if width <= room / len(wanted)]  # no more than their share
+        rest = max(sum(wanted) - sum(narrow), ROUNDING)
+        factor = (room - sum(narrow)) / rest
+        shared = (width if width <= room / len(wanted) else width * factor for width in wanted)
+        return [min(width, max(its, NARROWEST)) for width, its in zip(wanted, shared)], weights
 
     def _measure(self, rows: Sequence[Sequence[str]], room: float, size: float = 8) -> float:
         """The height of a table in a column as wide as ``room``."""

@@ -29,25 +29,53 @@ class Metric:
     title : for a table
     headline : the number of these by which methods are ranked
     higher_is_better : whether a high one is good
+    meaning : what it says, in a few words
     """
 
     measure: Callable[[Case], dict[str, float]]
     title: str
     headline: str
     higher_is_better: bool
+    meaning: str = ""
 
     def __call__(self, case: Case) -> dict[str, float]:
         return self.measure(case)
 
 
 METRICS = {
-    "patch_flipping": Metric(patch_flipping, "Flipping of patches", "abpc", True),
-    "parcel_flipping": Metric(parcel_flipping, "Flipping of parcels", "abpc", True),
-    "relevance_mass": Metric(relevance_mass, "Relevance mass", "striatum", True),
-    "relevance_rank": Metric(relevance_rank, "Relevance rank", "striatum", True),
-    "pointing_game": Metric(pointing_game, "Pointing game", "striatum", True),
-    "parameter_randomisation": Metric(parameter_randomisation, "Parameter randomisation", "spearman_abs", False),
-    "random_logit": Metric(random_logit, "Random logit", "spearman", False),
-    "max_sensitivity": Metric(max_sensitivity, "Max-sensitivity", "max_sensitivity", False),
-    "sparseness": Metric(sparseness, "Sparseness", "gini", True),
-}
+    "patch_flipping": Metric(
+        patch_flipping, "Flipping of patches", "abpc", True,
+        "how much more the decision falls when cubes are taken away from the most relevant on than from the least "
+        "relevant on",
+    ),
+    "parcel_flipping": Metric(
+        parcel_flipping, "Flipping of parcels", "abpc", True, "the same with the parcels of the atlas"
+    ),
+    "relevance_mass": Metric(
+        relevance_mass, "Relevance mass", "striatum", True,
+        "share of the positive relevance that lies in the striatum",
+    ),
+    "relevance_rank": Metric(
+        relevance_rank, "Relevance rank", "striatum", True,
+        "share of the most relevant voxels, as many as the striatum has, that lie in it",
+    ),
+    "pointing_game": Metric(
+        pointing_game, "Pointing game", "striatum", True,
+        "whether the most relevant voxel lies in the striatum, or next to it",
+    ),
+    "parameter_randomisation": Metric(
+        parameter_randomisation, "Parameter randomisation", "spearman_abs", False,
+        "likeness of the map to those of networks whose weights are random: low if it depends on what was learned",
+    ),
+    "random_logit": Metric(
+        random_logit, "Random logit", "spearman", False,
+        "likeness of the map to that of another output: low if it depends on what is asked",
+    ),
+    "max_sensitivity": Metric(
+        max_sensitivity, "Max-sensitivity", "max_sensitivity", False,
+        "how far the map moves at most under a little noise",
+    ),
+    "sparseness": Metric(
+        sparseness, "Sparseness", "gini", True, "how few voxels hold the relevance (Gini index)"
+    ),
+}  # fmt: skip

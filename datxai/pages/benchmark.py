@@ -21,10 +21,12 @@ TRUTH_COLOUR = "#009e73"
 
 
 class Measure(NamedTuple):
-    """How a measure of maps is called in figures, and whether more of it is better (None: it is not ranked)."""
+    """How a measure of maps is called in figures, whether more of it is better (None: it is not ranked), and what it
+    says, in a few words."""
 
     title: str
     more_is_better: bool | None
+    meaning: str = ""
 
     @property
     def head(self) -> str:

@@ -27,24 +27,19 @@ log = logging.getLogger("datxai")
 
 RESULTS = ("method", "case", "metric", "value", "seconds", "peak_mib")
 SUMMARY = ("method", "metric", "n", "mean", "low", "high", "rank")
-MEANINGS = {  # of the measures of the page
-    "patch_flipping.abpc": "how much more the decision falls when cubes are taken away from the most relevant on "
-    "than from the least relevant on",
-    "parcel_flipping.abpc": "the same with the parcels of the atlas",
-    "relevance_mass.striatum": "share of the positive relevance that lies in the striatum",
-    "relevance_rank.striatum": "share of the most relevant voxels, as many as the striatum has, that lie in it",
-    "pointing_game.striatum": "whether the most relevant voxel lies in the striatum, or next to it",
-    "parameter_randomisation.spearman_abs": "likeness of the map to those of networks whose weights are random: low "
-    "for a map that depends on what was learned",
-    "random_logit.spearman": "likeness of the map to that of another output: low for a map that depends on what is "
-    "asked",
-    "max_sensitivity.max_sensitivity": "how far the map moves at most under a little noise",
-    "sparseness.gini": "how few voxels hold the relevance (Gini index)",
-    "lesion.seen_share": "of a lesion that the network sees, the share of the map's change that lies within it",
-    "lesion.seen_rank": "of a lesion that the network sees, the share within it of the voxels that change most",
-    "lesion.seen_point": "whether the voxel that changes most lies within a lesion that the network sees",
-    "lesion.unseen_density": "how much the map changes within a lesion that the network does not see",
-    "seconds": "what a map takes",
+OF_LESIONS = {
+    "seen_share": Measure(
+        "Seen lesion, share", True, "of a lesion that the network sees, the share of the map's change that lies in it"
+    ),
+    "seen_rank": Measure(
+        "Seen lesion, rank", True, "of such a lesion, the share within it of the voxels that change most"
+    ),
+    "seen_point": Measure(
+        "Seen lesion, pointing", True, "whether the voxel that changes most lies within such a lesion"
+    ),
+    "unseen_density": Measure(
+        "Unseen lesion, density", False, "how much the map changes within a lesion that the network does not see"
+    ),
 }
 
 
@@ -80,7 +75,7 @@ def report(bench: Bench, trials: Sequence[Trial]) -> None:
             cases=[{**row, "figure": place / "figures" / f"maps_{row['case']}.png"} for row in cases],
             ranks=place / "figures" / "ranks.png",
             methods=yaml.safe_dump(methods_settings, sort_keys=False),
-            meanings={measure.title: MEANINGS[name] for name, measure in measures.items()},
+            meanings={measure.title: measure.meaning for measure in measures.values() if measure.meaning},
         ),
     )
     ranks = analysis.average_ranks(summary)
@@ -117,14 +112,11 @@ def _name_measures(bench: Bench) -> dict:
     named = {}
     for name in bench.options.metrics:
         if name == LESION:
-            named["lesion.seen_share"] = Measure("Seen lesion, share", True)
-            named["lesion.seen_rank"] = Measure("Seen lesion, rank", True)
-            named["lesion.seen_point"] = Measure("Seen lesion, pointing", True)
-            named["lesion.unseen_density"] = Measure("Unseen lesion, density", False)
+            named |= {f"lesion.{key}": measure for key, measure in OF_LESIONS.items()}
         else:
             metric = METRICS[name]
-            named[f"{name}.{metric.headline}"] = Measure(metric.title, metric.higher_is_better)
-    return named | {"seconds": Measure("Seconds per map", None)}
+            named[f"{name}.{metric.headline}"] = Measure(metric.title, metric.higher_is_better, metric.meaning)
+    return named | {"seconds": Measure("Seconds per map", None, "what a map takes")}
 
 
 def _describe_trial(bench: Bench, trial: Trial) -> dict:

@@ -116,8 +116,9 @@ def _preprocess_all(
 ) -> Iterator[tuple[dict, np.ndarray, list] | str]:
     """What `_preprocess` says of each scan."""
     imaging_hash = hash_content(_depends_of_scan(settings))
-    kept = run.anatomy
-    tasks = ((scan, _find_hashes(scan), run.scan_of(scan.case_id), settings, imaging_hash, kept) for scan in scans)
+    tasks = (
+        (scan, _find_hashes(scan), run.scan_of(scan.case_id), settings, imaging_hash, run.anatomy) for scan in scans
+    )
     return parallel(_preprocess, tasks, len(scans), settings.n_jobs, "scans preprocessed")
 
 

@@ -252,6 +252,10 @@ def _describe_content(card: ModelCard) -> Iterator[str]:
     if card.mean_scan_of is not None:
         yield f"- mean training scan, which the network subtracts: over {card.mean_scan_of} cases, within the weights"
     yield "- normal ranges: coefficients of regressions, none of fewer than 10 normal cases"
+    yield (
+        "- the test in numbers: counts of calls, AUC with its variance, scores of calibration; by sex and decade of "
+        f"age in groups of {card.least} cases or more; cutoff and tree of binding ratios"
+    )
     if "shift.safetensors" in card.members:
         yield "- what tells whether a scan is like the training scans: means, spreads and main axes of their features"
     yield (

@@ -65,6 +65,7 @@ def make(settings: Config, run: Run) -> None:
     for column in settings.subgroups:  # before hours of work that end in this sentence
         require_column(map(describe, scans), column, "the participants", f"subgroups=[{column}]")
     measures: dict[str, dict] = {}
+    Anatomy.of(settings, cache=run.anatomy).keep()  # made once, not by each process and each later stage
     write_store_of(run.store, _collect(scans, settings, run, measures, skipped), grid_of(settings))
     used = [scan for scan in scans if scan.case_id in measures]
     run.keep_only(run.preprocessed, [run.scan_of(case) for case in measures])
@@ -105,6 +106,7 @@ def _collect(
 def make_part(settings: Config, run: Run, part: slice) -> None:
     """Preprocess some of the scans; `make` finds them done."""
     scans, _ = find_scans(settings, run)
+    Anatomy.of(settings, cache=run.anatomy).keep()
     for _ in _preprocess_all(scans[part], settings, run):
         pass
 
@@ -114,8 +116,9 @@ def _preprocess_all(
 ) -> Iterator[tuple[dict, np.ndarray, list] | str]:
     """What `_preprocess` says of each scan."""
     imaging_hash = hash_content(_depends_of_scan(settings))
-    kept = Anatomy.of(settings, cache=run.anatomy).keep().cache  # once, not by each process and each later stage
-    tasks = ((scan, _find_hashes(scan), run.scan_of(scan.case_id), settings, imaging_hash, kept) for scan in scans)
+    tasks = (
+        (scan, _find_hashes(scan), run.scan_of(scan.case_id), settings, imaging_hash, run.anatomy) for scan in scans
+    )
     return parallel(_preprocess, tasks, len(scans), settings.n_jobs, "scans preprocessed")
 
 

@@ -137,7 +137,8 @@ def _name_cells(case: Mapping, columns: Mapping[str, Mapping]) -> dict[str, obje
     for name, value in case.items():
         column = columns.get(name, {})
         numeric = column.get("numeric")
-        told[column.get("title", name_in_words(name))] = value if value is None or numeric is None else numeric(value)
+        title = column.get("title", name_in_words(name).capitalize())
+        told[title] = value if value is None or numeric is None else numeric(value)
     return told
 
 

@@ -43,7 +43,7 @@ FIGURES: dict[str, Callable[[Findings], figures.Figure]] = {
     "classification": lambda run: charts.plot_classification(
         {CLASSIFIERS[name]: figures for name, figures in run.metrics["classifiers"].items()}
     ),
-    "roc": lambda run: charts.plot_roc({title: run.roc_of(name) for name, title in CLASSIFIERS.items()}),
+    "roc": lambda run: charts.plot_roc({CLASSIFIERS[name]: run.roc_of(name) for name in run.metrics["classifiers"]}),
     "reliability": lambda run: charts.plot_reliability(run.metrics["calibration"]),
     "regions": lambda run: charts.plot_regions(run.regions),
     "detection": lambda run: charts.plot_detection(

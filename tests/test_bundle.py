@@ -94,6 +94,7 @@ def remake(path, members, **about):
 def test_the_answers_are_those_of_the_run_bit_for_bit(folder, path):
     ours, theirs = (Reader.open(place).read(folder / SCAN, age=61) for place in (folder, path))
     said = [json.loads(json.dumps(_plain({**one.result, "timings": None}))) for one in (ours, theirs)]
+    assert [one["made_by"].pop("folder") for one in said] == [folder.name, path.name]
     assert said[0] == said[1]
     assert theirs.result["normal_range"]["putamen_left"] is not None
     for name in ("scan", "spect", "relevance", "own_relevance"):

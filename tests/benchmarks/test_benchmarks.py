@@ -40,6 +40,10 @@ SMALLEST = {  # words of the command, and what has to be in its answer
         ["FOLDER", "--heads", "1", "--people", "30", "--views", "15", "--steps", "0", "--n-jobs", "1"],
         rf"CASE_SPREAD = {NUMBER}(.|\n)*readers disagree {NUMBER}$",
     ),
+    "matrix": (
+        ["--subjects", "1", "--bins-mm", "4.8", "--views", "15", "--n-jobs", "1"],
+        rf"\| 128 x 128 of 4\.8 mm \| 1 \| [01] \| [01] \| ({NUMBER}|\+{NUMBER}|nan)%",
+    ),
     "normal_ranges": (["FINISHED", "--scans", "2", "--n-jobs", "1"], r"\| putamen left \| .*(.|\n)*\| mean of all \|"),
     "phantom": (["RUN", "--markdown", "FOLDER/page.md"], rf"\| putamen SBR, 10 ml \| 1\.62 \| {NUMBER} \|"),
     "preprocess": (["--scans", "1"], rf"process \(affine\) +{NUMBER} +{NUMBER}"),

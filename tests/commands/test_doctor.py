@@ -64,6 +64,6 @@ def test_what_does_not_work_is_a_line(monkeypatch, capsys):
 
 
 def test_the_version_has_the_revision(tmp_path):
+    said = forked.datxai("--version", cwd=tmp_path).stdout.strip()
     revision = git_revision()
-    expected = f"{datxai.__version__} (git {revision})" if revision else datxai.__version__
-    assert forked.datxai("--version", cwd=tmp_path).stdout.strip() == expected
+    assert said == (f"{datxai.__version__} (git {revision})" if revision else datxai.__version__)

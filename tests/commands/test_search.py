@@ -136,6 +136,15 @@ def test_another_space_is_another_search(base):
     assert "is a search with another space" in answer.stderr and "choose another search.name" in answer.stderr
 
 
+def test_a_search_that_was_killed_while_a_trial_was_proposed_proposes_another(base):
+    words = [*QUICK[:3], "search.name=unproposed"]
+    datxai("search", "run=base", *words, "search.trials=1", cwd=base)
+    storage = f"sqlite:///{base / 'base' / 'search' / 'unproposed' / 'study.db'}"
+    optuna.load_study(study_name="unproposed", storage=storage).ask()
+    datxai("search", "run=base", *words, "search.trials=3", cwd=base)
+    assert len({row["training.learning_rate"] for row in read_trials(base, "unproposed")}) == 3
+
+
 def test_a_search_that_was_killed_loses_no_trial_and_makes_none_twice(base):
     words = ["search", "run=base", *QUICK[:3], "search.name=killed", "search.trials=4", "search.processes=2"]
     command = [sys.executable, "-m", "datxai", *words]

@@ -91,16 +91,17 @@ class Twice(nn.Module):
         return self.output(self.b(self.relu(self.a(self.relu(self.first(x))))).flatten(1))
 
 
-def grouped():
-    return nn.Conv2d(4, 4, 3, padding=1, groups=2)
+def convolution(groups=1):
+    torch.manual_seed(3)
+    return nn.Conv2d(4, 4, 3, padding=1, groups=groups)
 
 
 @pytest.mark.parametrize(
     ("inner", "rule", "rules", "remedy"),
     [
         (nn.AvgPool2d(3, 1, padding=1), "epsilon", "fast", "gradient"),
-        (grouped(), "alpha_beta", "fast", "epsilon with rules=fast"),
-        (nn.Conv2d(4, 4, 3, padding=1), "epsilon", "zennit", "epsilon with rules=fast"),
+        (convolution(groups=2), "alpha_beta", "fast", "epsilon with rules=fast"),
+        (convolution(), "epsilon", "zennit", "epsilon with rules=fast"),
     ],
     ids=["pooling", "grouped", "zennit"],
 )
@@ -114,7 +115,7 @@ def test_zennits_hooks_are_for_layers_used_once(x, inner, rule, rules, remedy):
 @pytest.mark.parametrize("rule", ["epsilon", "alpha_beta", "gamma", "flat", "wsquare"])
 def test_fast_rules_are_right_for_layers_used_twice(x, rule):
     """The rectifier is used twice as well, under Zennit's rules too."""
-    inner = nn.Conv2d(4, 4, 3, padding=1)
+    inner = convolution()
     shared, apart = (Twice(inner, shared).double() for shared in (True, False))
     found, expected, stock = (
         attribute(model, x, composite=lines(rule), target=1, rules=rules).relevance
@@ -125,7 +126,7 @@ def test_fast_rules_are_right_for_layers_used_twice(x, rule):
 
 
 def test_several_forward_passes_under_one_composite(x):
-    model = Twice(grouped(), shared=False).double().eval()
+    model = Twice(convolution(groups=2), shared=False).double().eval()
     with build_composite(lines("alpha_beta"), model).context(model):
         for _ in range(2):
             model(x.requires_grad_())
@@ -141,7 +142,7 @@ class Recomputing(Twice):
 
 def test_layers_that_run_again_for_the_backward_pass(x):
     torch.manual_seed(6)
-    inner = grouped()
+    inner = convolution(groups=2)
     found, expected = (
         attribute(model(inner, shared=False).double(), x, composite=lines("alpha_beta"), target=1).relevance
         for model in (Recomputing, Twice)

@@ -179,7 +179,8 @@ class Quest:
             for lost in trials.running(study):
                 if not _lives(self.place / "at-work" / lost.user_attrs.get("owner", "none")):
                     study.tell(lost.number, state=trials.states().FAIL)
-                    study.enqueue_trial(lost.params)
+                    if lost.params.keys() == self.space.keys():  # else it was killed before it was proposed
+                        study.enqueue_trial(lost.params)
             if len(trials.finished(study)) + len(trials.running(study)) >= self.options.trials:
                 return None
             # Of the trial's number, so that neither another process nor a search that goes on proposes the same anew.

@@ -221,8 +221,10 @@ class Bundle:
 
     def require_usable(self) -> None:
         """Refuse what it says of its run's test, if that cannot be (`InputError`)."""
-        assert self.classifiers is not None
-        assert self.tested is None or self.tested
+        from datxai.bundle.checks import check_classifiers, check_tested
+
+        self._check("classifiers", check_classifiers, {})
+        self._check("tested", check_tested, None)
 
     def _check(self, name: str, check: Callable[[Any], Any], default: Any) -> Any:
         if (found := self.reference.get(name)) is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import random
 import shutil
@@ -23,15 +24,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import chain, count, repeat
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from datxai import pipeline
-from datxai.config import STAGES, Config, restore
+from datxai.api import Pipeline
+from datxai.config import STAGES
 from datxai.errors import InputError
 from datxai.files import UNFINISHED, read_rows
 from datxai.integrity import hash_of_all
@@ -45,7 +45,6 @@ from datxai.volume import Volume, save
 GOOD, BAD = ("refused", "made again", "harmless"), ("traceback", "silent", "slow", "litter")
 SLOW_S = 10.0
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-FAST_STAGES = ("split", "evaluate")  # whose writes fail one after the other
 
 
 def cut(content: bytes, chance: random.Random) -> bytes:
@@ -90,7 +89,9 @@ def damaged(path: Path, kind: str, chance: random.Random) -> Iterator[bool]:
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
-def judge(work: Callable[[], object], is_as_before: Callable[[], bool], differs: bool = True) -> str:
+def judge(
+    work: Callable[[], object], is_as_before: Callable[[], bool], differs: bool = True, slow_s: float = SLOW_S
+) -> str:
     """What work on something damaged came to."""
     begin = time.monotonic()
     try:
@@ -102,7 +103,7 @@ def judge(work: Callable[[], object], is_as_before: Callable[[], bool], differs:
     except Exception as error:  # what a user must never see
         print(f"  {type(error).__name__}: {error}", file=sys.stderr)
         outcome = "traceback"
-    return "slow" if time.monotonic() - begin > SLOW_S else outcome
+    return "slow" if time.monotonic() - begin > slow_s else outcome
 
 
 def damage_files(folder: Path, chance: random.Random, until: float) -> Counter:
@@ -150,40 +151,56 @@ def mutate_inputs(place: Path, chance: random.Random, until: float) -> Counter:
 
 
 def fail_writes(folder: Path, chance: random.Random, until: float) -> Counter:
-    """From the n-th file on that is written the disk is full; then there is room, and the same work goes on."""
-    outcomes, make_room = Counter(), tempfile.mkdtemp  # every file is written in a room of its own first
-    record = read_record(folder)
-    assert record is not None, "a finished run"
-    settings: Config = restore(record.values)
-    settings.run = str(folder)
-    make = partial(pipeline.run, settings)
-    for stage in FAST_STAGES:
-        settings.stage, is_as_before = stage, partial(_holds, folder, stage, _content(Run(folder), stage))
-        for n in count():
-            rooms = chain(repeat(make_room, n), repeat(_find_no_room))
-            Run(folder).release(stage, [])
-            with mock.patch("datxai.files.tempfile.mkdtemp", lambda rooms=rooms, **where: next(rooms)(**where)):
-                refused = False
+    """The disk is full when a file is first put in its place, for one file of the run after the other; then there is
+    room, and the same work goes on, until what the stage has made is as before."""
+    outcomes, pipeline = Counter(), Pipeline(folder, n_jobs=1)  # in this process, where writing fails
+    for stage in _stages(folder):
+        if time.monotonic() > until:
+            break
+        make, before, have_failed = partial(pipeline.make, stage), _content(Run(folder), stage), set()
+        _forget(folder, stage)
+        while time.monotonic() < until:
+            with mock.patch("datxai.files.os.replace", _Disk(have_failed).replace):
                 try:
                     make()
+                    break
                 except (OSError, InputError):
-                    refused = True
-            if not refused or time.monotonic() > until:
-                make()
-                break
-            litter = any(folder.rglob(f"{UNFINISHED}*"))
-            outcomes["litter" if litter else judge(make, is_as_before)] += 1
+                    litter = any(folder.rglob(f"{UNFINISHED}*"))
+                    outcomes["litter" if litter else "refused"] += 1
+        outcomes[judge(make, partial(_holds, folder, stage, before), slow_s=math.inf)] += 1
     return outcomes
 
 
-def _find_no_room(**_: object) -> str:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+class _Disk:
+    """A disk that is full from the first file on that has not met a full disk yet."""
+
+    def __init__(self, have_failed: set[str]):
+        self.have_failed, self.is_full, self.put = have_failed, False, os.replace
+
+    def replace(self, source: Path, target: Path) -> None:
+        self.is_full |= str(target) not in self.have_failed
+        if self.is_full:
+            self.have_failed.add(str(target))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        self.put(source, target)
+
+
+def _forget(folder: Path, stage: str) -> None:
+    run = Run(folder)
+    files = run.entries()[stage]["files"]
+    run.release(stage, [])
+    for name in files:
+        (folder / name).unlink()
+
+
+def _stages(folder: Path) -> list[str]:
+    return [stage for stage in STAGES if stage in Run(folder).entries()]
 
 
 def kill(folder: Path, chance: random.Random, until: float) -> Counter:
     """Commands are killed at random moments and given again: what they make is what they would have made."""
     outcomes, command = Counter(), [sys.executable, "-m", "datxai"]
-    stages = [stage for stage in STAGES if stage in Run(folder).entries() and stage != "report"]
+    stages = [stage for stage in _stages(folder) if stage != "report"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     while time.monotonic() < until:
         run, stage = Run(folder), chance.choice(stages)
@@ -227,7 +244,7 @@ def main() -> None:
     words = dict(word.partition("=")[::2] for word in sys.argv[1:])
     source, minutes = Path(words.get("run", "runs/phantom")), float(words.get("minutes", 10))
     entries = Run(source).entries()
-    if not all(stage in entries and "files" in entries[stage] for stage in FAST_STAGES):
+    if not entries or not all("files" in entry for entry in entries.values()):
         sys.exit(f"{source}: expected a finished run, with checksums; make one: datxai run={source}")
     chance, rows = random.Random(int(words.get("seed", 0))), {}
     with tempfile.TemporaryDirectory() as place:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from datxai.anatomy import Anatomy, grid_of
 from datxai.case import HALVES, SBR, Imaging, describe_imaging
@@ -161,6 +162,7 @@ def _find_hashes(scan: CohortScan) -> list[str] | None:
     return None
 
 
+@threadpool_limits.wrap(limits=1)  # the last digits depend on the threads, and would on the number of processes
 def _preprocess(
     scan: CohortScan, hashes: list[str] | None, path: Path, settings: Config, imaging_hash: str, anatomy: Path | None
 ) -> tuple[dict, np.ndarray, list] | str:

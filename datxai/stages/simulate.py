@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from datxai.config import Config, Phantom
 from datxai.data_source import makes_projections, set_camera
@@ -62,6 +63,7 @@ def make(settings: Config, run: Run) -> None:
     write_table(run.simulated / "reads.tsv", reads, list(reads[0]))
 
 
+@threadpool_limits.wrap(limits=1)  # the last digits depend on the threads, and would on the number of processes
 def simulate_scan(subject: Subject, path: Path, camera: dict[str, Any], raw: bool, fingerprint: str) -> None:
     """Write the scan of a subject to ``path``: projections (.dcm), what its site makes of them (.nii.gz), or, unless
     ``raw``, the short cut."""

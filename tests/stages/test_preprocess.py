@@ -1,6 +1,9 @@
 """Quality control from the scans to its table and sheets, through the command."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -166,3 +169,15 @@ def test_a_template_needs_more_normal_scans(run):
     folder, _ = run
     answer = datxai("template", f"run={folder}", status=2)
     assert "normal scans passed quality control, expected at least 5" in answer.stdout + answer.stderr
+
+
+def test_a_scan_is_the_same_however_many_threads_there_are(tmp_path):
+    datxai("simulate", "data.n_subjects=2", "n_jobs=1", f"run={tmp_path / 'made'}")
+    words = ["preprocess", "data=dicom", f"data.root={tmp_path / 'made' / 'simulated'}", "grid=slab_12mm", "n_jobs=1"]
+    for threads in "12":
+        command = [sys.executable, "-m", "datxai", *words, f"run={tmp_path / threads}"]
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": threads})
+    for name in ("sub-0001", "sub-0002"):
+        one, two = (Run(tmp_path / threads).scan_of(name) for threads in "12")
+        assert one.read_bytes() == two.read_bytes()
+        assert sidecar_path(one).read_text() == sidecar_path(two).read_text()

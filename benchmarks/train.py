@@ -70,10 +70,10 @@ def run_plain(model, dataset, device: str, choices: set[str]) -> list[float]:
 
 def run_ours(model, dataset, device: str, settings: dict) -> tuple[list[float], list[dict]]:
     """The same through `datxai.model.training.train`; and the seconds of each phase up to the end of each step."""
-    from datxai.model import training
+    from datxai.model import prediction, training
 
     spent = dict.fromkeys(PHASES, 0.0)
-    measure(training._Step, "forward", spent, "forward", device)
+    measure(prediction.Forward, "forward", spent, "forward", device)
     measure(training.torch.Tensor, "backward", spent, "backward", device)
     measure(training.torch.optim.Adam, "step", spent, "optimiser", device)
     ends, phases = [], []

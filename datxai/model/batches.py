@@ -73,3 +73,8 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
         for number in heard:
             signal.raise_signal(number)
+
+
+def list_labels(dataset: LabelledSet) -> list[int]:
+    """The labels of all cases, in order."""
+    return [dataset[number][1] for number in range(len(dataset))]

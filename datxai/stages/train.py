@@ -29,7 +29,7 @@ from datxai.device import choose_device
 from datxai.explainer import predict_label
 from datxai.files import hash_content, write_arrays, write_table
 from datxai.findings import Findings
-from datxai.model import checkpoint, distributed, training, weights
+from datxai.model import checkpoint, distributed, prediction, training, weights
 from datxai.model.architectures import build, hash_source, outline
 from datxai.model.augmentation import Augmenter
 from datxai.model.features import watching_features
@@ -199,7 +199,7 @@ def _predict(settings: Config, findings: Findings, device: str) -> list[dict]:
     """What the weights of the best epoch say of every case; the features that they say it by are kept."""
     model, _ = checkpoint.load(findings.run.model, device, settings.network.target)
     with watching_features(model) as features:
-        logits = training.predict(model, _list_cases(findings), settings.training.batch_size, device)
+        logits = prediction.predict(model, _list_cases(findings), settings.training.batch_size, device)
     write_arrays(findings.run.features, {"features": np.concatenate(features)} if features else {})
     return [{**case, **predict_label(pair)} for case, pair in zip(findings.cohort, logits)]
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from datxai.config import MISSING, Training
 from datxai.errors import InputError
 from datxai.files import read_table
-from datxai.model import checkpoint, factored, training
+from datxai.model import checkpoint, factored, prediction, training
 from datxai.model.augmentation import Augmenter
 from datxai.model.network import build
 from datxai.model.training import Recipe
@@ -254,7 +254,7 @@ def test_bf16_is_for_the_convolutions(tmp_path):
     for name, module in model.named_children():
         module.register_forward_hook(lambda _, x, y, name=name: seen.update({name: (x[0].dtype, y.dtype)}))
     x = torch.stack([x for x, _ in TRAIN])
-    logits = training._Step(model, "bf16")(x)
+    logits = prediction.Forward(model, "bf16")(x)
     assert seen["conv2"][1] == torch.bfloat16
     assert {seen[name] for name in ("fc1", "fc2", "output")} == {(torch.float32, torch.float32)}
     exact = network(dropout=0.0).double()(x.double())
@@ -422,16 +422,16 @@ def test_a_costly_state_is_written_rarely(tmp_path, monkeypatch):
 
 def test_prediction_is_the_forward_pass_of_each_case(one_thread):
     model = network(dropout=0.9).train()
-    logits = training.predict(model, TRAIN, batch_size=5)
+    logits = prediction.predict(model, TRAIN, batch_size=5)
     assert logits.shape == (N_TRAIN, 2)
     assert logits.dtype == np.float32
     assert model.training
     assert model.dropout.training
-    assert np.array_equal(training.predict(model, TRAIN, batch_size=5), logits)
+    assert np.array_equal(prediction.predict(model, TRAIN, batch_size=5), logits)
     model.eval()
     each = torch.cat([model(x[None]) for x, _ in TRAIN]).detach().numpy()
     assert np.abs(each - logits).max() < BATCH_TOLERANCE
-    training.predict(model, TRAIN[:1])
+    prediction.predict(model, TRAIN[:1])
     assert not model.training
 
 

@@ -23,10 +23,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from queue import SimpleQueue
 from socketserver import ThreadingTCPServer
 from typing import BinaryIO
 
@@ -60,7 +62,7 @@ HEADERS = {
 class Limits(UploadLimits):
     """How much one upload, and all of them together, may take."""
 
-    waiting: int = 4  # uploads at a time, the one being read among them
+    waiting: int = 8  # uploads at a time, the one being read among them
     results: int = 20  # kept; the oldest is deleted
     connections: int = 32
     headers: float = 5.0  # seconds to send the headers of a request
@@ -126,6 +128,8 @@ class Server(ThreadingTCPServer):
         self.identify: Callable[[], str | None] = lambda: self.made_from  # that of now
         self.places = threading.BoundedSemaphore(self.limits.waiting)
         self.turn = threading.Lock()  # whoever holds it reads, and is the only one that writes to the folder
+        self.uploads: SimpleQueue[tuple[Future[str], tuple]] = SimpleQueue()
+        threading.Thread(target=self._read_uploads, name="reader", daemon=True).start()
         self.ended = False
         self.results: list[str] = []
         self.deadlines: dict[socket.socket, float] = {}  # of every open connection
@@ -146,6 +150,20 @@ class Server(ThreadingTCPServer):
 
     def read(self, body: BinaryIO, sizes: Sequence[int], age: float | None) -> str:
         """Read the scan of an upload; the address of its result. Raises `InputError` if it cannot be used."""
+        address: Future[str] = Future()
+        self.uploads.put((address, (body, sizes, age)))
+        return address.result()
+
+    def _read_uploads(self) -> None:
+        """Read all scans in one thread: the C library and OpenMP keep memory for each thread that computes."""
+        while True:
+            address, upload = self.uploads.get()
+            try:
+                address.set_result(self._read(*upload))
+            except Exception as error:
+                address.set_exception(error)
+
+    def _read(self, body: BinaryIO, sizes: Sequence[int], age: float | None) -> str:
         with self.turn:
             if self.ended:
                 raise InputError("The server has been ended.")

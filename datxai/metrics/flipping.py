@@ -140,13 +140,13 @@ def _identify(case: Case, labels: np.ndarray) -> tuple[bytes, CodeType | None, t
     same or, if immutable, equal. If the score is not a function, the code is None and the only object the score.
     """
     arrays = (to_array(case.x), to_array(case.fill), labels)
-    digest = sha256(repr([(data.shape, data.dtype) for data in arrays]).encode())
+    hasher = sha256(repr([(data.shape, data.dtype) for data in arrays]).encode())
     for data in arrays:
-        digest.update(np.ascontiguousarray(data).data)
+        hasher.update(np.ascontiguousarray(data).data)
     if not isinstance(case.score, FunctionType):
-        return digest.digest(), None, (case.score,)
+        return hasher.digest(), None, (case.score,)
     captured = (*(cell.cell_contents for cell in case.score.__closure__ or ()), *(case.score.__defaults__ or ()))
-    return digest.digest(), case.score.__code__, captured
+    return hasher.digest(), case.score.__code__, captured
 
 
 def _make_hashable(value: object) -> object:

@@ -16,8 +16,8 @@ def compare(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     -------
     dict with ``spearman``, the rank correlation; ``spearman_abs``, that of the absolute values, which does not depend
     on sign; and ``ssim``, the structural similarity of the absolute values, each map divided by its maximum (Adebayo
-    et al. 2018, arXiv 1810.03292), in windows of 7 voxels (less on a thinner grid), averaged over ``mask``. NaN where the
-    compared values are constant within the mask, where the mask is empty, and for maps that are not finite.
+    et al. 2018, arXiv 1810.03292), in windows of 7 voxels (less on a thinner grid), averaged over ``mask``. NaN where
+    the compared values are constant within the mask, where the mask is empty, and for maps that are not finite.
     """
     from scipy.stats import rankdata
     from skimage.metrics import structural_similarity

@@ -172,7 +172,7 @@ def find_class(target: str | None) -> Callable[..., Any]:
 def require_fit(model: nn.Module, shape: Sequence[int], name: str, n: int = 2) -> int:
     """How many logits ``model`` returns per case for ``n`` cases; `InputError` if it fails in training or evaluation.
 
-    It runs without values, on PyTorch's meta device; if its code needs values, it is given zeros.
+    The network runs without values, on PyTorch's meta device, or on zeros if its code needs values.
     """
     tensors = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
     zeros, was_training, output = torch.zeros(n, 1, *shape), model.training, None

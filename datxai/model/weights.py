@@ -39,7 +39,7 @@ def load_pretrained(
     Raises
     ------
     InputError
-        If the file cannot be read, or names are missing, unexpected or of another shape; all of them are listed.
+        If the file cannot be read, or if names are missing, unexpected or of another shape; the message lists them.
     """
     inner = _inner(model)
     path, expected = Path(path), inner.state_dict()

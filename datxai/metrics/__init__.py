@@ -1,7 +1,7 @@
 """How good a relevance map is, in three dimensions: any network, any method, tensors and arrays.
 
 `METRICS` holds every metric by name; each takes a `Case` and returns named numbers, NaN where one is not defined for
-this map. ``docs/metrics.md`` says what they mean.
+this map. ``docs/metrics.md`` explains them.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = ["METRICS", "Case", "Metric"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, called with a case.
+    """A metric, which is called with a case.
 
     Attributes
     ----------
-    measure : from a case to named numbers
-    title : for a table
-    headline : the number of these by which methods are ranked
-    higher_is_better : whether a high one is good
-    meaning : what it says, in a few words
+    measure : function from a case to named numbers
+    title : name in tables
+    headline : name of the number by which methods are ranked
+    higher_is_better : whether a high headline is good
+    meaning : what the headline measures, in a few words
     """
 
     measure: Callable[[Case], dict[str, float]]
@@ -45,8 +45,8 @@ class Metric:
 METRICS = {
     "patch_flipping": Metric(
         patch_flipping, "Flipping of patches", "abpc", True,
-        "how much more the decision falls when cubes are taken away from the most relevant on than from the least "
-        "relevant on",
+        "how much more the decision falls when cubes are taken away most relevant first than when they are taken away "
+        "least relevant first",
     ),
     "parcel_flipping": Metric(
         parcel_flipping, "Flipping of parcels", "abpc", True, "the same with the parcels of the atlas"
@@ -65,15 +65,15 @@ METRICS = {
     ),
     "parameter_randomisation": Metric(
         parameter_randomisation, "Parameter randomisation", "spearman_abs", False,
-        "likeness of the map to those of networks whose weights are random: low if it depends on what was learned",
+        "similarity of the map to those of networks with random weights: low if it depends on what was learned",
     ),
     "random_logit": Metric(
         random_logit, "Random logit", "spearman", False,
-        "likeness of the map to that of another output: low if it depends on what is asked",
+        "similarity of the map to that of another output: low if it depends on which output is explained",
     ),
     "max_sensitivity": Metric(
         max_sensitivity, "Max-sensitivity", "max_sensitivity", False,
-        "how far the map moves at most under a little noise",
+        "how much the map changes at most under a little noise",
     ),
     "sparseness": Metric(
         sparseness, "Sparseness", "gini", True, "how few voxels hold the relevance (Gini index)"

@@ -1,4 +1,4 @@
-"""What a metric may ask for: a map, what it explains, and where things lie in it."""
+"""The input of a metric: a map, the decision that it explains, and the anatomy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from datxai.errors import InputError
 
-AT_ONCE = 16  # inputs in one forward pass: on a CPU more bring nothing but take memory
+BATCH_SIZE = 16  # inputs per forward pass: on a CPU more are no faster and take memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,24 +21,24 @@ class Case:
     Attributes
     ----------
     model : module in evaluation mode, from [n, 1, X, Y, Z] to logits [n, outputs]; no metric changes it
-    x : tensor [1, 1, X, Y, Z], the input explained
-    relevance : tensor [X, Y, Z], the map that is judged
-    score : from inputs [n, 1, X, Y, Z] to [n], the explained quantity of each: a logit, or a difference of logits
+    x : tensor [1, 1, X, Y, Z], the explained input
+    relevance : tensor [X, Y, Z], the map to measure
+    score : from inputs [n, 1, X, Y, Z] to the explained quantity of each, [n]: a logit or a difference of logits
     explain : from a model and inputs [n, 1, X, Y, Z] to maps [n, X, Y, Z], by the method that made ``relevance`` and of
         the same output, whatever the model predicts
-    explain_other : the same of another output
-    fill : tensor [X, Y, Z], what a voxel becomes when it is flipped (`datxai.metrics.flipping`)
-    parcels : int array [X, Y, Z], an atlas's regions, 0 for none
+    explain_other : the same for another output
+    fill : tensor [X, Y, Z], the values that flipped voxels take (`datxai.metrics.flipping`)
+    parcels : int array [X, Y, Z], the regions of an atlas, 0 outside
     regions : masks [X, Y, Z] by name, bool or 0 and 1, at least ``brain``, which is not empty, and ``striatum``
     spacing : mm of a voxel along X, Y, Z
-    truth : mask [X, Y, Z], what the decision rests on, where that is known
-    seed : of everything random
-    memo : what depends on the input and not on the map, kept for other maps of the same input if they share it
+    truth : mask [X, Y, Z] of what the decision rests on, if known
+    seed : seed of everything random
+    memo : cache of results that depend on the input and not on the map; maps of the same input may share it
 
     Raises
     ------
     InputError
-        For shapes that do not fit the map's, masks of anything but 0 and 1, and regions that are missing.
+        If a shape does not match the map's, a mask has values other than 0 and 1, or a region is missing.
     """
 
     model: nn.Module
@@ -79,27 +79,27 @@ class Case:
 
     @property
     def places(self) -> dict[str, np.ndarray]:
-        """The regions, and the ``truth`` where it is known."""
+        """The regions, and ``truth`` if it is known."""
         return {**self.regions} | ({} if self.truth is None else {"truth": self.truth})
 
 
 def to_array(x: Tensor) -> np.ndarray:
-    """A tensor of any type as a float64 array; NumPy knows no bfloat16."""
+    """Convert a tensor of any type to a float64 array; NumPy lacks bfloat16."""
     return x.detach().double().cpu().numpy()
 
 
 def says_nothing(relevance: np.ndarray) -> bool:
-    """Whether a map is zero or constant, or not finite everywhere, so that no metric has a meaning for it."""
+    """Whether a map is empty, constant or not finite everywhere, so that no metric is meaningful."""
     return not np.isfinite(relevance).all() or relevance.size == 0 or bool(relevance.min() == relevance.max())
 
 
 @torch.no_grad()
 def score_all(score: Callable[[Tensor], Tensor], inputs: Iterable[Tensor]) -> np.ndarray:
-    """The score of every input [1, 1, X, Y, Z], `AT_ONCE` in one forward pass; float64 [n]."""
+    """The score of every input [1, 1, X, Y, Z], `BATCH_SIZE` per forward pass; float64 [n]."""
     scores, batch = [], []
     for x in inputs:
         batch.append(x)
-        if len(batch) == AT_ONCE:
+        if len(batch) == BATCH_SIZE:
             scores.append(score(torch.cat(batch)))
             batch = []
     if batch:
@@ -109,11 +109,11 @@ def score_all(score: Callable[[Tensor], Tensor], inputs: Iterable[Tensor]) -> np
 
 def _check_shape(name: str, values: Tensor | np.ndarray, shape: tuple[int, ...]) -> None:
     if tuple(values.shape) != shape:
-        raise InputError(f"{name} is of shape {tuple(values.shape)}, expected {shape}, which fits the relevance.")
+        raise InputError(f"{name} is of shape {tuple(values.shape)}, expected {shape} to match the relevance.")
 
 
 def _as_mask(name: str, mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A mask of 0 and 1 as bool; as whole numbers it would pick voxels by number."""
+    """Convert a mask of 0 and 1 to bool; as integers it would select voxels by index."""
     mask = np.asarray(mask)
     _check_shape(name, mask, shape)
     if mask.dtype != bool and not np.isin(mask, (0, 1)).all():

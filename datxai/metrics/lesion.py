@@ -1,4 +1,4 @@
-"""How a map answers to a lesion, from the maps of one head with and without it."""
+"""How a map responds to a lesion, from maps of the same head with and without it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def follow_lesion(
     effect: float,
     seen: bool,
 ) -> dict[str, float | None]:
-    """Where a map changes, if the network has ``seen`` the lesion, or how much it does there, if it has not.
+    """Where a map changes if the network has ``seen`` the lesion, or how much it changes there if it has not.
 
-    Maps [X, Y, Z], float; ``lesion`` and ``brain`` bool; ``effect`` of the lesion on what is explained, of which the
-    sign counts: the change has to raise the map where a lesion raises the output, and to lower it where it lowers it.
-    ``seen_share``: see `measure_change`; ``seen_rank`` and ``seen_point``: `rank` and `point` of the change.
-    ``unseen_density``: see `measure_change`. Maps of which `measure_change` says None have NaN as rank and point.
+    Maps [X, Y, Z], float; ``lesion`` and ``brain`` bool. Only the sign of ``effect``, the effect of the lesion on the
+    explained output, counts: a lesion that raises the output should raise the map, one that lowers it should lower it.
+    ``seen_share`` and ``unseen_density``: see `measure_change`; ``seen_rank`` and ``seen_point``: `rank` and `point` of
+    the change. Where `measure_change` returns None, rank and point are NaN.
     """
     change_in_lesion = measure_change(lesioned, healthy, lesion, brain)
     if not seen:
@@ -42,17 +42,17 @@ def follow_lesion(
 def measure_change(
     lesioned: np.ndarray, healthy: np.ndarray, lesion: np.ndarray, brain: np.ndarray
 ) -> dict[str, float | None]:
-    """How far a map changes within a lesion.
+    """How much a map changes within a lesion.
 
-    ``share``: of the brain's absolute change of the map, what lies in the lesion. ``density``: the mean absolute change
-    in the lesion over the mean absolute value of the lesioned brain's map, 0 for a lesion that the map does not
-    show. Absolute values; arrays [X, Y, Z], the last two bool. None for maps that do not change (``share``), and if the
-    lesioned map is constant, zero in the brain (``density``), or either is not finite.
+    ``share``: share of the map's absolute change in the brain that lies in the lesion. ``density``: the mean absolute
+    change in the lesion over the mean absolute value of the lesioned brain's map, 0 for a lesion that the map does not
+    show. Arrays [X, Y, Z], the last two bool. None for maps that do not change (``share``), and if the lesioned map is
+    constant, zero in the brain (``density``), or either is not finite.
 
     Raises
     ------
     InputError
-        For a lesion without a voxel in the brain.
+        If the lesion has no voxel in the brain.
     """
     lesion = lesion & brain
     if not lesion.any():

@@ -1,4 +1,4 @@
-"""Where the relevance lies: mass, rank and pointing against regions of the anatomy or a known lesion."""
+"""Where the relevance lies: mass, rank and pointing game for anatomical regions or a known lesion."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from datxai.metrics.inputs import Case, says_nothing
 
-TOLERANCE_MM = 8.0  # of pointing: a clinical scan shows no position better than to half its resolution
+TOLERANCE_MM = 8.0  # of the pointing game: a clinical scan shows positions only to within half its resolution
 
 
 def relevance_mass(case: Case) -> dict[str, float]:
@@ -29,29 +29,29 @@ def pointing_game(case: Case) -> dict[str, float]:
 def mass(relevance: np.ndarray, mask: np.ndarray) -> float:
     """Share of the positive relevance that lies in ``mask`` (relevance mass accuracy, Arras et al. 2022).
 
-    doi:10.1016/j.inffus.2021.11.008. NaN for an empty mask and a map that is constant, not finite, or nowhere positive.
+    doi:10.1016/j.inffus.2021.11.008. NaN for an empty mask, or a map that is constant, not finite or nowhere positive.
     """
     if not mask.any() or says_nothing(relevance):
         return float("nan")
     positive = np.maximum(relevance, 0, dtype=float)
-    whole = positive.sum()
-    return float(positive[mask].sum() / whole) if whole > 0 else float("nan")
+    total = positive.sum()
+    return float(positive[mask].sum() / total) if total > 0 else float("nan")
 
 
 def rank(relevance: np.ndarray, mask: np.ndarray) -> float:
     """Share of the K most relevant voxels that lie in ``mask``, which has K voxels.
 
-    Relevance rank accuracy (Arras et al. 2022, doi:10.1016/j.inffus.2021.11.008), sign included. Of voxels that tie
-    for the last places, as those of one parcel do, each counts with the chance that a random choice
-    among them has it. NaN for an empty mask and a map that is constant, which ranks nothing, or not finite.
+    Relevance rank accuracy (Arras et al. 2022, doi:10.1016/j.inffus.2021.11.008), sign included. Voxels that tie for
+    the last ranks, as those of one parcel do, each count with the probability that a random choice among them
+    includes it. NaN for an empty mask, or a map that is constant, which ranks nothing, or not finite.
     """
     k = int(mask.sum())
     if k == 0 or says_nothing(relevance):
         return float("nan")
     threshold = np.partition(relevance, -k, axis=None)[-k]
     above, tied = relevance > threshold, relevance == threshold
-    chance = (k - above.sum()) / tied.sum()
-    return float((above[mask].sum() + chance * tied[mask].sum()) / k)
+    probability = (k - above.sum()) / tied.sum()
+    return float((above[mask].sum() + probability * tied[mask].sum()) / k)
 
 
 def point(
@@ -60,7 +60,7 @@ def point(
     """1 if the most relevant voxel lies ``within_mm`` of a voxel in ``mask``, centre to centre, else 0.
 
     The pointing game (Zhang et al. 2018, doi:10.1007/s11263-017-1059-x), sign included; of several voxels with the
-    highest value, the share that hits. NaN for an empty mask and a map that is constant, which points nowhere, or not
+    highest value, the share that hits. NaN for an empty mask, or a map that is constant, which points nowhere, or not
     finite.
     """
     from scipy import ndimage

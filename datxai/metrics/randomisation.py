@@ -1,4 +1,4 @@
-"""Sanity checks: a map must not stay the same when the network forgets what it learned, or explains something else."""
+"""Sanity checks: a map must change when the network loses what it learned, or when another output is explained."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from datxai.metrics.similarity import compare
 
 
 def parameter_randomisation(case: Case) -> dict[str, float]:
-    """Likeness of the map to those of ever more random networks: low for a method that depends on what was learned.
+    """Similarity of the map to those of ever more random networks: low for a method that depends on what was learned.
 
-    Cascading randomisation (Adebayo et al. 2018, arXiv 1810.03292): see `cascade`. Means over its steps of `compare`
-    within the brain, ``spearman`` without its sign, and the same with all layers randomised (``..._all``).
+    Cascading randomisation (Adebayo et al. 2018, arXiv 1810.03292): see `cascade`. Means of `compare` within the brain
+    over its steps, with ``spearman`` without its sign, and the values with all layers randomised (``..._all``).
     """
-    steps = [_without_sign(likeness) for likeness in cascade(case).values()]
+    steps = [_without_sign(similarity) for similarity in cascade(case).values()]
     means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
     return means | {f"{name}_all": value for name, value in steps[-1].items()}
 
 
 def cascade(case: Case) -> dict[str, dict[str, float]]:
-    """`compare` of the map with that of the network after each step of `randomise`, by the layer randomised last."""
+    """`compare` the map with that of the network after each step of `randomise`, by the layer randomised last."""
     mask = case.regions["brain"]
     return {
         layer: compare(case.map, _explain(case, case.explain, model), mask)
@@ -40,10 +40,10 @@ def cascade(case: Case) -> dict[str, dict[str, float]]:
 
 
 def random_logit(case: Case) -> dict[str, float]:
-    """Likeness of the map to that of another output: low for a method that depends on what it is asked.
+    """Similarity of the map to that of another output: low for a method that depends on which output is explained.
 
-    Sixt et al. 2020 (arXiv 1912.09818). See `compare`; ``spearman`` with its sign: maps of two outputs that say the
-    opposite are told apart.
+    Sixt et al. 2020 (arXiv 1912.09818). See `compare`; ``spearman`` keeps its sign, so that opposite maps of two
+    outputs are distinguished.
     """
     return compare(case.map, _explain(case, case.explain_other, case.model), case.regions["brain"])
 
@@ -51,70 +51,70 @@ def random_logit(case: Case) -> dict[str, float]:
 def randomise(model: nn.Module, seed: int) -> Iterator[tuple[str, nn.Module]]:
     """Randomise a copy of ``model`` layer by layer from the output down; yields the layer's name and the copy.
 
-    Layers are modules with parameters of their own, in the reverse order of `Module.named_modules`. Each of a layer's
-    tensors is drawn anew from a normal distribution with mean zero and the tensor's own root mean square, so that
-    activations stay of the size that they had. Buffers, such as the running means of batch norm, are kept. The copy
-    yielded is the same each time. What is not random yet it has in common with ``model``, tensor by tensor; that and
-    the global random state stay as they are. Weights that weight norm, spectral norm or pruning make are randomised
-    as they are, and are parameters in the copy. InputError for a network that cannot be copied.
+    Layers are modules with parameters of their own, in the reverse order of `Module.named_modules`. Each tensor of a
+    layer is redrawn from a normal distribution with mean zero and the tensor's root mean square, so that activations
+    keep their size. Buffers, such as the running means of batch norm, are kept. The same copy is yielded each time; it
+    shares the tensors that are not yet random with ``model``. Neither ``model`` nor the global random state changes.
+    Weights computed by weight norm, spectral norm or pruning become parameters of the copy before they are randomised.
+    InputError for a network that cannot be copied.
     """
     model = _copy(model)
     generator = torch.Generator("cpu").manual_seed(seed)
     for layer, module in reversed(list(model.named_modules())):
-        own = list(module.named_parameters(recurse=False))
-        for name, tensor in own:
-            fresh = torch.randn(tensor.shape, generator=generator, dtype=torch.float32, device="cpu").to(tensor)
-            fresh *= tensor.detach().square().mean().sqrt()
-            setattr(module, name, nn.Parameter(fresh, tensor.requires_grad))
-        if own:
+        parameters = list(module.named_parameters(recurse=False))
+        for name, tensor in parameters:
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32, device="cpu").to(tensor)
+            noise *= tensor.detach().square().mean().sqrt()
+            setattr(module, name, nn.Parameter(noise, tensor.requires_grad))
+        if parameters:
             yield layer, model
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """A copy that has its tensors in common with ``model``, but for weights that are made of others."""
+    """A copy that shares its tensors with ``model``, except weights that are computed from other tensors."""
     if any(map(is_lazy, model.parameters())):
-        raise InputError("the network has lazy layers; run it on an input once before it is randomised.")
-    learned = {}
+        raise InputError("the network has lazy layers; run it once on an input before randomising it.")
+    shared = {}
     for module in model.modules():
-        own = [value for value in vars(module).values() if isinstance(value, Tensor)]
-        if not (_makers(module) or isinstance(module, parametrize.ParametrizationList)):
-            own += [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        learned |= {id(tensor): tensor for tensor in own}
+        tensors = [value for value in vars(module).values() if isinstance(value, Tensor)]
+        if not (_weight_hooks(module) or isinstance(module, parametrize.ParametrizationList)):
+            tensors += [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        shared |= {id(tensor): tensor for tensor in tensors}
     try:
-        model = copy.deepcopy(model, learned)
+        model = copy.deepcopy(model, shared)
     except Exception as error:
         raise InputError(
-            f"the network cannot be copied, as it has to be to randomise it ({type(error).__name__}: {error}); hand "
-            f"over one that keeps nothing that belongs to a forward pass."
+            f"the network cannot be copied, which is necessary to randomise it ({type(error).__name__}: {error}); "
+            f"pass one that keeps no results of a forward pass."
         ) from error
     for module in list(model.modules()):
         _settle_weights(module)
     return model
 
 
-def _makers(module: nn.Module) -> list:
-    """Hooks of PyTorch that make a weight each time a layer runs."""
-    kinds = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
-    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, kinds)]
+def _weight_hooks(module: nn.Module) -> list:
+    """PyTorch's hooks that compute a weight each time a layer runs."""
+    hook_types = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, hook_types)]
 
 
 def _settle_weights(module: Any) -> None:
-    """Make parameters of the weights that weight norm, spectral norm and pruning make.
+    """Turn the weights that weight norm, spectral norm and pruning compute into parameters.
 
-    What these are made of cannot be drawn anew: a spectral norm divides random weights by what is no norm of theirs.
+    Their components cannot be redrawn: spectral norm would divide random weights by a number that is not their norm.
     """
-    for hook in _makers(module):
+    for hook in _weight_hooks(module):
         if isinstance(hook, WeightNorm):
             remove_weight_norm(module, hook.name)
         elif isinstance(hook, SpectralNorm):
             remove_spectral_norm(module, hook.name)
         else:
             prune.remove(module, hook._tensor_name)
-    if parametrize.is_parametrized(module):  # PyTorch's own removal would take the class from the original as well
-        made = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
+    if parametrize.is_parametrized(module):  # PyTorch's own removal would also change the class of the original
+        weights = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
         del module.parametrizations
         module.__class__ = type(module).__bases__[0]
-        for name, tensor in made.items():
+        for name, tensor in weights.items():
             module.register_parameter(name, nn.Parameter(tensor))
 
 

@@ -1,4 +1,4 @@
-"""How few voxels a map needs."""
+"""How few voxels hold the relevance of a map."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def sparseness(case: Case) -> dict[str, float]:
 def gini(relevance: np.ndarray) -> float:
     """Gini index of the absolute relevance (Chalasani et al. 2020, arXiv 1810.06583).
 
-    0 where all n voxels are equal but for their signs, 1 - 1/n where one has everything. NaN for a map that is
-    constant or not finite.
+    0 if all n voxels are equal but for their signs, 1 - 1/n if one holds everything. NaN for a map that is constant
+    or not finite.
     """
     if says_nothing(relevance):
         return float("nan")

@@ -1,4 +1,4 @@
-"""How far a map moves when the input hardly does."""
+"""How much a map changes when the input hardly does."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 
 from datxai.metrics.inputs import Case, says_nothing
 
-RADIUS = 0.05  # of the noise, in units of the input; scans are scaled to 1 in the reference region
-SAMPLES = 4
+RADIUS = 0.05  # largest noise, in units of the input; scans are scaled to 1 in the reference region
+SAMPLES = 4  # draws of noise
 
 
 def max_sensitivity(case: Case, radius: float = RADIUS, samples: int = SAMPLES) -> dict[str, float]:
-    """The farthest that the map moves under noise, uniform within ``radius`` in every voxel, of several draws.
+    """The largest change of the map over several draws of noise, uniform within ``radius`` in every voxel.
 
-    Max-sensitivity (Yeh et al. 2019, arXiv 1901.09392), relative: the L2 distance over the length of the map, sign
-    included. NaN for a map that is constant or not finite, and where one under noise is not finite.
+    Max-sensitivity (Yeh et al. 2019, arXiv 1901.09392), relative: the L2 distance over the L2 norm of the map, sign
+    included. NaN for a map that is constant or not finite, and if a map under noise is not finite.
     """
     if says_nothing(case.map):
         return {"max_sensitivity": float("nan")}
@@ -22,6 +22,6 @@ def max_sensitivity(case: Case, radius: float = RADIUS, samples: int = SAMPLES) 
     shape = (samples, *case.x.shape[1:])
     noise = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu").to(case.x)
     maps = case.explain(case.model, case.x + radius * (2 * noise - 1)).detach().double()
-    here = case.relevance.to(maps)
-    moved = (maps - here).flatten(1).norm(dim=1).max() / here.norm()
-    return {"max_sensitivity": float(moved) if moved.isfinite() else float("nan")}
+    original = case.relevance.to(maps)
+    change = (maps - original).flatten(1).norm(dim=1).max() / original.norm()
+    return {"max_sensitivity": float(change) if change.isfinite() else float("nan")}

@@ -1,4 +1,4 @@
-"""Batches of cases, the next one read while the network works on the last."""
+"""Batches of cases; the next one is read while the network works on the current one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datxai.model.network import LAYOUT
 
 
 class LabelledSet(Protocol):
-    """Volumes [1, X, Y, Z] float32, each with its label, by index."""
+    """A dataset that returns (volume [1, X, Y, Z] float32, label) by index."""
 
     def __len__(self) -> int: ...
 
@@ -27,51 +27,51 @@ def read_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Volumes [n, 1, X, Y, Z] and labels [n] of the cases in each of ``batches``, on ``device``.
 
-    A thread of its own reads ahead by one batch, so two are in memory at most, however large the cohort.
+    A separate thread reads one batch ahead, so at most two are in memory, however large the cohort.
     """
 
     def read(items: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         volumes, labels = zip(*(dataset[item] for item in items))
-        stacked, numbers = torch.stack(volumes), torch.tensor(labels)
-        return (stacked.pin_memory(), numbers.pin_memory()) if device.type == "cuda" else (stacked, numbers)
+        batch = torch.stack(volumes), torch.tensor(labels)
+        return (batch[0].pin_memory(), batch[1].pin_memory()) if device.type == "cuda" else batch
 
-    def ready(batch: Future) -> tuple[torch.Tensor, torch.Tensor]:
+    def to_device(batch: Future) -> tuple[torch.Tensor, torch.Tensor]:
         volumes, labels = batch.result()
         return (
             volumes.to(device, non_blocking=True, memory_format=LAYOUT),
             labels.to(device, non_blocking=True),
         )
 
-    reader, ahead = ThreadPoolExecutor(1, "reader"), None
-    with _undisturbed():
+    reader, pending = ThreadPoolExecutor(1, "reader"), None
+    with _signals_deferred():
         reader.submit(int)  # starts the thread
     try:
         for items in batches:
-            ahead, last = reader.submit(read, items), ahead
-            if last is not None:
-                yield ready(last)
-        if ahead is not None:
-            yield ready(ahead)
+            pending, previous = reader.submit(read, items), pending
+            if previous is not None:
+                yield to_device(previous)
+        if pending is not None:
+            yield to_device(pending)
     finally:
-        reader.shutdown(wait=False)  # without a wait, which Ctrl-C could interrupt; nothing is left to do
+        reader.shutdown(wait=False)  # Ctrl-C could interrupt a wait, and there is nothing to wait for
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the end of this context.
+def _signals_deferred() -> Iterator[None]:
+    """Defer Ctrl-C and SIGTERM to the end of this context.
 
-    Python does not wait for a thread whose start they interrupt (before Python 3.13, nor for one whose end was being
-    waited for); the thread then outlives the interpreter, and the process is aborted."""
-    heard, ours = [], []
+    Python does not wait for a thread if a signal interrupted its start (before Python 3.13, nor if one interrupted a
+    join); the thread then outlives the interpreter, and the process is aborted."""
+    received, deferred = [], []
     if threading.current_thread() is threading.main_thread():
-        ours = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
-    before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in ours}
+        deferred = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
+    previous = {number: signal.signal(number, lambda number, _: received.append(number)) for number in deferred}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
-        for number in heard:
+        for number in received:
             signal.raise_signal(number)
 
 

@@ -1,4 +1,4 @@
-"""Trained networks on disk: the weights as safetensors, what the network is as YAML."""
+"""Trained networks on disk: the weights as safetensors, the description of the network as YAML."""
 
 from __future__ import annotations
 
@@ -22,43 +22,43 @@ WEIGHTS, CONFIG = "weights.safetensors", "config.yaml"
 
 
 def save_weights(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike) -> None:
-    """Write a model's ``state_dict`` atomically as safetensors; what is contiguous already is not copied.
+    """Write a model's ``state_dict`` atomically as safetensors; contiguous tensors are not copied.
 
     The header holds a CRC-32 of the values.
     """
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, {"crc32": _sum_up(tensors)})
+        safetensors.torch.save_file(tensors, temporary, {"crc32": _checksum(tensors)})
 
 
 def is_whole(path: str | os.PathLike) -> bool:
-    """Whether saved weights have the checksum that they were written with; older ones without it count as whole."""
+    """Whether saved weights match the checksum in their header; older files without one count as whole."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            known = (file.metadata() or {}).get("crc32")
-        return known is None or known == _sum_up(safetensors.torch.load_file(path))
+            expected = (file.metadata() or {}).get("crc32")
+        return expected is None or expected == _checksum(safetensors.torch.load_file(path))
     except (OSError, safetensors.SafetensorError):
         return False
 
 
-def _sum_up(tensors: Mapping[str, torch.Tensor]) -> str:
-    """CRC-32 of names and values."""
-    checksum = 0
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """CRC-32 of names and values, in hexadecimal."""
+    crc = 0
     for name, tensor in sorted(tensors.items()):
-        checksum = zlib.crc32(name.encode(), checksum)
-        checksum = zlib.crc32(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data, checksum)
-    return f"{checksum:08x}"
+        crc = zlib.crc32(name.encode(), crc)
+        crc = zlib.crc32(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
     """Put saved weights into ``model``.
 
-    A model on the meta device gets the memory-mapped file itself as its parameters, on the CPU: nothing is
-    read before it is used, and the file is never written to. Any other model keeps its parameters and their
-    device, the values are copied.
+    The parameters of a model on the meta device become views of the memory-mapped file, on the CPU: values are
+    read on first use, and the file is never written to. Any other model keeps its parameters and their device, and
+    the values are copied.
 
-    Raises `InputError` if the file is missing or damaged, and if it belongs to another network or grid: then
-    the first layer that differs is named.
+    Raises `InputError` if the file is missing or damaged, or belongs to another network or grid; the message
+    names the first tensor that differs.
     """
     path = Path(path)
     if not path.is_file():
@@ -82,16 +82,16 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
 
 
 def save_network(config: Mapping, path: str | os.PathLike) -> None:
-    """Write what is needed to use the weights as YAML, atomically.
+    """Write the configuration that the weights need as YAML, atomically.
 
-    ``config["network"]`` holds the arguments of `architectures.build`; the rest is the caller's (grid, names of the
-    classes), in plain numbers, strings, lists and dicts.
+    ``config["network"]`` holds the arguments of `architectures.build`; the caller decides on the rest (grid, names of
+    the classes), in plain numbers, strings, lists and dicts.
     """
     write_text(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
 
 def load_network(path: str | os.PathLike) -> dict:
-    """Read what `save_network` wrote. Raises `InputError` if it is missing or not of that form."""
+    """Read what `save_network` wrote; `InputError` if it is missing or malformed."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file, expected the YAML of a trained network; train it first.")
@@ -108,11 +108,11 @@ def load_network(path: str | os.PathLike) -> dict:
 def load(
     folder: str | os.PathLike, device: str | torch.device = "cpu", trusted: str | None = None
 ) -> tuple[nn.Sequential, dict]:
-    """The trained network in ``folder``, ready to predict (evaluation mode), and its configuration.
+    """Load the trained network in ``folder``, ready to predict (evaluation mode), and its configuration.
 
-    A network of the user's own is code that is executed: its class has to be the one that the caller has ``trusted``.
-    The weights are memory-mapped, not read: milliseconds for the paper's 0.94 GB. On the CPU they stay so,
-    the first use of each reads it.
+    A custom network is code that is executed, so its class must be the one that the caller has ``trusted``.
+    The weights are memory-mapped, not read: milliseconds for the paper's 0.94 GB. On the CPU they stay mapped, and
+    each is read on first use.
     """
     folder = Path(folder)
     config = load_network(folder / CONFIG)
@@ -123,10 +123,10 @@ def load(
             f"name it on the command line: network.target={target}"
         )
     try:
-        model = outline(**config["network"])  # of weights that are replaced at once
+        model = outline(**config["network"])  # its weights are replaced below
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from error
-    except (TypeError, ValueError, RuntimeError, ArithmeticError, KeyError) as error:  # as what is wrong has it
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, KeyError) as error:  # depends on what is wrong
         reason = str(error).partition("\n")[0]
         raise InputError(
             f"{folder / CONFIG}: 'network' does not hold what a network is built from ({reason}); train again."

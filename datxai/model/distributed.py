@@ -1,4 +1,4 @@
-"""Several processes as one training, as torchrun starts them; in a single process everything here does nothing."""
+"""Training in several processes started by torchrun; in a single process, tensors and models stay as they are."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def leave() -> None:
 
 
 def rank() -> int:
-    """The number of this process, from 0; process 0 writes the files."""
+    """The index of this process, from 0; process 0 writes the files."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
@@ -39,18 +39,17 @@ def size() -> int:
 
 
 def part_of(items: list[int]) -> tuple[list[int], int]:
-    """This process's part of ``items``, equally long in all processes, and where in ``items`` it starts.
+    """This process's part of ``items``, equally long in all processes, and the index in ``items`` at which it starts.
 
-    The last parts are padded with copies of the first item; what lies at or beyond the end of ``items`` has to be left
-    out of sums.
+    The last parts are padded with copies of the first item; sums must leave out everything past the end of ``items``.
     """
     length = -(-len(items) // size())
-    filled = items + items[:1] * (length * size() - len(items))
-    return filled[rank() * length : (rank() + 1) * length], rank() * length
+    padded = items + items[:1] * (length * size() - len(items))
+    return padded[rank() * length : (rank() + 1) * length], rank() * length
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """The rows of all processes, in their order."""
+    """Concatenate the rows of all processes, in the order of their ranks."""
     if size() == 1:
         return tensor
     rows = tensor.new_empty(size() * len(tensor), *tensor.shape[1:])
@@ -74,22 +73,22 @@ def agree(decision: bool) -> bool:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the parameters are spread over the processes."""
+    """Whether the parameters are sharded over the processes."""
     return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
 def whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors, with sharded ones gathered from all processes."""
-    return {name: _assembled(part) if hasattr(part, "full_tensor") else part for name, part in tensors.items()}
+    """Gather sharded tensors from all processes; others are returned as they are."""
+    return {name: _unshard(tensor) if hasattr(tensor, "full_tensor") else tensor for name, tensor in tensors.items()}
 
 
-def _assembled(part: Any) -> torch.Tensor:
-    """A tensor that is spread over the processes, a DTensor, whose type is imported only where there are several."""
-    return part.full_tensor()
+def _unshard(tensor: Any) -> torch.Tensor:
+    """Gather a DTensor, typed as `Any` because that class is imported only if there are several processes."""
+    return tensor.full_tensor()
 
 
 def replicate(step: nn.Module, device: torch.device) -> nn.Module:
-    """``step`` with gradients averaged over the processes."""
+    """Wrap ``step`` so that gradients are averaged over the processes."""
     if size() == 1:
         return step
     devices = [device] if device.type == "cuda" else None
@@ -97,7 +96,7 @@ def replicate(step: nn.Module, device: torch.device) -> nn.Module:
 
 
 def shard(step: nn.Module, layer: nn.Module, device: torch.device) -> None:
-    """Spread parameters, gradients and what Adam keeps over the processes (FSDP); ``layer`` is gathered on its own."""
+    """Shard parameters, gradients and Adam's moments over the processes (FSDP); ``layer`` is gathered on its own."""
     if size() == 1:
         raise InputError(
             "training.shard=true: there is one process only, expected several; start them with "

@@ -1,8 +1,8 @@
-"""The gradient of a large linear layer as its two factors, so that it is never held as a whole.
+"""The gradient of a large linear layer as two factors, so that it is never in memory as a whole.
 
 The gradient of a linear layer's weight is the product of the gradient of its output, [batch, units], and its input,
 [batch, features]. On the paper's grid the product is as large as the weight, 0.94 GB, and the factors are a quarter of
-that at batch 8. Here the optimiser is given the product a few rows at a time.
+that at batch 8. Here the optimiser receives the product a few rows at a time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ ROWS = 4  # rows of the weight at a time: 118 MB of gradient on the paper's grid
 def factored_gradient(
     layer: nn.Linear, make_optimiser: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 ) -> Iterator[torch.optim.Optimizer]:
-    """Within this context each backward pass ends a step of an optimiser, which works element by element as Adam does,
-    on the weight of ``layer``; no gradient is left.
+    """In this context each backward pass ends with an optimiser step on the weight of ``layer``; no gradient is kept.
 
-    The numbers are those of its step on the whole gradient but for the order of summation. Yields the optimiser, whose
-    state is to be kept and restored; its ``step`` is called here and nowhere else. The bias is left to the optimiser
-    of the other parameters. Over several processes the factors are gathered, not the gradients.
+    The optimiser must work element by element, as Adam does. Its step is the one on the whole gradient, but for the
+    order of summation. Yields the optimiser so that its state can be saved and restored; ``step`` must not be called
+    outside. The optimiser of the other parameters updates the bias. Processes exchange factors, not gradients.
     """
     rows = [nn.Parameter(block) for block in layer.weight.detach().split(ROWS)]  # views of the weight
     optimiser = make_optimiser(rows)

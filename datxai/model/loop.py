@@ -1,4 +1,4 @@
-"""One epoch of training: batches, optimiser, averaged weights, validation; and what the next epoch needs of it."""
+"""One epoch of training: batches, optimiser, averaged weights, validation; and the state that the next one needs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from datxai.model.state import collect_state, restore_state
 class Loop:
     """Network, optimisers and schedules of a training.
 
-    ``replica`` is ``forward`` as several processes train it together; ``average`` is the moving average of its weights,
-    if there is one. The last optimiser is the one to call.
+    ``replica`` is ``forward`` wrapped for training in several processes; ``average`` is the moving average of its
+    weights, if there is one. Only the last optimiser is called; with ``save_memory`` the first steps by itself.
     """
 
     forward: Forward
@@ -55,7 +55,7 @@ class Loop:
     def run_epoch(
         self, train_set: LabelledSet, validation_set: LabelledSet, epoch: int, on_batch: Callable[[int], None]
     ) -> dict:
-        """Train on each case once, then validate; returns the row of the history."""
+        """Train for one epoch, then validate; returns the row of the history."""
         start, rate = time.perf_counter(), self.optimisers[-1].param_groups[0]["lr"]
         train_loss, train_accuracy = self.train(train_set, epoch, on_batch)
         logits, labels = predict_with_labels(self.validated, validation_set, self.recipe.batch_size, self.device)
@@ -77,10 +77,10 @@ class Loop:
 
     def train(self, dataset: LabelledSet, epoch: int, on_batch: Callable[[int], None]) -> tuple[float, float]:
         """One pass in random order; returns the mean loss and accuracy over the cases."""
-        seed, batch_size, together = self.recipe.seed, self.recipe.batch_size, self.recipe.accumulate
+        seed, batch_size, accumulate = self.recipe.seed, self.recipe.batch_size, self.recipe.accumulate
         rng = np.random.default_rng([seed, epoch])
         order = self.order(rng)
-        torch.manual_seed(int(rng.integers(2**63)))  # dropout
+        torch.manual_seed(int(rng.integers(2**63)))  # for dropout
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         parts = [distributed.part_of(batch) for batch in batches]
         sums = np.zeros(2)
@@ -90,14 +90,14 @@ class Loop:
             if self.augmenter:
                 varied = [self.augmenter.vary(volume, [seed, epoch, item]) for volume, item in zip(volumes, items)]
                 volumes = torch.stack(varied).to(memory_format=LAYOUT)
-            if number % together == 0:
+            if number % accumulate == 0:
                 self.optimisers[-1].zero_grad()
-            begin = number - number % together
-            n_step = sum(map(len, batches[begin : begin + together]))
+            step_start = number - number % accumulate
+            n_step = sum(map(len, batches[step_start : step_start + accumulate]))
             logits, labels = (rows[: max(n - first, 0)] for rows in (self.replica(volumes, first, n), labels))
             loss = self.loss(logits, labels)
             (loss * distributed.size() / n_step).backward()
-            if (number + 1) % together == 0 or number + 1 == len(batches):
+            if (number + 1) % accumulate == 0 or number + 1 == len(batches):
                 self.update()
             totals = distributed.total(torch.stack([loss.detach(), (logits.argmax(1) == labels).sum()])).tolist()
             _require_finite(totals[0], f"training loss of epoch {epoch}, batch {number + 1},")
@@ -107,27 +107,27 @@ class Loop:
         return mean_loss, accuracy
 
     def update(self) -> None:
-        """Take a step of the optimiser."""
+        """Take one step of the optimiser, and update the averaged weights."""
         optimiser = self.optimisers[-1]
         if self.recipe.clip_norm is not None:
-            followed = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-            nn.utils.clip_grad_norm_(followed, self.recipe.clip_norm)
+            parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
         optimiser.step()
         if self.average is not None:
             self.average.update_parameters(self.forward.model)
 
     def collect(self) -> dict:
-        """The state from which the next epoch goes on."""
-        kept = {"schedulers": [scheduler.state_dict() for scheduler in self.schedulers]}
+        """The state from which training can resume."""
+        state = {"schedulers": [scheduler.state_dict() for scheduler in self.schedulers]}
         if self.average is not None:
-            kept["average"] = self.average.state_dict()  # pyright: ignore[reportArgumentType]
-        return kept | collect_state(self.forward, self.optimisers)
+            state["average"] = self.average.state_dict()  # pyright: ignore[reportArgumentType]
+        return state | collect_state(self.forward, self.optimisers)
 
     def restore(self, state: dict) -> None:
-        """Restore the state that `collect` returned."""
+        """Restore a state that `collect` returned."""
         restore_state(self.forward, self.optimisers, state)
-        for scheduler, kept in zip(self.schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(kept)
+        for scheduler, scheduler_state in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(scheduler_state)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 
@@ -140,7 +140,7 @@ def prepare_loop(
     device: torch.device,
     stack: ExitStack,
 ) -> Loop:
-    """The network on its device, spread or copied over the processes, with its optimisers."""
+    """Place the network on its device, shard or replicate it over the processes, and make its optimisers."""
     labels = list_labels(train_set) if recipe.sampling == "balanced" or recipe.class_weights else [0] * len(train_set)
     loss, order = recipe.make_loss(labels), recipe.make_order(labels)
     forward = Forward(model, recipe.precision)
@@ -175,7 +175,7 @@ def prepare_loop(
 
 
 def _largest_linear(model: nn.Module) -> nn.Linear:
-    """The linear layer with the most weights: its gradient is never formed, or its weight is gathered on its own."""
+    """The linear layer with the most weights, which is treated apart to save memory or to shard the network."""
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer.weight.requires_grad]
     if not linear:
         raise InputError(

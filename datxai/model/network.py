@@ -13,15 +13,15 @@ from torch import nn
 
 from datxai.errors import InputError
 
-VIEWS = ("all", "striatum", "extrastriatal")  # what a network sees of a scan
-LAYOUT = torch.channels_last_3d  # the memory order of volumes in which oneDNN and cuDNN convolve fastest
-_LAYOUTS = {4: torch.channels_last, 5: LAYOUT}  # by the number of axes: of images, of volumes
+VIEWS = ("all", "striatum", "extrastriatal")  # the part of a scan that a network sees
+LAYOUT = torch.channels_last_3d  # the memory format in which oneDNN and cuDNN convolve volumes fastest
+_LAYOUTS = {4: torch.channels_last, 5: LAYOUT}  # by number of axes: batches of images, of volumes
 
 
 class Input(nn.Module):
-    """What a network sees of a volume [batch, 1, X, Y, Z]: less the mean of the training cases, within a mask.
+    """Subtracts the mean of the training cases from volumes [batch, 1, X, Y, Z] and applies a mask.
 
-    ``mean`` and ``mask``, of shape (X, Y, Z), are kept with the weights. Relevance passes through as it is, so none
+    ``mean`` and ``mask``, of shape (X, Y, Z), are saved with the weights. Relevance passes through unchanged, so none
     lies outside the mask.
     """
 
@@ -34,7 +34,7 @@ class Input(nn.Module):
         self.register_buffer("mask", torch.ones(*shape))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The input less its mean, within the mask."""
+        """Subtract the mean, then apply the mask."""
         return (x - self.mean) * self.mask
 
 
@@ -50,37 +50,37 @@ def build(
     n_classes: int = 2,
     seed: int = 0,
 ) -> nn.Sequential:
-    """Build the network: volumes [batch, 1, X, Y, Z] float32 to logits [batch, n_classes].
+    """Build the network, which maps volumes [batch, 1, X, Y, Z] float32 to logits [batch, n_classes].
 
     Convolutions of stride 1 with ReLU and no pooling, then fully connected layers with ReLU, dropout after
     the first. The modules are named conv1, relu1, ..., flatten, fc1, relu5, dropout, fc2, relu6, output.
     There is no softmax: explanations start at the logits. The defaults are the paper's; on a grid of
-    91 x 109 x 63 voxels that is its 236 million parameters.
+    91 x 109 x 63 voxels they give its 236 million parameters.
 
     Parameters
     ----------
     shape
         Voxels (X, Y, Z) of the input.
     channels, hidden
-        Filters of each convolution, units of each fully connected layer.
+        Number of filters of each convolution, of units of each fully connected layer.
     padding
-        Zeros added on each side by each convolution: a number for all axes, or "auto" for none, except along
+        Zeros that each convolution adds on each side: a number for all axes, or "auto" for none, except along
         axes too thin for that (the one-slice slab), which keep their size.
     dropout
         Probability.
     see, centre
-        Whether the network sees ``all`` of a scan or only its ``striatum`` or what is ``extrastriatal``, and less the
-        mean training case. If not all as it is, an `Input` comes first, called ``input``; what fills it is the
-        caller's.
+        Whether the network sees ``all`` of a scan, only its ``striatum``, or only what is ``extrastriatal``; and
+        whether the mean training case is subtracted. Where needed, the first module is an `Input` called ``input``,
+        whose mean and mask the caller fills in.
     seed
-        Of the initial weights, which the paper leaves open: uniform after Glorot and Bengio (AISTATS 2010), biases
-        zero, so that at first no relevance ends in them. The global random state is left as it was.
+        Seed of the initial weights, which the paper does not specify: uniform after Glorot and Bengio (AISTATS 2010),
+        with zero biases, so that they absorb no relevance at first. The global random state does not change.
 
     Raises
     ------
     InputError
-        If nothing would be left of the grid after the convolutions, ``padding`` is neither of the two, or ``see`` is
-        none of the three; or channels, kernel size and units are no numbers of 1 or more.
+        If the convolutions would leave nothing of the grid, if ``padding`` or ``see`` has another value, or if
+        channels, kernel size or units are not numbers of 1 or more.
     """
     if not all(isinstance(n, int) and n > 0 for n in (*channels, kernel_size, *hidden)):
         raise InputError(
@@ -93,7 +93,7 @@ def build(
     sizes = [n + len(channels) * (2 * pad - kernel_size + 1) for n, pad in zip(shape, pads)]
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     device = torch.get_default_device()
-    with torch.device("meta"):  # PyTorch's own initialisation would be overwritten
+    with torch.device("meta"):  # skips PyTorch's initialisation, which is overwritten below
         if centre or see != "all":
             modules["input"] = Input(shape)
         width = 1
@@ -127,7 +127,7 @@ def build(
 
 
 def place(model: nn.Module, device: str | torch.device) -> None:
-    """Move a network to a device, the weights of its convolutions in the memory order in which these are fastest."""
+    """Move a network to a device, with its convolution weights in the memory format in which they run fastest."""
     model.to(device)
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         if tensor.ndim in _LAYOUTS:
@@ -135,7 +135,7 @@ def place(model: nn.Module, device: str | torch.device) -> None:
 
 
 def _padding(shape: Sequence[int], depth: int, kernel_size: int, padding: int | str) -> tuple[int, ...]:
-    thinnest = depth * (kernel_size - 1) + 1  # of which unpadded convolutions leave one voxel
+    thinnest = depth * (kernel_size - 1) + 1  # unpadded convolutions reduce this to one voxel
     if padding == "auto":
         return tuple(kernel_size // 2 if n < thinnest else 0 for n in shape)
     if not str(padding).isdecimal():

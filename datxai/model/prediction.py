@@ -1,4 +1,4 @@
-"""Predicting: the forward pass as training and prediction run it, and what its logits are worth."""
+"""The forward pass of training and prediction, and the metrics of its logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def predict(
 ) -> np.ndarray:
     """Logits [n, n_classes] float32 of all cases, in the order of ``dataset``, without dropout.
 
-    The model is moved to ``device``; it is in the mode, training or evaluation, that it was in.
+    The model is moved to ``device`` and keeps its mode, training or evaluation.
     """
     keep_freed_memory()
     place(model, device)
@@ -30,12 +30,12 @@ def predict(
 
 
 class Forward(nn.Module):
-    """The forward pass from volumes [n, 1, X, Y, Z] to logits [n, n_classes], in the form that is fastest to train.
+    """The forward pass from volumes [n, 1, X, Y, Z] to logits [n, n_classes], in the form that trains fastest.
 
     With ``precision`` "bf16" only the convolutions, and only in training mode, run in bfloat16: in the linear layers
-    the loss would drift. ReLU works in place. With several processes, each of which is given the rows from ``first`` on
-    of a batch of ``n``, every process draws dropout for the whole batch and uses its own rows, so that the result does
-    not depend on the number of processes.
+    the loss would drift. ReLU works in place. Each of several processes receives the rows of a batch of ``n`` that
+    start at ``first``; it draws dropout for the whole batch and uses its own rows, so that the result does not depend
+    on the number of processes.
     """
 
     def __init__(self, model: nn.Sequential, precision: str = "float32"):
@@ -43,7 +43,7 @@ class Forward(nn.Module):
         self.model, self.precision = model, precision
 
     def forward(self, x: torch.Tensor, first: int = 0, n: int = 0) -> torch.Tensor:
-        lowered = self.training and self.precision == "bf16"
+        use_bf16 = self.training and self.precision == "bf16"
         for module in self.model:
             if isinstance(module, nn.ReLU):
                 x = F.relu(x, inplace=True)
@@ -54,7 +54,7 @@ class Forward(nn.Module):
                 scale = F.dropout(x.new_ones(n, *x.shape[1:]), module.p)[first : first + len(x)]
                 x = x * F.pad(scale, (0, 0, 0, len(x) - len(scale)))
             else:
-                with torch.autocast(x.device.type, torch.bfloat16, enabled=lowered and isinstance(module, nn.Conv3d)):
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=use_bf16 and isinstance(module, nn.Conv3d)):
                     x = module(x.float() if isinstance(module, nn.Linear) else x)
         return x
 
@@ -77,7 +77,7 @@ def predict_with_labels(
 
 
 def evaluate(name: str, logits: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> dict:
-    """Mean loss, accuracy and AUC of the logits [n, 2], as columns of the history that begin with ``name``."""
+    """Mean loss, accuracy and AUC of logits [n, 2], as columns of the history prefixed with ``name``."""
     return {
         f"{name}_loss": (loss(logits, labels) / len(labels)).item(),
         f"{name}_accuracy": (logits.argmax(1) == labels).double().mean().item(),
@@ -88,12 +88,12 @@ def evaluate(name: str, logits: Tensor, labels: Tensor, loss: Callable[[Tensor, 
 def _measure_auc(logits: Tensor, labels: Tensor) -> float | None:
     """The area under the ROC curve of the difference of the logits; None if all cases are of one class."""
     margins = (logits[:, 1] - logits[:, 0]).double()
-    higher = margins[labels == 1][:, None] - margins[labels == 0]  # for each pair of a reduced and a normal case
+    higher = margins[labels == 1][:, None] - margins[labels == 0]  # of each pair of a reduced and a normal case
     return ((higher.sign() + 1) / 2).mean().item() if higher.numel() else None
 
 
 @contextmanager
 def repeatable() -> Iterator[None]:
-    """Makes a GPU give the same numbers every time, in full float32: by default cuDNN convolves in TF32."""
+    """Make a GPU return the same numbers every time, in full float32: by default cuDNN convolves in TF32."""
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         yield

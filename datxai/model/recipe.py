@@ -1,4 +1,4 @@
-"""How a network is trained: optimiser, learning rates, loss and order of the cases, as PyTorch has them."""
+"""How a network is trained: PyTorch's optimiser, learning rates, loss and order of the cases."""
 
 from __future__ import annotations
 
@@ -21,61 +21,61 @@ Precision = Literal["float32", "bf16"]  # of the convolutions
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 SCHEDULES = ("constant", "cosine", "step", "plateau")
 LOSSES = ("cross_entropy", "focal")
-MONITORS = {"loss": "min", "accuracy": "max", "auc": "max"}  # of the validation set, and which is better
+MONITORS: dict[str, Literal["min", "max"]] = {"loss": "min", "accuracy": "max", "auc": "max"}  # of the validation set
 SAMPLINGS = ("shuffled", "balanced")
 CLASSES = 2
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained, whatever it is and whatever it is trained on.
+    """Settings of a training, independent of network and data.
 
     Attributes
     ----------
     batch_size
-        Of all processes together.
+        Cases per batch, over all processes.
     learning_rate
-        Before schedule and warm-up.
+        Rate before schedule and warm-up.
     fan_in
-        A weight with more inputs than this learns at a rate lower in proportion, as in the maximal update
-        parametrisation (Yang et al. 2021, arXiv 2203.03466); None: all learn at the same rate.
+        A weight with more inputs than this learns at a proportionally lower rate, as in the maximal update
+        parametrisation (Yang et al. 2021, arXiv 2203.03466). If None, all weights learn at the same rate.
     optimiser, momentum, weight_decay
-        "adam", "adamw" or "sgd", which alone has momentum; the decay is added to the gradient, but in AdamW.
+        "adam", "adamw" or "sgd"; only SGD uses the momentum. The decay is added to the gradient, except in AdamW.
     schedule, decay_epochs, decay_factor
         "constant"; "cosine", which reaches zero after ``max_epochs``; "step", which multiplies the rate by
         ``decay_factor`` every ``decay_epochs`` epochs; or "plateau", which does so when ``monitor`` has not improved
         for more than ``decay_epochs`` epochs.
     warmup_epochs
-        So many first epochs have 1, 2, 3, ... parts in ``warmup_epochs`` + 1 of the schedule's rate.
+        Number of first epochs; epoch i of them has i / (``warmup_epochs`` + 1) of the schedule's rate.
     loss, focal_gamma
-        "cross_entropy", or "focal": that of each case times (1 - p)^gamma, p the probability of its label (Lin et al.
-        2017, arXiv 1708.02002).
+        "cross_entropy", or "focal": the cross entropy of each case times (1 - p)^gamma, where p is the probability of
+        its label (Lin et al. 2017, arXiv 1708.02002).
     label_smoothing
-        Of the cross entropy: so much of each label is spread over both classes.
+        Share of each label that the cross entropy spreads over both classes.
     class_weights
-        What the loss of a case of each class counts: None, two numbers, or "balanced": both classes count the same
-        in all, one case 1 on average. The loss is the sum over the cases divided by their number.
+        Weight of a case's loss by class: None, two numbers, or "balanced", which gives both classes the same total
+        weight and a case a mean weight of 1. The loss is the sum over the cases divided by their number.
     sampling
-        "shuffled": every case once an epoch; "balanced": as many cases drawn with replacement, both classes alike.
+        "shuffled": every case once per epoch; "balanced": as many cases, drawn with replacement, both classes alike.
     accumulate, clip_norm
-        So many batches make one step; the norm of its gradient is brought down to ``clip_norm`` where it is larger.
+        Number of batches per step; maximum norm of its gradient, which is scaled down to it if it is larger.
     ema_decay
-        Validated and kept are the exponential moving averages of weights and statistics, of this decay a step; None:
-        the weights themselves.
+        Validate and save exponential moving averages of weights and statistics, with this decay per step. If None, the
+        weights themselves.
     max_epochs
-        The only setting that may be raised later, to go on (not with "cosine"). The default is the paper's: 1.5 h, 64 s
-        an epoch.
+        The only setting that may be raised later to resume (not with "cosine"). The default is the paper's: 1.5 h, 64 s
+        per epoch.
     monitor, patience
         The best epoch, whose weights are kept, has the lowest validation "loss" or the highest "accuracy" or "auc"
-        (of equal ones the lowest loss). Stop after so many epochs without a better one; None trains ``max_epochs``.
+        (ties: lowest loss). Stop after ``patience`` epochs without a better one; None trains ``max_epochs``.
     precision
         "float32", or "bf16" for the convolutions of the training step; the rest and validation stay float32.
     save_memory
         Never form the gradient of the largest linear layer (`factored.factored_gradient`), and return freed memory.
     shard
-        Spread the parameters over the processes; the network is left spread.
+        Shard the parameters over the processes; the network stays sharded after training.
     seed
-        All that is random in an epoch comes from it and the epoch's number.
+        Seed of everything random in an epoch, together with the epoch's number.
     """
 
     batch_size: int = 8
@@ -111,7 +111,7 @@ class Recipe:
         ):  # fmt: skip
             if (value := getattr(self, name)) not in choices:
                 raise InputError(f"training.{name} is {value!r}, expected one of {', '.join(choices)}.")
-        for name, holds, expected in (
+        for name, is_valid, expected in (
             ("fan_in", self.fan_in is None or self.fan_in > 0, "null, or 1 or more inputs"),
             ("momentum", 0 <= self.momentum < 1, "0 or more and less than 1"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
@@ -120,14 +120,14 @@ class Recipe:
             ("warmup_epochs", self.warmup_epochs >= 0, "0 or more"),
             ("focal_gamma", 0 <= self.focal_gamma < math.inf, "0 or more"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "0 or more and less than 1"),
-            ("class_weights", self._has_weights(), "null, balanced, or two numbers of more than 0, as in [1,3]"),
+            ("class_weights", self._has_valid_weights(), "null, balanced, or two numbers of more than 0, as in [1,3]"),
             ("accumulate", self.accumulate >= 1, "1 or more"),
             ("clip_norm", self.clip_norm is None or 0 < self.clip_norm < math.inf, "null or more than 0"),
             ("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "null, or more than 0 and less than 1"),
         ):
-            if not holds:
+            if not is_valid:
                 raise InputError(f"training.{name} is {getattr(self, name)}, expected {expected}.")
-        for names, both, instead in (
+        for names, conflict, remedy in (
             ("save_memory and training.shard", self.save_memory and self.shard, "one of them to false"),
             ("save_memory and training.accumulate", self.save_memory and self.accumulate > 1, "accumulate to 1"),
             ("save_memory and training.clip_norm", self.save_memory and self.clip_norm, "clip_norm to null"),
@@ -138,10 +138,10 @@ class Recipe:
             ("loss=focal and training.label_smoothing", self.loss == "focal" and self.label_smoothing,
              "label_smoothing to 0"),
         ):  # fmt: skip
-            if both:
-                raise InputError(f"training.{names} exclude each other; set {instead}.")
+            if conflict:
+                raise InputError(f"training.{names} exclude each other; set {remedy}.")
 
-    def _has_weights(self) -> bool:
+    def _has_valid_weights(self) -> bool:
         weights = self.class_weights
         if isinstance(weights, (str, type(None))):
             return weights in (None, "balanced")
@@ -151,72 +151,70 @@ class Recipe:
 
     @property
     def copies(self) -> int:
-        """How many tensors of the size of the weights the state of a training has."""
+        """How many tensors of the size of the weights the training state holds."""
         moments = 2 if self.optimiser != "sgd" else int(self.momentum > 0)
         return 1 + moments + (self.ema_decay is not None)
 
     def make_optimiser(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """PyTorch's optimiser for these parameters, in its fused form, with a group of them for each rate."""
+        """PyTorch's fused optimiser for these parameters, with one parameter group per learning rate."""
         groups: dict[float, list[Tensor]] = {}
         for parameter in parameters:
             inputs = math.prod(parameter.shape[1:])  # 1 for a bias
-            slower = 1.0 if self.fan_in is None else min(1.0, self.fan_in / inputs)
-            groups.setdefault(self.learning_rate * slower, []).append(parameter)
-        own: dict[str, Any] = {"momentum": self.momentum} if self.optimiser == "sgd" else {}
-        kind = OPTIMISERS[self.optimiser]
-        rates = [{"params": group, "lr": rate} for rate, group in sorted(groups.items(), reverse=True)]
-        return kind(rates, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True, **own)
+            scale = 1.0 if self.fan_in is None else min(1.0, self.fan_in / inputs)
+            groups.setdefault(self.learning_rate * scale, []).append(parameter)
+        options: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
+        if self.optimiser == "sgd":
+            options["momentum"] = self.momentum
+        by_rate = [{"params": group, "lr": rate} for rate, group in sorted(groups.items(), reverse=True)]
+        return OPTIMISERS[self.optimiser](by_rate, **options)
 
     def make_schedulers(self, optimiser: torch.optim.Optimizer) -> list[lr_scheduler.LRScheduler]:
-        """What changes an optimiser's rate after each epoch: PyTorch's, whose factors multiply."""
-        main = {
+        """PyTorch's schedulers, which change the learning rate after each epoch; their factors multiply."""
+        mode = MONITORS[self.monitor]
+        schedulers = {
             "constant": lambda: [],
             "cosine": lambda: [lr_scheduler.CosineAnnealingLR(optimiser, self.max_epochs)],
             "step": lambda: [lr_scheduler.StepLR(optimiser, self.decay_epochs, self.decay_factor)],
-            "plateau": lambda: [
-                lr_scheduler.ReduceLROnPlateau(
-                    optimiser, MONITORS[self.monitor], self.decay_factor, self.decay_epochs  # pyright: ignore
-                )
-            ],
+            "plateau": lambda: [lr_scheduler.ReduceLROnPlateau(optimiser, mode, self.decay_factor, self.decay_epochs)],
         }[self.schedule]()
         n = self.warmup_epochs
-        return [*main, lr_scheduler.LinearLR(optimiser, 1 / (n + 1), 1, n)] if n else main
+        return [*schedulers, lr_scheduler.LinearLR(optimiser, 1 / (n + 1), 1, n)] if n else schedulers
 
     def make_loss(self, labels: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
-        """From logits [n, 2] and labels [n] to the sum of the losses; ``labels`` are those of the training set."""
+        """A function of logits [n, 2] and labels [n] that sums the losses; ``labels`` are those of the training set."""
         weights = self.class_weights
         if weights == "balanced":
             weights = (len(labels) / CLASSES / count_classes(labels, "class_weights=balanced")).tolist()
-        numbers = None if weights is None else torch.tensor(weights)
+        class_weights = None if weights is None else torch.tensor(weights)
 
-        def entropy(logits: Tensor, labels: Tensor, reduction: str = "sum") -> Tensor:
-            weight = None if numbers is None else numbers.to(logits)
+        def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "sum") -> Tensor:
+            weight = None if class_weights is None else class_weights.to(logits)
             return F.cross_entropy(
                 logits, labels, weight=weight, reduction=reduction, label_smoothing=self.label_smoothing
             )
 
         def focal(logits: Tensor, labels: Tensor) -> Tensor:
             p = logits.softmax(1).gather(1, labels[:, None])[:, 0]
-            return ((1 - p) ** self.focal_gamma * entropy(logits, labels, "none")).sum()
+            return ((1 - p) ** self.focal_gamma * cross_entropy(logits, labels, "none")).sum()
 
-        return focal if self.loss == "focal" else entropy
+        return focal if self.loss == "focal" else cross_entropy
 
     def make_order(self, labels: Sequence[int]) -> Callable[[np.random.Generator], list[int]]:
-        """From an epoch's random numbers to the order of its cases; ``labels`` are those of the training set."""
+        """A function of an epoch's random generator that returns its order of cases; ``labels`` of the training set."""
         if self.sampling == "shuffled":
             return lambda rng: rng.permutation(len(labels)).tolist()
-        chances = (1 / count_classes(labels, "sampling=balanced"))[list(labels)].tolist()
-        draw = partial(WeightedRandomSampler, chances, len(labels))
+        case_weights = (1 / count_classes(labels, "sampling=balanced"))[list(labels)].tolist()
+        draw = partial(WeightedRandomSampler, case_weights, len(labels))
         return lambda rng: list(draw(generator=torch.Generator().manual_seed(int(rng.integers(2**63)))))
 
     def score(self, row: Mapping[str, float]) -> tuple[float, float]:
-        """How good an epoch was, by its row of the history: the larger, the better."""
+        """Rate an epoch by its row of the history: the larger, the better."""
         sign = 1 if MONITORS[self.monitor] == "max" else -1
         return sign * row[f"validation_{self.monitor}"], -row["validation_loss"]
 
 
 def count_classes(labels: Sequence[int], needed_by: str) -> np.ndarray:
-    """How many cases of each class; `InputError` where one has none."""
+    """Number of cases per class; `InputError` if a class has none."""
     counts = np.bincount(labels, minlength=CLASSES)
     if not counts.all():
         raise InputError(

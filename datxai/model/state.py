@@ -1,4 +1,4 @@
-"""The state of a training on disk: written so that it is whole or not there, read back to go on."""
+"""The state of a training on disk: written atomically, read back to resume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATE, HISTORY = "last.ckpt", "history.tsv"
 
 
 def collect_state(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer]) -> dict:
-    """Parameters and what the optimisers keep, whole; all processes of a sharded training take part."""
+    """Unsharded states of model and optimisers; every process of a sharded training must call this."""
     if not distributed.is_sharded(model):
         return {"model": model.state_dict(), "optimisers": [optimiser.state_dict() for optimiser in optimisers]}
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
@@ -32,12 +32,12 @@ def collect_state(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer])
 
 
 def restore_state(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], state: dict) -> None:
-    """Put back what `collect_state` gave."""
+    """Restore a state that `collect_state` returned."""
     weights, moments = state["model"], state["optimisers"]
     if not distributed.is_sharded(model):
         model.load_state_dict(weights)
-        for optimiser, entry in zip(optimisers, moments, strict=True):
-            optimiser.load_state_dict(entry)
+        for optimiser, optimiser_state in zip(optimisers, moments, strict=True):
+            optimiser.load_state_dict(optimiser_state)
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
@@ -46,31 +46,31 @@ def restore_state(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer],
 
 
 def write_state(state: dict, folder: Path) -> None:
-    """Replace ``last.ckpt``; at every moment the old or the new one is there."""
+    """Replace ``last.ckpt`` atomically."""
     with replacing(folder / STATE) as temporary, temporary.open("wb") as stream:
         torch.save(state, stream)
 
 
 def read_state(folder: Path, settings: dict, max_epochs: int) -> dict | None:
-    """The last state of the training of these ``settings``, None where there is none.
+    """Read the last state of the training with these ``settings``; None if there is none.
 
-    A state beyond ``max_epochs`` is of no use: the best weights beside it may be of an epoch too late.
+    A state beyond ``max_epochs`` is not used: the best weights beside it may be from a later epoch.
     Raises `InputError` if it is damaged.
     """
     path = folder / STATE
     if not (path.is_file() and (folder / WEIGHTS).is_file()):
         return None
     try:
-        with zipfile.ZipFile(path) as archive:  # PyTorch writes checksums and does not read them
+        with zipfile.ZipFile(path) as archive:  # PyTorch writes checksums but does not verify them
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
-        settings_before, epochs_before = state["settings"], state["max_epochs"]
-    except Exception as error:  # of many kinds, as the damage has it
+        saved_settings, saved_epochs = state["settings"], state["max_epochs"]
+    except Exception as error:  # the type depends on the damage
         raise InputError(
             f"{path}: cannot be read as the state of a training, the file is damaged; delete it to begin anew."
         ) from error
-    if settings_before != settings or epochs_before > max_epochs:
+    if saved_settings != settings or saved_epochs > max_epochs:
         return None
     if not is_whole(folder / WEIGHTS):
         raise InputError(
@@ -80,7 +80,7 @@ def read_state(folder: Path, settings: dict, max_epochs: int) -> dict | None:
 
 
 def clear(folder: Path, keep_state: bool) -> None:
-    """Remove half-written files of a killed process and, unless it is resumed, the files of the last training."""
+    """Remove half-written files of a killed process and, unless ``keep_state``, the files of the last training."""
     remove_unfinished(folder)
     if not keep_state:
         for name in (STATE, HISTORY, WEIGHTS):
@@ -88,8 +88,10 @@ def clear(folder: Path, keep_state: bool) -> None:
 
 
 def require_space(model: nn.Module, folder: Path, copies: int) -> None:
-    """Raise `InputError` if the disk has no room for the best weights, the state, which has ``copies`` of their size,
-    and a new copy of each while it is written."""
+    """Raise `InputError` if the disk has no room for two copies each of the best weights and the state.
+
+    The state takes ``copies`` times the size of the weights. A new file is complete before it replaces the old one.
+    """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     needed = 2 * (1 + copies) * weights
     present = sum(path.stat().st_size for name in (STATE, WEIGHTS) if (path := folder / name).is_file())
@@ -103,15 +105,15 @@ def require_space(model: nn.Module, folder: Path, copies: int) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn a write that fails, as on a full disk, into an `InputError`; the earlier files are still whole."""
+    """Turn a failed write, as on a full disk, into an `InputError`; the previous files stay intact."""
     try:
         yield
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        # PyTorch answers a failed write with a RuntimeError of its own, before or after the stream's.
-        causes = [entry for entry in (error, error.__context__) if isinstance(entry, OSError)]
+        # After a failed write PyTorch raises a RuntimeError of its own, before or after the stream's OSError.
+        causes = [cause for cause in (error, error.__context__) if isinstance(cause, OSError)]
         if isinstance(error, RuntimeError) and not causes:
             raise
         raise InputError(
             f"{folder}: the state of the training cannot be written ({[*causes, error][0]}); free space there, then "
-            f"the same command goes on from the last state that is whole."
+            f"the same command resumes from the last complete state."
         ) from error

@@ -1,4 +1,4 @@
-"""Training the classifier, so that it can be killed at any moment and go on."""
+"""Training the classifier; it can be killed at any moment and resumed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COLUMNS = (
     "epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "validation_auc",
     "learning_rate", "seconds", "kept",
 )  # fmt: skip
-STATE_SHARE = 0.05  # largest fraction of the time that is spent on writing the state
+STATE_SHARE = 0.05  # largest fraction of the time spent on writing the state
 
 
 def train(
@@ -46,46 +46,45 @@ def train(
     on_batch: Callable[[int], None] | None = None,
     on_epoch: Callable[[dict], None] | None = None,
 ) -> list[dict]:
-    """Train as the recipe says; keep the weights of the best epoch.
+    """Train by the recipe and keep the weights of the best epoch.
 
-    In ``folder`` stand ``weights.safetensors`` (the best epoch), ``history.tsv`` and ``last.ckpt``. Killed
-    and called again with the same arguments, training goes on from ``last.ckpt`` and ends with the weights
-    of an uninterrupted run, bit for bit on the same machine and number of threads. A finished training returns at
-    once.
+    Writes ``weights.safetensors`` (the best epoch), ``history.tsv`` and ``last.ckpt`` to ``folder``. If training is
+    killed and called again with the same arguments, it resumes from ``last.ckpt`` and ends with the weights of an
+    uninterrupted run, bit for bit on the same machine and number of threads. A finished training returns at once.
 
-    ``last.ckpt`` is with Adam three times the size of the weights (2.8 GB on the paper's grid). It is written after the
-    first epoch, after the last, and between them so often that writing takes a twentieth of the time at most.
+    With Adam ``last.ckpt`` is three times the size of the weights (2.8 GB on the paper's grid). It is written after the
+    first epoch, after the last, and in between only as often as keeps writing to a twentieth of the time at most.
 
-    Each process that torchrun has started (`distributed.join`) trains on its part of every batch;
-    the loss is that of one process but for the order of summation. Process 0 writes the files.
+    Each process started by torchrun (`distributed.join`) trains on its part of every batch; the loss is that of one
+    process but for the order of summation. Process 0 writes the files.
 
     Parameters
     ----------
     model
-        As `architectures.build` makes it. It is moved to ``device`` and ends with the weights of the last epoch.
+        Network from `architectures.build`. It is moved to ``device`` and ends with the weights of the last epoch.
     train_set, validation_set
-        Give (volume [1, X, Y, Z] float32, label) by index.
+        Datasets that return (volume [1, X, Y, Z] float32, label) by index.
     fingerprint
-        Says which data and which network these are. A ``last.ckpt`` of another fingerprint, or of other
-        settings given here, is no start: the three files are removed and training begins anew.
+        Identifies data and network. If ``last.ckpt`` has another fingerprint or other settings, the three files are
+        removed and training starts afresh.
     augmenter
-        Each training case is varied anew in each epoch, as the recipe's seed, epoch and index decide.
+        Varies each training case anew in each epoch; the recipe's seed, the epoch and the index determine how.
     on_batch
-        Called with the number of batches done since the last call: 1, or first those done before a resume.
+        Called with the number of batches done since the last call: 1, or at first those done before resuming.
     on_epoch
         Called with the epoch's row of the history, after the files are written.
 
     Returns
     -------
     list of dict
-        The history, a row per epoch: epoch, train_loss (with dropout), train_accuracy, validation_loss,
+        The history, one row per epoch: epoch, train_loss (with dropout), train_accuracy, validation_loss,
         validation_accuracy, validation_auc (None for a single class), learning_rate, seconds,
         kept (1 if its weights are better than all before).
 
     Raises
     ------
     InputError
-        If a set is empty, the disk too small or full, ``last.ckpt`` damaged, or the loss no longer finite.
+        If a set is empty, the disk too small or full, ``last.ckpt`` damaged, or the loss not finite.
     """
     for name, dataset in (("training", train_set), ("validation", validation_set)):
         if len(dataset) == 0:
@@ -109,7 +108,7 @@ def train(
         history = _resume(loop, folder, settings)
         if history:
             on_batch(len(history) * math.ceil(len(train_set) / recipe.batch_size))
-        written, cost = -math.inf, 0.0
+        state_written, write_time = -math.inf, 0.0
         while not _finished(history, recipe):
             row = loop.run_epoch(train_set, validation_set, len(history) + 1, on_batch)
             is_best = all(recipe.score(row) > recipe.score(earlier) for earlier in history)
@@ -120,12 +119,12 @@ def train(
                     _write(save_weights, distributed.whole(loop.validated.model.state_dict()), folder / WEIGHTS)
                 _write(write_table, folder / HISTORY, history, COLUMNS)
                 now = time.perf_counter()
-                is_due = distributed.agree(now - written >= cost / STATE_SHARE)
+                is_due = distributed.agree(now - state_written >= write_time / STATE_SHARE)
                 if is_due or _finished(history, recipe):
                     state = {"settings": settings, "max_epochs": recipe.max_epochs, "history": history}
                     _write(write_state, {**state, **loop.collect()}, folder)
-                    written = time.perf_counter()
-                    cost = written - now
+                    state_written = time.perf_counter()
+                    write_time = state_written - now
             on_epoch(row)
     return history
 
@@ -138,9 +137,9 @@ def keep(
     folder: str | os.PathLike,
     device: str | torch.device = "cpu",
 ) -> list[dict]:
-    """Keep the weights as they are: the files of a training without an epoch, the history having epoch 0 alone.
+    """Save the weights as they are, as a training of no epochs would.
 
-    That row holds what the network makes of both sets as it is, in evaluation mode.
+    The history has a single row, epoch 0: the network as it is on both sets, in evaluation mode.
     """
     folder, row = Path(folder), {"epoch": 0}
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +155,7 @@ def keep(
 
 
 def _require_fit(model: nn.Sequential, train_set: LabelledSet, recipe: Recipe) -> None:
-    """Refuse what a network and a recipe cannot do together."""
+    """Raise `InputError` if the network cannot be trained by the recipe."""
     if recipe.precision == "bf16" and not any(isinstance(module, nn.Conv3d) for module in model):
         raise InputError("training.precision=bf16 is for network=nazari2021; set training.precision=float32.")
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
@@ -167,7 +166,7 @@ def _require_fit(model: nn.Sequential, train_set: LabelledSet, recipe: Recipe) -
 
 
 def _resume(loop: Loop, folder: Path, settings: dict) -> list[dict]:
-    """Go on from the last state and return its history; where there is none of this training, clear the folder."""
+    """Resume from the last state and return its history; if this training has none, clear the folder."""
     state = read_state(folder, settings, loop.recipe.max_epochs)
     distributed.agree(True)  # process 0 removes files only after all processes have read them
     _write(clear, folder, keep_state=state is not None)
@@ -179,7 +178,7 @@ def _resume(loop: Loop, folder: Path, settings: dict) -> list[dict]:
 
 
 def _write(function: Callable, *arguments, **keywords) -> None:
-    """Call a function that writes a file, on process 0 alone."""
+    """Call a function that writes a file, in process 0 only."""
     if distributed.rank() == 0:
         function(*arguments, **keywords)
 

@@ -1,4 +1,4 @@
-"""Weights of another training put into a network, their names changed by patterns, and what of them stays as it is."""
+"""Pretrained weights: loading them into a network under other names, and freezing some of them."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from torch import nn
 
 from datxai.errors import InputError
 
-WITHIN = ("state_dict", "model_state_dict", "model")  # where training loops keep the weights in what they save
-MOST = 8  # names in a message
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")  # under which checkpoints hold the weights
+MAX_LISTED_NAMES = 8  # in a message
 
 
 def load_pretrained(
     model: nn.Sequential, path: str | Path, rename: Mapping[str, str | None] | None = None, initial: Sequence[str] = ()
 ) -> None:
-    """Put the weights of a file into a network that `architectures.build` has made.
+    """Load the weights of a file into a network from `architectures.build`.
 
     Parameters
     ----------
     model
-        Where it has a module ``network``, the names are those of that module. An outline is only looked at.
+        If it has a module ``network``, the names are those of that module. An outline is checked, but not filled.
     path
-        Safetensors (``.safetensors``), or a file of PyTorch's, which is read as data (``weights_only=True``): the
-        weights themselves, or a dictionary with them as ``state_dict``, ``model_state_dict`` or ``model``.
+        Safetensors (``.safetensors``), or a PyTorch file, which is read as data (``weights_only=True``): the weights
+        themselves, or a dictionary that holds them as ``state_dict``, ``model_state_dict`` or ``model``.
     rename
-        Regular expressions of how names begin, applied to each name of the file in this order, and what that beginning
-        is replaced by; names that match one without a replacement (None) are left out.
+        Regular expressions for the beginnings of names, and their replacements, applied in this order to each name in
+        the file. Names that match an expression whose replacement is None are left out.
     initial
-        Patterns (``*`` any text) of names of the network that need not be in the file, and keep their initial values.
+        Patterns (``*`` any text) of names of the network that may be missing in the file and keep their initial values.
 
     Raises
     ------
     InputError
-        If the file cannot be read, and with all names that are missing, unexpected, or of another shape.
+        If the file cannot be read, or if names are missing, unexpected or of another shape; the message lists them.
     """
     inner = _inner(model)
     path, expected = Path(path), inner.state_dict()
-    saved = _renamed(_read(path), rename or {})
+    saved = _rename(_read(path), rename or {})
     _require_matches(initial, expected, "initial")
     missing = [name for name in expected if name not in saved and not _matches(name, initial)]
     unexpected = [name for name in saved if name not in expected]
@@ -53,19 +53,19 @@ def load_pretrained(
         if name in saved and saved[name].shape != tensor.shape
     ]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    said = [f"{what}: {_listed(names)}" for what, names in faults.items() if names]
-    if said:
+    problems = [f"{fault}: {_list_names(names)}" for fault, names in faults.items() if names]
+    if problems:
         raise InputError(
-            f"network.weights={path}: does not fit the network; {'; '.join(said)}. Rename names of the file by "
+            f"network.weights={path}: does not fit the network; {'; '.join(problems)}. Rename names of the file by "
             f"network.rename={{PATTERN:REPLACEMENT}} (null leaves them out), and let names of the network keep their "
             f"initial values by network.initial=[PATTERN]."
         )
-    if not any(tensor.is_meta for tensor in expected.values()):  # an outline has no place for them
+    if not any(tensor.is_meta for tensor in expected.values()):  # an outline cannot hold values
         inner.load_state_dict(saved, strict=False)
 
 
 def freeze(model: nn.Sequential, patterns: Sequence[str]) -> None:
-    """Leave the parameters whose names match out of training; `InputError` if a pattern matches none, or all do."""
+    """Exclude parameters from training by name; `InputError` if a pattern matches none, or none are left to train."""
     parameters = dict(_inner(model).named_parameters())
     _require_matches(patterns, parameters, "freeze")
     for name, parameter in parameters.items():
@@ -89,13 +89,13 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             content = safetensors.torch.load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds, as the damage has it
+    except Exception as error:  # the type depends on the damage
         raise InputError(
             f"network.weights={path}: cannot be read as weights ({' '.join(str(error).split())[:200]}); expected "
             f"safetensors, or a file of torch.save that holds tensors and nothing else."
         ) from error
     while isinstance(content, Mapping):
-        inner = next((content[name] for name in WITHIN if isinstance(content.get(name), Mapping)), None)
+        inner = next((content[name] for name in STATE_DICT_KEYS if isinstance(content.get(name), Mapping)), None)
         if inner is None:
             break
         content = inner
@@ -103,12 +103,12 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(content, Mapping) or not values or not all(isinstance(value, torch.Tensor) for value in values):
         raise InputError(
             f"network.weights={path}: holds no weights, expected names with tensors, or these as one of "
-            f"{', '.join(WITHIN)}."
+            f"{', '.join(STATE_DICT_KEYS)}."
         )
     return {str(name): value for name, value in content.items()}
 
 
-def _renamed(saved: Mapping[str, torch.Tensor], rename: Mapping[str, str | None]) -> dict[str, torch.Tensor]:
+def _rename(saved: Mapping[str, torch.Tensor], rename: Mapping[str, str | None]) -> dict[str, torch.Tensor]:
     renamed: dict[str, torch.Tensor] = {}
     for name, tensor in saved.items():
         new: str | None = name
@@ -131,7 +131,7 @@ def _require_matches(patterns: Sequence[str], names: Mapping[str, object], setti
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InputError(
-                f"network.{setting}: no weights of the network match {pattern!r}; they are {_listed(list(names))}."
+                f"network.{setting}: no weights of the network match {pattern!r}; they are {_list_names(list(names))}."
             )
 
 
@@ -139,6 +139,6 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - MOST
-    return ", ".join(names[:MOST]) + (f" and {more} more" if more > 0 else "")
+def _list_names(names: Sequence[str]) -> str:
+    n_more = len(names) - MAX_LISTED_NAMES
+    return ", ".join(names[:MAX_LISTED_NAMES]) + (f" and {n_more} more" if n_more > 0 else "")

@@ -56,7 +56,7 @@ def test_an_empty_region_has_no_numbers_and_the_others_keep_theirs(make_case):
 
 def test_no_parcels_cannot_be_flipped(make_case):
     case = make_case(parcels=np.zeros(SHAPE, int), spacing=SPACING)
-    with pytest.raises(InputError, match="parcels: there is none"):
+    with pytest.raises(InputError, match="parcels: there are none"):
         METRICS["parcel_flipping"](case)
     assert np.isfinite(list(METRICS["patch_flipping"](case).values())).all()
 

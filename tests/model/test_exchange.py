@@ -41,7 +41,7 @@ def test_the_logits_are_those_of_the_network(tmp_path, settings):
 def test_what_is_not_installed_or_too_large_or_unknown_is_said(tmp_path, monkeypatch):
     model = build(SHAPE, **PLAIN).eval()
     monkeypatch.setattr(exchange, "LARGEST", 1000)
-    with pytest.raises(InputError, match="a file of ONNX holds 1000 at most"):
+    with pytest.raises(InputError, match="an ONNX file holds 1000 at most"):
         export_onnx(model, SHAPE, tmp_path / "x.onnx", {})
     monkeypatch.undo()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import random
 import threading
 import warnings
@@ -255,7 +254,8 @@ def note(message: str) -> None:
 def _random_state(x: Tensor) -> tuple:
     """The state of the generators of PyTorch, NumPy and Python that a network on the device of ``x`` may draw from."""
     states = [torch.random.get_rng_state()] + ([torch.cuda.get_rng_state(x.device)] if x.is_cuda else [])
-    return *(bytes(state.numpy()) for state in states), pickle.dumps(np.random.get_state()), random.getstate()
+    of_numpy: Any = np.random.get_state()
+    return *(bytes(state.numpy()) for state in states), bytes(of_numpy[1]), of_numpy[2], random.getstate()
 
 
 def _find_drawing(model: nn.Module, x: Tensor) -> str | None:

@@ -52,6 +52,7 @@ Target = Literal["predicted", "normal", "reduced", "label", "difference", "decis
 METHODS: tuple[Method, ...] = get_args(Method)
 STARTS: tuple[Start, ...] = get_args(Start)
 TARGETS: tuple[Target, ...] = get_args(Target)
+SMALL = 0.05  # logits may be zero by chance
 CANONIZED = 1e-3  # relative: how far a network's logits may move when it is rewritten; Zennit's merges leave an epsilon
 
 
@@ -285,7 +286,7 @@ def _require_same_answer(logits: Tensor, plain: Tensor, hooks: RuleComposite) ->
     """Refuse canonizers that made a network with these logits of one whose answers are ``plain``."""
     precision = torch.finfo(hooks.precision or logits.dtype).eps
     apart = (logits - plain).abs().max()
-    if apart > max(CANONIZED, precision**0.5) * (plain.abs().max() + 1):  # logits may be zero by chance
+    if apart > max(CANONIZED, precision**0.5) * (plain.abs().max() + SMALL):
         names = ", ".join(canonizer.name for canonizer in hooks.canonizers if canonizer.changed)
         raise InputError(
             f"canonizers {names}: the network that they make gives other logits, {apart:.2g} apart, so its map is not "

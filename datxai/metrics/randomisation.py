@@ -13,10 +13,13 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 from datxai.errors import InputError
 from datxai.metrics.inputs import Case, to_array
 from datxai.metrics.similarity import compare
+
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 
 
 def parameter_randomisation(case: Case) -> dict[str, float]:
@@ -32,11 +35,30 @@ def parameter_randomisation(case: Case) -> dict[str, float]:
 
 def cascade(case: Case) -> dict[str, dict[str, float]]:
     """`compare` of the map with that of the network after each step of `randomise`, by the layer randomised last."""
-    mask = case.regions["brain"]
-    return {
-        layer: compare(case.map, _explain(case, case.explain, model), mask)
-        for layer, model in randomise(case.model, case.seed)
-    }
+    mask, found, model = case.regions["brain"], {}, case.model
+    for layer, model in randomise(case.model, case.seed):
+        found[layer] = compare(case.map, _explain(case, case.explain, model), mask)
+    with torch.no_grad(), _Lookout(case.model) as lookout:
+        model(case.x)
+    if lookout.seen:
+        raise InputError(
+            "the network cannot be randomised: its copy goes on with weights of the network itself, which a forward or "
+            "a hook that was put in holds on to; make it a subclass of the layer."
+        )
+    return found
+
+
+class _Lookout(TorchFunctionMode):
+    """While it is on, notes in ``seen`` whether a parameter of ``model`` is used."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.seen, self.own = False, {id(parameter) for parameter in model.parameters()}
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Call the function."""
+        self.seen |= any(id(given) in self.own for given in (*args, *(kwargs or {}).values()))
+        return func(*args, **(kwargs or {}))
 
 
 def random_logit(case: Case) -> dict[str, float]:
@@ -56,8 +78,16 @@ def randomise(model: nn.Module, seed: int) -> Iterator[tuple[str, nn.Module]]:
     activations stay of the size that they had. Buffers, such as the running means of batch norm, are kept. The copy
     yielded is the same each time. What is not random yet it has in common with ``model``, tensor by tensor; that and
     the global random state stay as they are. Weights that weight norm, spectral norm or pruning make are randomised
-    as they are, and are parameters in the copy. InputError for a network that cannot be copied.
+    as they are, and are parameters in the copy. InputError for a network that cannot be copied, or has no parameters.
     """
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith(_QUANTISED):
+            raise InputError(
+                f"layer {name} ({type(module).__name__}) is quantised and keeps no parameters; hand over the network "
+                f"before quantisation."
+            )
+    if not any(True for _ in model.parameters()):
+        raise InputError("the network has no parameters that could be randomised.")
     model = _copy(model)
     generator = torch.Generator("cpu").manual_seed(seed)
     for layer, module in reversed(list(model.named_modules())):

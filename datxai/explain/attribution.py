@@ -18,17 +18,16 @@ from datxai.explain.answers import Answers
 from datxai.explain.batches import WORTHWHILE
 from datxai.explain.composite import RuleComposite, build_composite
 from datxai.explain.graph import guide
-from datxai.explain.layers import FoldedBatch
+from datxai.explain.layers import FoldedBatch, keeps_cases_apart
 from datxai.explain.ledger import BETWEEN, Ledger
 from datxai.explain.methods import METHODS as BY_CASE
 from datxai.explain.methods import Decision, check_options, takes_parcels
 from datxai.explain.network import (
-    MIXES,
     ONE_AT_A_TIME,
     answer,
-    are_close,
     gradient,
-    note,
+    note_mixing,
+    note_not_finite,
     noticing,
     require_explainable,
     require_rows_are_cases,
@@ -53,6 +52,7 @@ Target = Literal["predicted", "normal", "reduced", "label", "difference", "decis
 METHODS: tuple[Method, ...] = get_args(Method)
 STARTS: tuple[Start, ...] = get_args(Start)
 TARGETS: tuple[Target, ...] = get_args(Target)
+SMALL = 0.05  # logits may be zero by chance
 CANONIZED = 1e-3  # relative: how far a network's logits may move when it is rewritten; Zennit's merges leave an epsilon
 
 
@@ -163,8 +163,9 @@ def attribute(
     Warns
     -----
     UserWarning
-        Once each: of numbers in ``x`` that are not finite, of batch norms without running statistics, of a network
-        that draws random numbers in evaluation mode, and of one that detaches what goes on to its answer.
+        Once each: of numbers in ``x`` or in the map that are not finite, of batch norms without running statistics, of
+        a network that mixes the cases of a batch, that draws random numbers in evaluation mode, or that detaches what
+        goes on to its answer.
     """
     start = start or ("logit" if method == "lrp" else "one")
     options = {} if options is None else options
@@ -186,6 +187,7 @@ def attribute(
     )
     with ONE_AT_A_TIME, unchanged(model), _exact(x.device), noticing(model, x):
         explanation = _explain_batch(model, x, plan)
+        note_not_finite(x, explanation.relevance)
     if method == "input_x_gradient":
         return replace(explanation, relevance=explanation.relevance * x.detach())
     return explanation
@@ -249,7 +251,7 @@ def _propagate(model: nn.Module, x: Tensor, plan: _Plan, cases: slice) -> Explan
     """Some cases through the rules of a composite."""
     bounds = tuple(Extreme(of, len(x)) for of in (torch.amin, torch.amax))
     hooks = build_composite(plan.lines or (), model, x_bounds=bounds, **plan.hooks)
-    x, book = x.requires_grad_(), Ledger(len(x))
+    x, book, apart = x.requires_grad_(), Ledger(len(x)), keeps_cases_apart(model)
     try:
         hooks.register(model)
         if plan.with_ledger:
@@ -264,9 +266,14 @@ def _propagate(model: nn.Module, x: Tensor, plan: _Plan, cases: slice) -> Explan
         book.close()
         canonized = hooks.is_canonized
         hooks.remove()
+    some, answers = x[:2].detach(), logits.detach()  # what holds of them holds of all
+    if canonized or (hooks.precision and not apart):  # one alone takes PyTorch longer than two
+        with torch.no_grad():
+            answers = answer(model, some)
     if canonized:
-        some = slice(0, 2)  # what holds of them holds of all; one alone takes PyTorch longer than two
-        _require_same_answer(model, x[some].detach(), logits[some].detach(), hooks)
+        _require_same_answer(logits[:2].detach(), answers, hooks)
+    if not apart:
+        note_mixing(model, some, answers)
     ledgers = book.rows(seed, relevance) if plan.with_ledger else [[] for _ in x]
     rules = hooks.ruled_layers.values()
     by_rows = any(isinstance(value, Extreme) for rule in rules for value in rule.parameters.values())
@@ -275,13 +282,11 @@ def _propagate(model: nn.Module, x: Tensor, plan: _Plan, cases: slice) -> Explan
     return Explanation(relevance, logits.detach(), seed, ledgers)
 
 
-def _require_same_answer(model: nn.Module, x: Tensor, logits: Tensor, hooks: RuleComposite) -> None:
-    """Refuse canonizers that made another network than ``model``, which is by now as it was, of that explained."""
-    with torch.no_grad():
-        plain = answer(model, x)
+def _require_same_answer(logits: Tensor, plain: Tensor, hooks: RuleComposite) -> None:
+    """Refuse canonizers that made a network with these logits of one whose answers are ``plain``."""
     precision = torch.finfo(hooks.precision or logits.dtype).eps
     apart = (logits - plain).abs().max()
-    if apart > max(CANONIZED, precision**0.5) * (plain.abs().max() + 1):  # logits may be zero by chance
+    if apart > max(CANONIZED, precision**0.5) * (plain.abs().max() + SMALL):
         names = ", ".join(canonizer.name for canonizer in hooks.canonizers if canonizer.changed)
         raise InputError(
             f"canonizers {names}: the network that they make gives other logits, {apart:.2g} apart, so its map is not "
@@ -299,8 +304,8 @@ def _explain_each(model: nn.Module, x: Tensor, plan: _Plan, cases: slice) -> Exp
             layer.inplace = False
     with torch.no_grad():
         logits = answer(model, x)
-        if len(x) > 1 and not by_parcels and not are_close(answer(model, x[:1]), logits[:1], logits):
-            note(MIXES)
+    if not by_parcels:
+        note_mixing(model, x, logits)
     seed = plan.seed(logits, cases)
     maps = []
     for number in range(len(x)):

@@ -38,6 +38,8 @@ _POINTWISE = {  # the unit at a place depends on what is at that place
     "Expand", "Softmax", "LogSoftmax", "BackwardHookFunction", "Cat",
 }  # fmt: skip
 _RESHAPE = {"View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze"}
+_MOVING = ("Flip", "Roll", "Index", "IndexSelect", "Gather", "Sort", "Cumsum", "AsStrided", "GridSampler2D",
+           "GridSampler3D")  # fmt: skip
 _PADDING = {"ConstantPadNd", *(f"{kind}Pad{axes}D" for kind in ("Reflection", "Replication") for axes in (1, 2, 3))}
 
 
@@ -118,12 +120,13 @@ class Place:
         return replace(self, step=self.step * stride, first=first, last=self.last + self.step * (units + reach))
 
     def joined(self, other: Place) -> Place | None:
-        """Of units that see what either sees; None where they do not lie alike."""
-        if (self.axis, self.step) != (other.axis, other.step):
+        """Of units that see what either sees; None where they do not lie alike, to half a step."""
+        if (self.axis, self.step) != (other.axis, other.step) or abs(self.start - other.start) > self.step / 2:
             return None
         return replace(self, first=min(self.first, other.first), last=max(self.last, other.last))
 
 
+ELSEWHERE = Place(0)  # of what was moved about within the input: beside what was not, there is no one place for both
 Atom = tuple[int, Place | None]
 Axis = tuple[Atom, ...]
 Axes = Sequence[Axis]
@@ -318,6 +321,14 @@ def _sliced(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
     return changed
 
 
+def _scattered(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
+    """Turned round, or picked from here and there."""
+    if len(axes) != len(shape):
+        return _unknown(shape)
+    had_place = (any(place for _, place in axis) for axis in axes)
+    return tuple(_axis(length, ELSEWHERE if had else None) for had, length in zip(had_place, shape))
+
+
 def _divided(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
     """Into parts along an axis that has no place; elsewhere nothing is known."""
     changed, dim = list(axes), _signed(node._saved_dim) % len(axes)
@@ -364,6 +375,7 @@ _RULES: dict[str, Callable[[Any, Axes, tuple[int, ...]], Axes]] = {
     **{f"Upsample{kind}{axes}D": _resized for kind in _UPSAMPLING for axes in (1, 2, 3)},
     **dict.fromkeys(_PADDING, _padded),
     "Slice": _sliced,
+    **dict.fromkeys(_MOVING, _scattered),
     **dict.fromkeys(("Split", "SplitWithSizes"), _divided),
     **dict.fromkeys(("Mean", "Sum", "Amax", "Select", "Unbind"), _without),
     "Permute": _permuted,

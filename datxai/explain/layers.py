@@ -12,9 +12,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from datxai.errors import InputError
+from datxai.explain._zennit import types
 
 PRE_FORWARD = "_forward_pre_hooks"
 AROUND = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")  # may change what a layer hands on, or back
+ELEMENTWISE = (*(kind for kind in types.Activation.__subclass__ if kind is not nn.MultiheadAttention), nn.Mish)
+_CASE_BY_CASE = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *types.BatchNorm.__subclass__, *types.MaxPool.__subclass__,
+    *types.AvgPool.__subclass__, *ELEMENTWISE, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d,
+)  # fmt: skip
 
 
 def computes_as_defined(module: nn.Module) -> bool:
@@ -34,6 +40,15 @@ def has_hooks(module: nn.Module, kinds: Sequence[str] = AROUND) -> bool:
 def is_plain(module: nn.Module, *types: type[nn.Module]) -> bool:
     """Whether a module is of one of these very classes, and does what they define and nothing else."""
     return type(module) in types and computes_as_defined(module) and not has_hooks(module, (PRE_FORWARD, *AROUND))
+
+
+def keeps_cases_apart(model: nn.Module) -> bool:
+    """Whether it is plain from its layers that a network answers each case of a batch by itself."""
+    return (
+        isinstance(model, nn.Sequential)
+        and is_plain(model, nn.Sequential)
+        and all(is_plain(layer, *_CASE_BY_CASE) and getattr(layer, "start_dim", 1) == 1 for layer in model)
+    )
 
 
 def made_weights(module: nn.Module) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datxai.errors import InputError
 from datxai.explain import rules
 from datxai.explain._zennit import BasicHook, zero_wrap
 from datxai.explain.assignment import RuledLayer
@@ -90,6 +91,7 @@ class _Entry:
         self.relevance_in: Tensor | None = None
         self.relevance_out: Tensor | None = None
         self.by_bias: Tensor | None = None
+        self.given: tuple[Tensor, int] | None = None  # the input, and how often it had been written over
         self.hook = getattr(ruled.hook, "fallback", None) or ruled.hook
         if isinstance(self.hook, rules.Rule):
             self.hook.on_bias = lambda relevance: self._add("by_bias", relevance)
@@ -105,10 +107,18 @@ class _Entry:
             return args
         x = args[0].view_as(args[0])  # its gradient is this layer's part alone where others read the input too
         if x.requires_grad:
+            self.given = x, x._version
             x.register_hook(lambda relevance: self._add("relevance_out", _sum_up(relevance)))
         return (x, *args[1:])
 
     def _watch_output(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        given, self.given = self.given, None
+        if given is not None and given[0]._version != given[1]:
+            raise InputError(
+                f"layer {self.ruled.name} ({type(module).__name__}), or a hook on it, writes into its input, where the "
+                f"ledger cannot follow relevance; let it write into a copy, as in x = 2 * x for x *= 2, or give it the "
+                f"rule gradient."
+            )
         if output.requires_grad:
             output.register_hook(lambda relevance: self._add("relevance_in", _sum_up(relevance)))
 
@@ -118,16 +128,17 @@ class _Entry:
 
     def columns(self) -> dict:
         """Name and values of every column; values differ by case where they are lists."""
-        assert self.relevance_in is not None and self.relevance_out is not None
+        assert self.relevance_in is not None
         nothing = torch.zeros_like(self.relevance_in)
+        handed_on = nothing if self.relevance_out is None else self.relevance_out  # None: on another way than its input
         by_bias = nothing if self.by_bias is None else self.by_bias.to(nothing)
-        absorbed = self.relevance_in - self.relevance_out
+        absorbed = self.relevance_in - handed_on
         return {
             "layer": self.ruled.name,
             "type": type(self.ruled.module).__name__,
             "rule": self.ruled.rule,
             "relevance_in": self.relevance_in.tolist(),
-            "relevance_out": self.relevance_out.tolist(),
+            "relevance_out": handed_on.tolist(),
             "absorbed": absorbed.tolist(),
             "by_bias": by_bias.tolist(),
             "by_stabiliser": (absorbed - by_bias).tolist(),

@@ -30,8 +30,8 @@ from datxai.errors import InputError
 from datxai.explain import graph
 from datxai.explain._zennit import types
 from datxai.explain.answers import Answers
-from datxai.explain.layers import is_plain
-from datxai.explain.network import MIXES, answer, are_close, gradient, note, require_way_back, run
+from datxai.explain.layers import ELEMENTWISE, computes_as_defined, has_hooks, is_plain, keeps_cases_apart
+from datxai.explain.network import MIXES, answer, are_close, gradient, note, note_mixing, require_way_back, run
 from datxai.explain.parcels import make_blocks, make_supervoxels
 
 LIGHTER = 4  # times as many inputs take the same memory where no gradient needs what the layers handed on
@@ -99,6 +99,13 @@ def propagate_differences(decision: Decision, x: Tensor, at_once: int, *, baseli
         raise InputError(
             "attribution.method=deep_lift needs captum, which is not installed: pip install 'datxai[methods]'."
         ) from error
+    for name, module in decision.model.named_modules():
+        known = type(module) in (*ELEMENTWISE, *types.MaxPool.__subclass__)  # captum goes by the class
+        if known and (has_hooks(module) or not computes_as_defined(module)):
+            raise InputError(
+                f"attribution.method=deep_lift: layer {name} ({type(module).__name__}) has hooks or a forward of its "
+                f"own, and captum goes by its class; choose another method, such as integrated_gradients."
+            )
     reference = _absent(baseline, x)
     try:
         with warnings.catch_warnings():
@@ -318,7 +325,10 @@ def check_options(method: str, options: Mapping) -> None:
 
 def _gradients(decision: Decision, x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
-    return gradient(decision(x), x)
+    score = decision(x)
+    if not keeps_cases_apart(decision.model):
+        note_mixing(decision, x.detach(), score.detach())
+    return gradient(score, x)
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -382,7 +392,7 @@ def _score_coalitions(
             "the network's answers without some parcels are not finite, and neither would a map be; look for NaN or "
             "infinity in the input and in the weights."
         )
-    if not are_close(scores[kept.all(dim=1)], alone, scores):
+    if not are_close(scores[kept.all(dim=1)], alone, scores, x.dtype):
         note(MIXES)
     return scores.double().cpu()
 
@@ -438,7 +448,6 @@ def _score_around_each(
 
 
 _LOCAL_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_ELEMENTWISE = (*(kind for kind in types.Activation.__subclass__ if kind is not nn.MultiheadAttention), nn.Mish)
 
 
 def _split_local(model: nn.Module, axes: int) -> tuple[nn.Sequential, nn.Module, list[int]]:
@@ -460,7 +469,7 @@ def _is_local(layer: Any) -> bool:
     if is_plain(layer, *_LOCAL_CONVOLUTIONS):
         padded = layer.padding != "valid" and any(layer.padding)
         return not padded and set(layer.stride) == {1}
-    return is_plain(layer, *_ELEMENTWISE)
+    return is_plain(layer, *ELEMENTWISE)
 
 
 def _spread(values: Tensor, index: Tensor, sizes: Tensor, x: Tensor) -> Tensor:
@@ -546,7 +555,7 @@ def _choose_layer(decision: Decision, score: Tensor, x: Tensor, traced: Mapping[
         for name, layer in traced.items()
         if not layer.reason and graph.passes_everything(score, x, layer.output)
     ]
-    kinds = (types.Convolution, types.BatchNorm, *_ELEMENTWISE)
+    kinds = (types.Convolution, types.BatchNorm, *ELEMENTWISE)
     layers = [name for name in known if isinstance(modules[name], kinds)]
     blocks = [name for name in known if any(isinstance(part, types.Convolution) for part in modules[name].modules())]
     return next(iter([*reversed(layers), *blocks]), None)

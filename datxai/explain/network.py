@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from datxai.errors import InputError
 from datxai.explain import graph
 from datxai.explain._zennit import types
-from datxai.explain.detached import Lookout, find_lost
+from datxai.explain.detached import Lookout, find_lost, shift_taken
 from datxai.explain.layers import FoldedBatch, require_weights, tensors_in
 
 ONE_AT_A_TIME = threading.RLock()  # a network that is explained has hooks, and PyTorch's settings are the process's
@@ -25,6 +27,7 @@ MIXES = (
 SOMEWHERE = "somewhere"  # in the code of a module, beside a way that gradients go back
 _noted: set[str] = set()  # of the explanation that is being made
 _cut: set[str] = set()  # names of layers, the same
+_AGAIN = 8  # times that a network is asked the same, as what it draws may be a choice of two
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 _WITHOUT_GRADIENT = "occlusion, lime and kernel_shap need no gradient"
 
@@ -36,7 +39,7 @@ def require_explainable(model: nn.Module, x: Tensor, by_gradient: bool) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         what = f"a {x.dtype} tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise InputError(f"the input is {what}, expected a tensor of floating point numbers [batch, ...].")
-    if x.layout != torch.strided or x.is_meta:
+    if x.layout != torch.strided or x.is_meta or x.is_nested:
         raise InputError(f"the input is of layout {x.layout} on {x.device}, expected numbers in memory: x.to_dense().")
     if not len(x):
         raise InputError(f"the input, of shape {tuple(x.shape)}, holds no case; expected one or more.")
@@ -92,7 +95,7 @@ def _finding_cuts(model: nn.Module, x: Tensor) -> Iterator[None]:
     try:
         with lookout:
             yield
-        if lookout.seen:
+        if lookout.seen or lookout.taken:
             _cut.add(SOMEWHERE)
     finally:
         for handle in handles:
@@ -108,7 +111,7 @@ def answer(model: nn.Module, x: Tensor) -> Tensor:
             f"wrap it in a module that hands on its logits alone."
         )
     shape = tuple(output.shape)
-    if output.ndim == 0 or len(output) != len(x):
+    if output.ndim == 0 or len(output) != len(x) or not output.numel():
         raise InputError(f"the network answers with shape {shape} to {len(x)} cases, expected [batch, outputs].")
     if any(length != 1 for length in shape[2:]):
         raise InputError(
@@ -120,15 +123,27 @@ def answer(model: nn.Module, x: Tensor) -> Tensor:
             f"the network answers with {output.dtype} numbers, expected logits, which are floating point; wrap it in a "
             f"module that hands on what it decides by."
         )
-    return output.reshape(len(x), -1)
+    return output.as_subclass(Tensor).reshape(len(x), -1)
 
 
-def are_close(values: Tensor, expected: Tensor, among: Tensor) -> bool:
-    """Whether answers to the same input are the same but for rounding, which is of the size of those ``among``."""
+def are_close(values: Tensor, expected: Tensor, among: Tensor, made_in: torch.dtype | None = None) -> bool:
+    """Whether answers to the same input are the same but for rounding, which is of the size of those ``among``.
+
+    ``made_in``: the type of the input, where the network may have gone on in a finer one.
+    """
     if not among.isfinite().all():
         return True  # nobody can tell
-    close = torch.finfo(among.dtype).eps ** 0.5
+    close = max(torch.finfo(kind).eps for kind in (among.dtype, made_in or among.dtype)) ** 0.5
     return torch.allclose(values, expected, rtol=close, atol=close * float(among.abs().max()))
+
+
+def note_mixing(model: nn.Module, x: Tensor, answers: Tensor) -> None:
+    """Note it if ``model`` answered the first of several inputs otherwise than when it is asked for that alone."""
+    if len(x) > 1:
+        with torch.no_grad():
+            alone = answer(model, x[:1])
+        if not are_close(alone, answers[:1], answers, x.dtype):
+            note(MIXES)
 
 
 def gradient(score: Tensor, x: Tensor) -> Tensor:
@@ -189,7 +204,7 @@ def noticing(model: nn.Module, x: Tensor) -> Iterator[None]:
         for name, module in model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
     ]
-    drawing = None if torch.equal(before, _random_state(x)) else _find_drawing(model, x[:1])
+    drawing = None if before == _random_state(x) else _find_drawing(model, x[:1])
     if drawing is not None:
         _noted.discard(MIXES)
         note(
@@ -217,15 +232,30 @@ def noticing(model: nn.Module, x: Tensor) -> Iterator[None]:
         warnings.warn(message, stacklevel=4)  # where `attribute` was called
 
 
+def note_not_finite(x: Tensor, relevance: Tensor) -> None:
+    """Note it where a map is not finite although the input is."""
+    broken = [
+        number
+        for number, (case, found) in enumerate(zip(x, relevance))
+        if not torch.isfinite(found).all() and torch.isfinite(case).all()
+    ]
+    if broken:
+        note(
+            f"the map of {_listed('case', broken)} has numbers that are not finite, and the input has none: look for "
+            f"NaN and infinity in the network's weights and answers."
+        )
+
+
 def note(message: str) -> None:
     """Something to warn of once the map is made; saying it again changes nothing."""
     _noted.add(message)
 
 
-def _random_state(x: Tensor) -> Tensor:
-    """The state of PyTorch's own generators that a network on the device of ``x`` would draw from."""
+def _random_state(x: Tensor) -> tuple:
+    """The state of the generators of PyTorch, NumPy and Python that a network on the device of ``x`` may draw from."""
     states = [torch.random.get_rng_state()] + ([torch.cuda.get_rng_state(x.device)] if x.is_cuda else [])
-    return torch.cat(states)
+    of_numpy: Any = np.random.get_state()
+    return *(bytes(state.numpy()) for state in states), bytes(of_numpy[1]), of_numpy[2], random.getstate()
 
 
 def _find_drawing(model: nn.Module, x: Tensor) -> str | None:
@@ -233,7 +263,7 @@ def _find_drawing(model: nn.Module, x: Tensor) -> str | None:
     drawing, begun = [], []
 
     def leave(module: nn.Module, name: str) -> None:
-        drew = not torch.equal(begun.pop(), _random_state(x))
+        drew = begun.pop() != _random_state(x)
         if drew and not any(_lies_in(inner, name) for inner, _ in drawing):
             drawing.append((name, type(module).__name__))
 
@@ -243,11 +273,11 @@ def _find_drawing(model: nn.Module, x: Tensor) -> str | None:
         handles.append(module.register_forward_hook(lambda module, args, output, name=name: leave(module, name)))
     try:
         with torch.no_grad():
-            first, second = answer(model, x), answer(model, x)
+            first, *others = (answer(model, x) for _ in range(_AGAIN))
     finally:
         for handle in handles:
             handle.remove()
-    if torch.equal(first, second) or not drawing:
+    if all(torch.equal(first, other) for other in others) or not drawing:
         return None
     name, kind = drawing[0]
     return f"layer {name} ({kind})" if name else f"the network itself ({kind})"
@@ -282,16 +312,17 @@ def _find_used(model: nn.Module, x: Tensor) -> list[str]:
 def _find_lost(model: nn.Module, x: Tensor) -> str | None:
     """What is to be said of values that are detached somewhere in the network's code; None if they change no map."""
     slopes = find_lost(lambda given: answer(model, given), x)
-    if slopes is None:
+    answers = shift_taken(lambda given: answer(model, given), x)
+    if slopes is None or answers is None:
         return (
-            "a value made of the input is detached somewhere in the network (.detach(), .data, NumPy, or under "
-            "torch.no_grad()), and what goes that way cannot be told: the map may lack it."
+            "a value made of the input is detached somewhere in the network (.detach(), .data, .item(), NumPy, or "
+            "under torch.no_grad()), and what goes that way cannot be told: the map may lack it."
         )
-    if are_close(slopes[0], slopes[1], slopes):
+    if are_close(slopes[0], slopes[1], slopes) and are_close(answers[0], answers[1], answers[0]):
         return None
     return (
-        "a value made of the input is detached somewhere in the network (.detach(), .data, or under torch.no_grad()) "
-        "and goes on to its answer: the map lacks what goes that way."
+        "a value made of the input is detached somewhere in the network (.detach(), .data, .item(), or under "
+        "torch.no_grad()) and goes on to its answer: the map lacks what goes that way."
     )
 
 

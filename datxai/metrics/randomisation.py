@@ -13,10 +13,13 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 from datxai.errors import InputError
 from datxai.metrics.inputs import Case, to_array
 from datxai.metrics.similarity import compare
+
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 
 
 def parameter_randomisation(case: Case) -> dict[str, float]:
@@ -32,11 +35,30 @@ def parameter_randomisation(case: Case) -> dict[str, float]:
 
 def cascade(case: Case) -> dict[str, dict[str, float]]:
     """`compare` the map with that of the network after each step of `randomise`, by the layer randomised last."""
-    mask = case.regions["brain"]
-    return {
-        layer: compare(case.map, _explain(case, case.explain, model), mask)
-        for layer, model in randomise(case.model, case.seed)
-    }
+    mask, similarities, model = case.regions["brain"], {}, case.model
+    for layer, model in randomise(case.model, case.seed):
+        similarities[layer] = compare(case.map, _explain(case, case.explain, model), mask)
+    with torch.no_grad(), _ParameterWatch(case.model) as watch:
+        model(case.x)
+    if watch.seen:
+        raise InputError(
+            "the network cannot be randomised: its copy still uses weights of the network itself, through a hook or a "
+            "replaced forward that holds a reference to them; make it a subclass of the layer."
+        )
+    return similarities
+
+
+class _ParameterWatch(TorchFunctionMode):
+    """While active, notes in ``seen`` whether a parameter of ``model`` is used."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.seen, self.parameters = False, {id(parameter) for parameter in model.parameters()}
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Call the function."""
+        self.seen |= any(id(argument) in self.parameters for argument in (*args, *(kwargs or {}).values()))
+        return func(*args, **(kwargs or {}))
 
 
 def random_logit(case: Case) -> dict[str, float]:
@@ -56,8 +78,16 @@ def randomise(model: nn.Module, seed: int) -> Iterator[tuple[str, nn.Module]]:
     keep their size. Buffers, such as the running means of batch norm, are kept. The same copy is yielded each time; it
     shares the tensors that are not yet random with ``model``. Neither ``model`` nor the global random state changes.
     Weights computed by weight norm, spectral norm or pruning become parameters of the copy before they are randomised.
-    InputError for a network that cannot be copied.
+    InputError for a network that cannot be copied, or has no parameters.
     """
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith(_QUANTISED):
+            raise InputError(
+                f"layer {name} ({type(module).__name__}) is quantised and keeps no parameters; hand over the network "
+                f"before quantisation."
+            )
+    if not any(True for _ in model.parameters()):
+        raise InputError("the network has no parameters that could be randomised.")
     model = _copy(model)
     generator = torch.Generator("cpu").manual_seed(seed)
     for layer, module in reversed(list(model.named_modules())):

@@ -169,6 +169,14 @@ def hooked(place, kind):
     return make
 
 
+def looking_around():
+    """An activation whose forward was replaced."""
+    model = sequence(conv(), nn.ReLU(), conv(3, 2), nn.ReLU())
+    plain = model[1].forward
+    model[1].forward = lambda x: plain(x - x.mean(dim=(-1, -2), keepdim=True))
+    return model
+
+
 def residual(add=None):
     def forward(m, x):
         y = m.relu(m.stem(x))
@@ -287,6 +295,22 @@ def one_conv(prepare, size=300):
                        out=nn.Linear(size, 2))  # fmt: skip
 
 
+def as_cases(several, size=300):
+    """Two views of each case go through the network in the place of cases."""
+    return lambda: Net(lambda m, x: m.out(m.relu(m.conv(several(x))).flatten(1)).view(2, len(x), 2).mean(dim=0),
+                       conv=conv(), relu=nn.ReLU(), out=nn.Linear(size, 2))  # fmt: skip
+
+
+def focus():
+    """Every second pixel, from four beginnings, as channels."""
+
+    def forward(m, x):
+        parts = [x[..., row::2, column::2] for row in (0, 1) for column in (0, 1)]
+        return m.out(m.relu(m.conv(torch.cat(parts, dim=1))).flatten(1))
+
+    return Net(forward, conv=conv(4, 3), relu=nn.ReLU(), out=nn.Linear(48, 2))
+
+
 # --- what is expected of each ---------------------------------------------------------------------------------------
 
 
@@ -376,6 +400,11 @@ ENTRIES = {
     "cropped": Entry(lambda: Net(lambda m, x: m.out(m.relu(m.conv(x[:, :, 2:, 2:])).flatten(1)), conv=conv(),
                                  relu=nn.ReLU(), out=nn.Linear(192, 2)), (), ("relu", 1, 3)),
     "flipped": Entry(one_conv(lambda x: x.flip(-1)), ("grad_cam",)),
+    "beside its mirror image": Entry(one_conv(lambda x: x + x.flip(-1)), ("grad_cam",)),
+    "halves one upon the other": Entry(one_conv(lambda x: x[..., 6:] - x[..., :6], 120), ("grad_cam",)),
+    "focus": Entry(focus, (), ("relu", 2, 2.5)),
+    "mirror images as cases": Entry(as_cases(lambda x: torch.cat([x, x.flip(-1)])), (*NOT_SEEN, "grad_cam")),
+    "halves as cases": Entry(as_cases(lambda x: torch.cat([x[..., :6], x[..., 6:]]), 120), (*NOT_SEEN, "grad_cam")),
     "normalised inside": Entry(one_conv(lambda x: (x - 10) / 3), (), ("relu", 1, 1)),
     "padded by a function": Entry(one_conv(lambda x: F.pad(x, (2, 2, 2, 2)), 588), (), ("relu", 1, -1)),
     "writes into its input": Entry(one_conv(lambda x: x.sub_(0.5)), (), ("relu", 1, 1), plain=lambda m: like(
@@ -399,7 +428,8 @@ ENTRIES = {
     "pads by itself": Entry(lambda: sequence(Padding(1, 3, 3), nn.ReLU()), (), ("1", 1, 0)),
     "looks around": Entry(lambda: sequence(conv(), LookingAround()), (), ("1", 1, 1)),
     "hook on a convolution": Entry(hooked(0, "output"), (), ("3", 1, 2)),
-    "hook on an activation": Entry(hooked(1, "output"), (), ("3", 1, 2)),
+    "hook on an activation": Entry(hooked(1, "output"), NOT_SEEN, ("3", 1, 2)),
+    "looks around, put in": Entry(looking_around, NOT_SEEN, ("3", 1, 2)),
     "hook on the output": Entry(hooked(5, "output"), (), ("3", 1, 2)),
     "hook on the input": Entry(hooked(2, "input"), (), ("3", 1, 2)),
     "hook that watches": Entry(hooked(2, "none"), (), ("3", 1, 2)),

@@ -11,7 +11,7 @@ from torch import nn
 
 import datxai
 from datxai.errors import InputError
-from datxai.explain import attribute, build_composite, describe_composite
+from datxai.explain import attribute, build_composite, describe_composite, network
 from datxai.explain._zennit import canonizers
 from datxai.explain.assignment import FAST_RULES, LAYER_TYPES, RULES, assign_rules
 from datxai.explain.canonizers import SequentialMergeBatchNorm
@@ -559,9 +559,21 @@ def test_a_canonizer_that_makes_another_network_is_refused(images, dtype):
     assert attribute(model, images.to(dtype), composite=RULES_2D, target=1).relevance.any()
 
 
-def test_the_plain_network_runs_once_more_only_where_it_was_rewritten(images):
-    calls = []
-    for model, runs in ((plain_block(), 2), (nn.Sequential(nn.Conv2d(1, 2, 8), nn.ReLU(), nn.Flatten()), 3)):
-        model.double()[0].register_forward_hook(lambda *_: calls.append(1))
-        attribute(model, images, composite=RULES_2D, canonizers=MERGE)
+@pytest.mark.parametrize("share", [1.0, 0.1, 0.01])
+def test_so_is_one_of_small_logits(images, share):
+    model = with_statistics(OutOfOrder()).double()
+    with torch.no_grad():
+        model.output.weight.mul_(share)
+        model.output.bias.mul_(share)
+    with pytest.raises(InputError, match="gives other logits"):
+        attribute(model, images, composite=RULES_2D, canonizers=MERGE, target=1)
+
+
+def test_the_network_runs_once_more_only_where_it_was_rewritten_or_may_mix_cases(images, monkeypatch):
+    calls, plain = [], network.run
+    monkeypatch.setattr(network, "run", lambda model, x: (calls.append(1), plain(model, x))[1])
+    layers = nn.Conv2d(1, 2, 8), nn.ReLU(), nn.Flatten()
+    for model, runs in ((plain_block(), 2), (nn.Sequential(*layers), 1), (nn.Sequential(nn.Sequential(*layers)), 2)):
+        calls.clear()
+        attribute(model.double(), images, composite=RULES_2D, canonizers=MERGE)
         assert len(calls) == runs

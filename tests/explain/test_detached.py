@@ -37,11 +37,15 @@ LOSING = {
     "no_grad": no_grad,
     "scale": lambda a, b, kept: a / (1 + b.detach().square().sum(dim=(1, 2, 3), keepdim=True)),
     "straight through": lambda a, b, kept: a + b + (torch.round(10 * b) / 10 - b).detach(),
+    "item": lambda a, b, kept: a * b.mean().item(),
+    "tolist": lambda a, b, kept: a + torch.tensor(b.tolist(), dtype=b.dtype),
+    "detached item": lambda a, b, kept: a * b.detach().mean().item(),
     "NumPy": lambda a, b, kept: a + torch.from_numpy(b.detach().numpy() * 2),
 }
 KEEPING = {
     "plain": lambda a, b, kept: a + b,
     "logged": logged,
+    "logged item": lambda a, b, kept: (kept.append(b.mean().item()), a + b)[1],
     "shifted": shifted,
     "compared": lambda a, b, kept: torch.where(b.detach() > 0.1, a + b, a),
     "shape": lambda a, b, kept: a.reshape(b.detach().shape) + b,

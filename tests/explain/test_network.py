@@ -1,6 +1,7 @@
 """Networks that somebody else wrote: errors in one sentence, what is said of a map, and nothing that leaks in."""
 
 import copy
+import random
 import warnings
 
 import numpy as np
@@ -72,9 +73,10 @@ def inference():
         (lambda: net, image(), "the network is a function, expected a torch.nn.Module"),
         (net, image().to_sparse(), r"layout torch.sparse_coo .* x.to_dense\(\)"),
         (net, image().to("meta"), "on meta, expected numbers in memory"),
+        (lambda: Around(after=lambda y: y[:, :0]), image(), r"shape \(\d, 0\) to \d cases"),
     ],
     ids=["float64", "lazy", "meta weights", "many outputs", "segmentation", "whole numbers", "dict", "KeyError",
-         "function", "sparse", "meta"],
+         "function", "sparse", "meta", "no outputs"],
 )  # fmt: skip
 def test_everyday_mistakes_are_one_sentence(make, x, said, method):
     if said is None:  # four hundred outputs are no mistake
@@ -83,6 +85,12 @@ def test_everyday_mistakes_are_one_sentence(make, x, said, method):
     with pytest.raises(InputError, match=said) as error:
         explain(make(), x, method)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_no_batch():
+    with pytest.raises(InputError, match="expected numbers in memory"):
+        explain(net(), torch.nested.nested_tensor(list(image())), "gradient")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -176,6 +184,36 @@ def test_what_a_network_does_to_a_map_is_said_once(make, said, method):
     assert len(heard) == 1 and heard[0].filename == __file__
     with pytest.warns(UserWarning, match=said):
         explain(model, image(), method)
+
+
+@pytest.mark.parametrize("method", ["lrp", "gradient", "integrated_gradients", "smoothgrad", "grad_cam", "occlusion"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_network_that_mixes_cases_is_said(method, n):
+    """Of one case, where the method asks for several inputs at once."""
+    model = Around(before=lambda x: x - 0.1 * x.mean(dim=0, keepdim=True))
+    alone = n == 1 and method in ("lrp", "gradient", "grad_cam")
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        explain(model, image(n), method)
+    assert ["depends on the other inputs" in str(warning.message) for warning in heard] == [True] * (not alone)
+
+
+def test_a_network_that_goes_on_in_double_precision_mixes_nothing():
+    for method in METHODS:
+        explain(Around(after=lambda y: y.double()), image(), method)
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda: np.random.rand(), lambda: random.random(), lambda: float(torch.rand(()) < 0.5)]
+)
+def test_whatever_a_network_draws_from_is_said(draw):
+    with pytest.warns(UserWarning, match="draws random numbers"):
+        explain(Around(before=lambda x: x + draw()), image(1), "gradient")
+
+
+def test_maps_that_are_not_finite_are_said():
+    with pytest.warns(UserWarning, match="the map of cases 0, 1 has numbers that are not finite"):
+        explain(Around(after=lambda y: y / 0), image(), "gradient")
 
 
 class Dropping(nn.Module):

@@ -284,3 +284,43 @@ def test_functional_activations_are_seen_between_layers(x):
     rows = attribute(model, x, composite=[{"match": ["*"], "rule": "flat"}], target=1, start="one").ledgers[0]
     silent = (model[0](x[:1].flatten(1)) < 0).double().mean().item()
     assert rows[-1]["absorbed"] == pytest.approx(silent, rel=1e-5), "flat gives to silent units, ReLU drops it"
+
+
+@pytest.mark.parametrize("rules", ["fast", "zennit"])
+def test_the_ledger_is_for_layers_that_leave_their_input_alone(x, rules):
+    """Where a hook writes into it, relevance comes back past the ledger."""
+
+    def explain(double, **chosen):
+        torch.manual_seed(6)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)).double()
+        model[3].register_forward_pre_hook(lambda module, args: (double(args[0]),))
+        return attribute(model, x, composite=lines(), target=1, rules=rules, **chosen)
+
+    with pytest.raises(InputError, match=r"layer 3 \(Linear\), or a hook on it, writes into its input"):
+        explain(lambda a: a.mul_(2))
+    if rules == "fast":  # PyTorch refuses Zennit's backward pass through what was written over
+        in_place, apart = explain(lambda a: a.mul_(2), ledger=False), explain(lambda a: 2 * a)
+        torch.testing.assert_close(in_place.relevance, apart.relevance, **SAME)
+
+
+def test_a_layer_that_hands_relevance_on_past_its_input_has_a_row(x):
+    class Hidden(nn.Linear):
+        def forward(self, given):
+            return super().forward(given.detach()) + self.beside
+
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(7)
+            self.first, self.out = nn.Linear(64, 2), Hidden(64, 2)
+
+        def forward(self, x):
+            self.out.beside = self.first(x.flatten(1))
+            return self.out(x.flatten(1))
+
+    with pytest.warns(UserWarning, match="is detached somewhere"):
+        found = attribute(Around().double(), x, composite=lines(), target=1)
+    for case, rows in enumerate(found.ledgers):
+        assert [(row["layer"], row["relevance_out"] != 0) for row in rows[:2]] == [("out", False), ("first", True)]
+        absorbed = sum(row["absorbed"] for row in rows)
+        assert found.relevance[case].sum().item() == pytest.approx(found.seed[case].sum().item() - absorbed)

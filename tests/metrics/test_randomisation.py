@@ -111,6 +111,35 @@ def test_a_network_that_cannot_be_copied_is_refused():
         next(iter(randomise(nn.Sequential(nn.LazyLinear(2)), 0)))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor")
+def test_networks_without_parameters_are_refused():
+    with pytest.raises(InputError, match="no parameters"):
+        next(iter(randomise(nn.Sequential(nn.Flatten()), 0)))
+    quantised = torch.ao.quantization.quantize_dynamic(network().float(), {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(InputError, match=r"layer 3 \(Linear\) is quantised"):
+        next(iter(randomise(quantised, 0)))
+
+
+def replace_forward(layer):
+    plain = layer.forward
+    layer.forward = lambda x: 2 * plain(x)
+
+
+def add_hook(layer):
+    layer.other = nn.Conv3d(1, 3, 3).double()
+    other = layer.other
+    layer.register_forward_hook(lambda module, args, output: output + other(args[0]))
+
+
+@pytest.mark.parametrize("change", [replace_forward, add_hook])
+def test_a_copy_that_holds_on_to_weights_of_the_network_is_refused(case, change):
+    """A function that took the place of a layer's forward, or is a hook, is not copied with what it refers to."""
+    chosen = case(gradient(1), gradient(0))
+    change(chosen.model[0])
+    with pytest.raises(InputError, match="still uses weights of the network itself"):
+        cascade(chosen)
+
+
 def test_a_method_that_ignores_the_network_fails_and_the_gradient_does_not(case):
     edges = case(lambda model, x: x[:, 0] ** 3, lambda model, x: x[:, 0] ** 3)
     found = METRICS["parameter_randomisation"](edges) | METRICS["random_logit"](edges)

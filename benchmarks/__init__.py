@@ -1,1 +1,1 @@
-"""Measurements: each module prints a table of ours beside the ordinary way, run as python -m benchmarks.NAME."""
+"""Measurements: each module prints a table that compares datxai with a reference; run python -m benchmarks.NAME."""

@@ -1,4 +1,4 @@
-"""Objects whose projections, images and attenuation are closed formulas: what reconstruction is measured against.
+"""Objects whose projections, images and attenuation have closed formulas: the reference for reconstruction.
 
 Lengths in bins of width 1 unless said otherwise; angles and axes as in `datxai.imaging.reconstruction`.
 """
@@ -19,7 +19,7 @@ ELLIPSES = (
     (0.1, 0.023, 0.023, 0.0, -0.606, 0),
     (0.1, 0.023, 0.046, 0.06, -0.605, 0),
 )
-# gain at f, a fraction of the cutoff; above it nothing, but of Butterworth's
+# gain at f, a fraction of the cutoff; zero above it, except for Butterworth
 WINDOWS = {
     "ramp": np.ones_like,
     "shepp-logan": lambda f: np.sin(np.pi * np.maximum(f, 1e-12) / 2) / (np.pi * np.maximum(f, 1e-12) / 2),
@@ -49,7 +49,7 @@ def shepp_logan(bins: int, angles_deg: np.ndarray, fine: int = 8) -> tuple[np.nd
 
 
 def away_from_edges(bins: int, distance: float) -> np.ndarray:
-    """Where (x, y) the head is and no ellipse's edge is nearer than ``distance`` bins (along the ellipse's radius)."""
+    """Points (x, y) of the head at least ``distance`` bins from every ellipse's edge (along the ellipse's radius)."""
     scale = 0.48 * bins
     x, y = np.meshgrid(*2 * [positions(bins) / scale], indexing="ij")
     inside = np.ones_like(x, bool)
@@ -69,10 +69,10 @@ def _level(x, y, a, b, x0, y0, tilt):
 
 
 def blur_as_expected(image: np.ndarray, name: str, fine: int, pad: int = 4) -> np.ndarray:
-    """What filtered back projection at Nyquist can make at best of an image given in ``fine`` parts of a pixel.
+    """The best possible filtered back projection at Nyquist of an image given in ``fine`` parts of a pixel.
 
     Three low passes: averaging over bins (sinc), the filter's window, linear interpolation between bins (sinc
-    squared). The result is taken at the pixels' centres. What is left out: aliasing, and how many views there are.
+    squared). The result is taken at the pixels' centres. Not modelled: aliasing and the number of views.
     """
     size = [n * pad for n in image.shape]
     f = np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.fftfreq(size[1])) * fine
@@ -111,7 +111,7 @@ def gaussian_image(
 def point_fwhm(name: str, cutoff: float, sigma: float, interpolated: bool = True) -> float:
     """Width of a reconstructed Gaussian, ``cutoff`` per bin: the inverse Hankel transform of window x source.
 
-    Linear interpolation between bins is a further low pass (sinc squared), which may be left out.
+    Linear interpolation between bins is a further low pass (sinc squared), which is optional.
     """
 
     def spread(r):
@@ -126,14 +126,14 @@ def point_fwhm(name: str, cutoff: float, sigma: float, interpolated: bool = True
 
 
 def profile_fwhm(profile: np.ndarray) -> float:
-    """Width of a peak of which ``profile`` is one flank, from its top in steps of 1: straight in ln over square."""
+    """Width of a peak whose flank is ``profile``, from its top in steps of 1: linear in ln over square."""
     falling = profile[: np.argmax(profile < 0.3 * profile[0]) + 1] / profile[0]
     r = np.arange(falling.size)
     return 2 * float(np.sqrt(np.interp(np.log(2), -np.log(falling), r**2)))
 
 
 def chang_factor(radius_cm: float, disc_cm: float, per_cm: float) -> float:
-    """Over the mean attenuation to all sides, from a point in a uniform disc."""
+    """Reciprocal of the mean attenuation in all directions, from a point in a uniform disc."""
 
     def passed(angle):
         path = np.sqrt(disc_cm**2 - (radius_cm * np.sin(angle)) ** 2) - radius_cm * np.cos(angle)

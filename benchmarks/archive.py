@@ -1,8 +1,8 @@
-"""How long an archive of DICOM files in nested folders takes to be found and read, and is nothing in it lost?
+"""How long does it take to find and read an archive of DICOM files in nested folders, and is every file accounted for?
 
     python -m benchmarks.archive [--files 2000] [--n-jobs 2]
 
-One file in twenty is odd: of another modality, a capture of the screen, a report, a DICOMDIR, a picture, notes, or
+One file in twenty is odd: another modality, a screen capture, a report, a DICOMDIR, a picture, notes, or
 empty. Targets: 2,000 files in at most 10 s on two cores, memory that does not grow with the number of scans, and each
 odd file listed once, with the reason.
 """
@@ -27,7 +27,7 @@ from datxai.progress import parallel
 from datxai.scan import Scan
 
 SLICES, SHAPE, VOXEL_MM = 38, (64, 64), 4.0
-ODD = 20  # one file in so many
+ODD = 20  # one file in this many
 NM, CT, CAPTURE, REPORT = (f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("20", "2", "7", "88.11"))
 
 
@@ -61,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def read_scan(scan: CohortScan) -> tuple[tuple[int, ...], list[str], float]:
-    """The shape of a scan, what lies beside it, and the peak memory of this process in MiB."""
+    """The shape of a scan, the files beside it, and the peak memory of this process in MiB."""
     opened = Scan(scan.files, scan.format)
     volume = opened.read(Reconstruction())
     listed = [f"{path}: {reason}" for path, reason in opened.others]
@@ -69,7 +69,7 @@ def read_scan(scan: CohortScan) -> tuple[tuple[int, ...], list[str], float]:
 
 
 def make_archive(root: Path, files: int) -> list[Path]:
-    """Write scans of one file per slice, each some folders down, and odd files among them; the odd ones."""
+    """Write scans of one file per slice, in nested folders, with odd files among them; return the odd ones."""
     rng = np.random.default_rng(0)
     n_odd = files // ODD
     people = [f"{number:03d}" for number in range(max((files - n_odd) // SLICES, 2))]

@@ -1,8 +1,8 @@
-"""Does the simulated camera count what a camera would? One table, targets beside what is measured.
+"""Does the simulated camera count like a real camera? One table of targets and measurements.
 
     python -m benchmarks.camera [--device cpu] [--rounds 5]
 
-Oracles are closed formulas. Settings are those of the default run (4 mm voxels and bins, 60 views) unless a line says
+References are closed formulas. Settings are those of the default run (4 mm voxels and bins, 60 views) unless stated
 otherwise. Seconds are medians; on the CPU of one thread.
 """
 
@@ -111,7 +111,7 @@ def measure_point(
 
 
 def measure_cylinder(grid: Grid = HEAD, camera: Camera = DIRECT, device: str = "cpu") -> tuple[float, float]:
-    """What the middle ray of a cylinder of active water keeps of its counts in air: (1 - exp(-mu d)) / mu d, and found.
+    """Share of counts in air in the middle ray of a cylinder of active water: (1 - exp(-mu d)) / mu d, and measured.
 
     The cylinder's axis is that of rotation.
     """
@@ -140,7 +140,7 @@ def measure_conservation(camera: Camera = DIRECT, device: str = "cpu") -> float:
 
 
 def measure_shares(device: str = "cpu") -> list[float]:
-    """Shares of what a large detector sees of a source in air: direct, scattered by the collimator, through septa."""
+    """Shares of a large detector's counts of a source in air: direct, scattered by the collimator, through septa."""
     large = replace(DIRECT, views=2, rows=400, bins=400)
     default = Camera()
     parts = ({}, {"collimator_scatter": default.collimator_scatter}, {"penetration": default.penetration})
@@ -150,7 +150,7 @@ def measure_shares(device: str = "cpu") -> list[float]:
 
 
 def count_photons(device: str = "cpu") -> tuple[float, float]:
-    """Counts asked for, and counts of an acquisition with all that the camera models."""
+    """Requested counts, and counts of an acquisition with all effects of the camera."""
     camera = Camera()
     found = acquire(point(HEAD, MIDDLE), empty(HEAD), camera, np.random.default_rng(0), device)
     return camera.counts, float(found.sum(dtype=np.float64))
@@ -165,7 +165,7 @@ def compare_devices(device: str) -> float:
 
 
 def clock(bins: int, device: str, rounds: int) -> float:
-    """Median seconds to simulate one subject's acquisition; the first, which makes the average head, does not count."""
+    """Median seconds to simulate one subject's acquisition, excluding the first, which makes the average head."""
     seconds = []
     for subject in draw_population(rounds + 1):
         begin = time.process_time() if device == "cpu" else time.perf_counter()

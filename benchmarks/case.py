@@ -2,12 +2,11 @@
 
     python -m benchmarks.case [--rounds 5] [--folder DIR] [--settings experiment=paper]
 
-On the paper's grid and network (2 mm, 236 million parameters), or those of other settings, with two threads: the
-weights lie on disk and are random, since the time does not depend on them, and so are the tables of the run they belong
-to. Each round starts the command ``datxai case`` anew on projections of 60 views and 64 rows. ``work`` is everything
-after what the scan has no part in: imports, opening the network, template and atlas. Targets: work 3 s, all 8 s, and
-weights that are mapped, not copied: they count as memory of the process once, as pages of the file, and not a second
-time.
+Uses the paper's grid and network (2 mm, 236 million parameters), or those of other settings, with two threads. The
+weights on disk and the tables of their run are random, because the time does not depend on them. Each round starts the
+command ``datxai case`` again on projections of 60 views and 64 rows. ``work`` is everything after the steps that do not
+depend on the scan: imports, opening the network, template and atlas. Targets: work 3 s, total 8 s, and
+weights that are mapped, not copied: they count as memory of the process once, as pages of the file, not twice.
 """
 
 import argparse
@@ -62,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def begin_run(run: Run, words: list[str]) -> Config:
-    """Write the record of a run of some settings, in words of the command, by which it counts as begun."""
+    """Write the record of a run from command-line settings, so that the run counts as started."""
     text = subprocess.run(
         [sys.executable, "-m", "datxai", "--cfg", "job", "--resolve", *words],
         capture_output=True, text=True, check=True,
@@ -73,7 +72,7 @@ def begin_run(run: Run, words: list[str]) -> Config:
 
 
 def make_run(run: Run, words: list[str]) -> None:
-    """A finished run of some settings, but for what it found: weights, means and tables are random."""
+    """A finished run with some settings and random results: weights, means and tables."""
     settings = begin_run(run, words)
     grid, rng = grid_of(settings), np.random.default_rng(0)
     chosen = settings.network
@@ -114,13 +113,13 @@ def make_scan(path: Path) -> None:
 
 
 def read_once(run: Run, scan: Path) -> dict[str, float]:
-    """Seconds of ``datxai case``, stage by stage and in all, and the peak of its memory in GB."""
+    """Seconds of ``datxai case``, by stage and in total, and its peak memory in GB."""
     begin = time.perf_counter()
     command = [sys.executable, "-m", "datxai", "case", f"scan={scan}", f"run={run.folder}"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, **THREADS})
     _, status, used = os.wait4(child.pid, 0)
     seconds = time.perf_counter() - begin
-    child.returncode = os.waitstatus_to_exitcode(status)  # else it counts as still running
+    child.returncode = os.waitstatus_to_exitcode(status)  # otherwise it counts as still running
     if child.returncode:
         sys.exit(f"datxai case ended with {child.returncode}")
     stages = read_json(run.folder / "cases" / scan.stem / "prediction.json")["timings"]

@@ -1,17 +1,17 @@
-"""What a relevance map costs: time and peak memory beside those of one forward pass, and error against float64.
+"""Cost of a relevance map: time and peak memory relative to one forward pass, and error against float64.
 
     python -m benchmarks.explain                                           # the 4 mm grid, batch 1: a minute
     python -m benchmarks.explain --grids mni_4mm mni_2mm_paper --batches 1 4 --memory 1 4 16 --json explain.json
     python -m benchmarks.explain --network resnet3d --batches 1 4 --no-slow
 
-All variants take turns, round after round, in one process, so that a busy machine slows all of them alike; medians and
-quartiles over rounds (the slow ones, captum's perturbations and paths, run in the first two only). Every variant gives
-the map of the reduced class; LRP through the composite of Nazari et al. 2022, or for another network through that of
-``composite=auto``: by `attribute`, also with Zennit's own hooks in it, and by Zennit alone (of the paper's network),
-on the network as PyTorch builds it. Weights are random, unless those of a run are given; scans are random, half of
-their voxels zero. The forward pass is the same network's without gradient, in float32, and its memory layout the one
-in which trained networks are loaded. Freed memory is kept for all variants alike (see `datxai.memory`). Peak memory is
-that of a process which does nothing else, everything included; on a GPU, that of its tensors.
+All variants alternate, round by round, in one process, so that a busy machine slows all of them equally. The results
+are medians and quartiles over rounds (the slow variants, captum's perturbations and paths, only run in the first two).
+Every variant computes the map of the reduced class. LRP uses the composite of Nazari et al. 2022, or for another
+network ``composite=auto``: with `attribute`, also with Zennit's own hooks in it, and with Zennit alone (for the paper's
+network), on the network as PyTorch builds it. Weights are random, unless you pass a run; scans are random, with half of
+their voxels zero. The forward pass is the same network's without gradient, in float32, with the memory layout
+in which trained networks are loaded. All variants reuse freed memory (see `datxai.memory`). Peak memory is
+the total of a process which does nothing else; on a GPU, that of its tensors.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ LRP = {
     "LRP, stock Zennit": {"rules": "zennit"},
 }
 if not (torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-    del LRP["LRP, bf16"]  # minutes a map on a processor without instructions for it
+    del LRP["LRP, bf16"]  # minutes per map on a processor without instructions for it
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -117,7 +117,7 @@ def lrp(model: nn.Module, x: Tensor, **choice) -> Tensor:
 
 
 def variants_of(model: nn.Module, x: Tensor, no_slow: bool = False) -> dict[str, Callable[[], object]]:
-    """What is measured, by name."""
+    """The variants, by name."""
     from captum.attr import IntegratedGradients, Occlusion, Saliency
     from zennit.attribution import Gradient
 
@@ -151,7 +151,7 @@ def variants_of(model: nn.Module, x: Tensor, no_slow: bool = False) -> dict[str,
 
 
 def interleaved(variants: Mapping[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every variant in every round, after one round that does not count."""
+    """Seconds of every variant in every round, after a warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(-1, rounds):
         for name, run in variants.items():
@@ -176,7 +176,7 @@ def errors_of(model: nn.Module, x: Tensor) -> dict[str, float]:
 
 
 def peaks_of(variants: Mapping, grid: str, batch: int, options: argparse.Namespace) -> dict[str, float]:
-    """GiB of every variant, each in a process of its own; none of those that this machine's memory is too small for."""
+    """GiB of every variant, each in a separate process; variants that do not fit in memory are skipped."""
     command = [sys.executable, "-m", "benchmarks.explain", "--grids", grid, "--memory", str(batch)]
     command += ["--device", options.device, "--threads", str(options.threads), "--network", options.network]
     command += ["--weights", str(options.weights)] if options.weights else []
@@ -202,8 +202,8 @@ def peak_gib(options: argparse.Namespace) -> float:
 
 
 def row(name: str, times: Mapping, peaks: Mapping, errors: Mapping) -> dict:
-    """What was found out about one variant: median seconds of the whole batch, quartiles of the ratio to the forward
-    pass of the same round, which a machine that is slow for a while leaves as it is."""
+    """Results of one variant: median seconds of the whole batch, quartiles of the ratio to the forward
+    pass of the same round, which is robust against temporary slowdowns."""
     found = {"variant": name, "peak_gib": peaks.get(name), "error": errors.get(name)}
     if peaks:
         found["peak_x_forward"] = peaks[name] / peaks["forward"] if name in peaks else None

@@ -1,9 +1,9 @@
-"""What becomes of a run whose files are damaged, whose commands are killed, and whose disk is full; and of bad inputs.
+"""Test a run with damaged files, killed commands, a full disk, and bad inputs.
 
     python -m benchmarks.faults run=runs/phantom minutes=10 seed=0
 
-Works on a copy of a finished run. A row per kind of fault: how many there were, how many were ``refused`` by one
-sentence, ``made again`` as it was before, or ``harmless``; and, which must stay 0, how many ended in a ``traceback`` or
+Works on a copy of a finished run. Each kind of fault has a row: how many there were, how many were ``refused`` with one
+sentence, ``made again`` as before, or ``harmless``; and, which must be 0, how many ended in a ``traceback`` or
 a ``silent`` difference, took more than ten seconds (``slow``), or left ``litter``.
 """
 
@@ -57,7 +57,7 @@ def flip(content: bytes, chance: random.Random) -> bytes:
 
 
 def swap(content: bytes, chance: random.Random) -> bytes:
-    """Two pieces of a file change places, as they do where blocks are written in another order."""
+    """Swap two pieces of a file, as if blocks were written in another order."""
     a, b = sorted(chance.randrange(len(content)) for _ in range(2))
     return content[:a] + content[b:] + content[a:b]
 
@@ -74,7 +74,7 @@ DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
 
 @contextmanager
 def damaged(path: Path, kind: str, chance: random.Random) -> Iterator[bool]:
-    """A file while it is damaged; whether it differs at all. Its size may be as before, its time never is."""
+    """Damage a file temporarily; yields whether it differs. Its size may be unchanged, its time never is."""
     content, state = path.read_bytes(), path.stat()
     changed = DAMAGES[kind](content, chance) if content else b"x"
     if kind == "gone":
@@ -92,7 +92,7 @@ def damaged(path: Path, kind: str, chance: random.Random) -> Iterator[bool]:
 def judge(
     work: Callable[[], object], is_as_before: Callable[[], bool], differs: bool = True, slow_s: float = SLOW_S
 ) -> str:
-    """What work on something damaged came to."""
+    """Outcome of a command on damaged input."""
     begin = time.monotonic()
     try:
         work()
@@ -100,14 +100,14 @@ def judge(
         outcome = outcome if differs else "harmless"
     except InputError:
         outcome = "refused"
-    except Exception as error:  # what a user must never see
+    except Exception as error:  # must never reach a user
         print(f"  {type(error).__name__}: {error}", file=sys.stderr)
         outcome = "traceback"
     return "slow" if time.monotonic() - begin > slow_s else outcome
 
 
 def damage_files(folder: Path, chance: random.Random, until: float) -> Counter:
-    """Files of a run are damaged one at a time, then it is read as commands do: it has to be refused."""
+    """Damage files of a run one at a time, then read it like a command: it must be refused."""
     run, outcomes = Run(folder), Counter()
     last = next(stage for stage in reversed(STAGES) if stage in run.entries())
     names = [name for entry in run.entries().values() for name in entry["files"]] + [run.manifest.name, str(RECORD)]
@@ -117,7 +117,7 @@ def damage_files(folder: Path, chance: random.Random, until: float) -> Counter:
         Run(folder).entry(last, "faults")
         assert read_record(folder) is not None, "taken for a folder where no run has been begun"
 
-    def says_the_same():  # what is read, though a byte that says nothing differs
+    def says_the_same():  # readable, because the changed byte has no meaning
         now = run.entries()
         return read_record(folder) == before[1] and all(before[0][stage].items() <= now[stage].items() for stage in now)
 
@@ -129,7 +129,7 @@ def damage_files(folder: Path, chance: random.Random, until: float) -> Counter:
 
 
 def mutate_inputs(place: Path, chance: random.Random, until: float) -> Counter:
-    """Files of every kind that is read, mutated: each is read, or refused."""
+    """Mutate files of every supported kind: each must be read or refused."""
     save(Volume(np.arange(60.0).reshape(3, 4, 5), np.diag([4, 4, 4, 1.0])), place / "a.nii.gz")
     save(Volume(np.arange(60.0).reshape(3, 4, 5), np.diag([4, 4, 4, 1.0])), place / "b.nii")
     rows = "".join(f"sub-{n}\t{50 + n}\t{n % 2}\n" for n in range(9))
@@ -151,9 +151,9 @@ def mutate_inputs(place: Path, chance: random.Random, until: float) -> Counter:
 
 
 def fail_writes(folder: Path, chance: random.Random, until: float) -> Counter:
-    """The disk is full when a file is first put in its place, for one file of the run after the other; then there is
-    room, and the same work goes on, until what the stage has made is as before."""
-    outcomes, pipeline = Counter(), Pipeline(folder, n_jobs=1)  # in this process, where writing fails
+    """Fill the disk when a file is first written, for each file of the run in turn; then free it
+    and resume, until the output of the stage is as before."""
+    outcomes, pipeline = Counter(), Pipeline(folder, n_jobs=1)  # in this process, in which writing fails
     for stage in _stages(folder):
         if time.monotonic() > until:
             break
@@ -198,7 +198,7 @@ def _stages(folder: Path) -> list[str]:
 
 
 def kill(folder: Path, chance: random.Random, until: float) -> Counter:
-    """Commands are killed at random moments and given again: what they make is what they would have made."""
+    """Kill commands at random moments and repeat them: the result must equal that of an uninterrupted one."""
     outcomes, command = Counter(), [sys.executable, "-m", "datxai"]
     stages = [stage for stage in _stages(folder) if stage != "report"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}

@@ -1,17 +1,17 @@
-"""Find what the phantom's anatomy and camera leave open, from real scans through the whole chain.
+"""Fit the free parameters of the phantom to real scans, through the whole chain.
 
     python -m benchmarks.fit_phantom FOLDER [--heads 32] [--people 1440] [--n-jobs 2]
 
-Sought are the binding of the striatum's regions, the uptake of others, how binding varies between people and how it is
-lost, and how far two readers differ. Given are the real values of `benchmarks.phantom`, the difficulty of clinical data
-(balanced accuracy and AUC of the SBR cutoff) and the rate at which the paper's readers disagree.
+The parameters are the binding of the striatum's regions, the uptake of others, how binding varies between people and
+how it is lost, and how far two readers differ. The targets are the real values of `benchmarks.phantom`, the difficulty
+of clinical data (balanced accuracy and AUC of the SBR cutoff) and the rate at which the paper's readers disagree.
 
-Counts are linear in uptake, and so is all that follows but the registration, which hardly depends on it. So every head
-is scanned once for each region alone (projections, filtered back projection, registration, resampling, as the default
-run does) and once for its noise. Any population then is a weighted sum of these scans, from which the measures
-follow in a second. FOLDER keeps them: a fit that was killed goes on. Heads and people are those of seeds
-that no other command uses. It ends with the constants for `phantom/population.py`, `phantom/anatomy.py` and
-`phantom/reads.py`, and with what is left of the differences.
+Counts are linear in uptake, and so are all later steps except registration, which hardly depends on it. So every head
+is scanned once for each region separately (projections, filtered back projection, registration, resampling, as in the
+default run) and once for its noise. Any population is then a weighted sum of these scans, and its measures take
+a second to compute. FOLDER stores the scans, so an interrupted fit resumes. Heads and people use seeds
+that no other command uses. The command prints the constants for `phantom/population.py`, `phantom/anatomy.py` and
+`phantom/reads.py`, and the residuals.
 """
 
 from __future__ import annotations
@@ -75,28 +75,28 @@ from datxai.volume import Grid, Volume, resample
 HEADS_SEED, PEOPLE_SEED = 3_141_592, 2_718_281
 NETWORK_GRID = Grid.axis_aligned((47, 59, 47), (3, 3, 3), (-69, -105, -60), "mni_3mm")  # of the default run
 CAMERA = {"rows": 64, "bins": 64, "pixel_mm": 4.0}
-BALANCED_ACCURACY, AUC, DISAGREEMENT = (0.935, 0.015), (0.983, 0.007), (0.025, 0.004)  # and what they may miss by
+BALANCED_ACCURACY, AUC, DISAGREEMENT = (0.935, 0.015), (0.983, 0.007), (0.025, 0.004)  # and their tolerances
 STRIATUM = [f"{region}_{side}" for side in HEMISPHERES for region in BINDING]
-COURSE = ("caudate", "putamen_anterior", "putamen_posterior")  # whose loss is sought; the middle's is the unit
+COURSE = ("caudate", "putamen_anterior", "putamen_posterior")  # whose loss is fitted; the middle's is the unit
 TOLERANCES = {"average": 0.05, "profile": 0.15, "median": 0.06, "tails": 0.12, "asymmetry": 3.0}
 UNMEASURED = (("cingulate",), ("parietal",), ("cerebellum",), ("white",))
 STEP = 0.03  # of the log, for the slopes
-EMPHASIS = 1.7  # power of a residual: the larger, the more the worst rows count
-BINDING_SPREAD, COURSE_SPREAD, UPTAKE_SPREAD = 0.5, 0.4, 0.12  # of the log: how far from the start each may go
-UNMEASURED_SPREAD = 0.03  # of the uptake that no real value is of: what it might mend has other causes
+EMPHASIS = 1.7  # power of a residual: larger gives more weight to the worst rows
+BINDING_SPREAD, COURSE_SPREAD, UPTAKE_SPREAD = 0.5, 0.4, 0.12  # of the log: how far each may move from the start
+UNMEASURED_SPREAD = 0.03  # of uptake without a real value: deviations that it could fix have other causes
 RIVALS_MM = ((22, 2, 0), (22, 6, 0), (22, 6, 4), (22, 10, 0), (26, 2, 0), (14, 14, 4))  # where the mean must not peak
 
 
 class Parameters(NamedTuple):
-    """What is sought: ``uptake`` per group of regions that share one."""
+    """The fitted parameters: ``uptake`` per group of regions that share one."""
 
     biology: Biology
     case_spread: float
     uptake: dict[tuple[str, ...], float]
 
 
-# Where the search begins and what it is held to where the real values say nothing: binding as even as may be, and a
-# loss from rear to front. It is not changed with the constants that are found, so that the fit can be repeated.
+# Starting point of the search, and prior where there are no real values: binding as uniform as possible, and a
+# loss from rear to front. It is not updated with the fitted constants, so that the fit can be repeated.
 START = Parameters(
     Biology(
         binding=(4.5, 4.5, 6.0, 1.2, 7.0, 7.0, 7.0, 3.5),
@@ -119,7 +119,7 @@ START = Parameters(
 
 
 class HeadScans(NamedTuple):
-    """One head's scans of each part alone: `STRIATUM` and the groups of `START.uptake` at uptake 1, the rest, noise.
+    """One head's scans of each single part: `STRIATUM` and the groups of `START.uptake` at uptake 1, the rest, noise.
 
     ``slab`` (parts, pixels), ``volume`` (parts, X, Y, Z) on `NETWORK_GRID`, ``putamen`` (parts, sides, voxels of the
     ROI), ``reference`` (parts, some voxels of the reference region), ``sums`` (parts but the noise): all counts.
@@ -133,7 +133,7 @@ class HeadScans(NamedTuple):
 
 
 def scan_head(index: int, folder: Path, n_views: int) -> Path:
-    """Make the scans of a head, or find them made."""
+    """Make the scans of a head, or load them."""
     geometry = {"views": n_views} | CAMERA
     subject = draw_head_of(index)
     scan = subject.acquisition
@@ -169,7 +169,7 @@ def scan_head(index: int, folder: Path, n_views: int) -> Path:
 
 
 class Anatomy(NamedTuple):
-    """A head, how it is scanned, its uptake outside the striatum over the average's, and binding (sides, regions)."""
+    """A head, its acquisition, its uptake outside the striatum over the average's, and binding (sides, regions)."""
 
     head: Head
     acquisition: Acquisition
@@ -178,7 +178,7 @@ class Anatomy(NamedTuple):
 
 
 def draw_head_of(index: int) -> Anatomy:
-    """The person whose head it is, every other one with a loss; whatever the constants in the code are."""
+    """The person with this head, every other one with a loss; independent of the constants in the code."""
     rng = np.random.default_rng([HEADS_SEED, index])
     sex, age = "FMMF"[index % 4], float(np.clip(rng.normal(67.5, 11.3), 30, 95))
     head, acquisition = draw_head(rng, age, sex), draw_acquisition(rng)
@@ -213,7 +213,7 @@ def weigh(sought: Parameters, binding: np.ndarray) -> np.ndarray:
 
 
 def load_head(path: Path) -> HeadScans:
-    """What is measured in the scans of a head."""
+    """Measures of the scans of a head."""
     atlas = load_atlas()
     regions, pixels = make_regions(WORKING_GRID, atlas), _slab_pixels(make_slab_regions(atlas))
     reference = np.flatnonzero(regions["reference_region"])[::20]
@@ -234,7 +234,7 @@ def _slab_pixels(regions: dict[str, np.ndarray]) -> np.ndarray:
 
 
 class Measures(NamedTuple):
-    """What a population shows: rows, profiles and peak of the mean normal scan, rows of the slabs per label,
+    """Measures of a population: rows, profiles and peak of the mean normal scan, rows of the slabs per label,
     balanced accuracy, AUC, share of cases that the readers disagree on."""
 
     rows: dict[str, float]
@@ -263,14 +263,14 @@ class Population:
         ]
 
     def measure(self, sought: Parameters) -> Measures:
-        """What this population shows, if it is as ``sought``."""
+        """Measures of this population with the parameters ``sought``."""
         cases = [
             draw_case(np.random.default_rng([PEOPLE_SEED, i]), age, sex, sought.biology, sought.case_spread)
             for i, (sex, age) in enumerate(self.people)
         ]
         labels = np.array([settle(case.reads) for case in cases])
         weights = np.stack([weigh(sought, case.binding) for case in cases])
-        heads = (2 * np.arange(len(cases)) + labels) % len(self.heads)  # of those scanned with a loss, or without
+        heads = (2 * np.arange(len(cases)) + labels) % len(self.heads)  # of people scanned with or without a loss
         slabs, lower = {}, np.zeros(len(cases))
         mean = np.zeros(NETWORK_GRID.shape)
         for h, head in enumerate(self.heads):
@@ -307,7 +307,7 @@ class Population:
 
 
 def compare(found: Measures) -> np.ndarray:
-    """What differs from the real values, in units of what is tolerated."""
+    """Differences from the real values, in units of the tolerance."""
     rows = [np.log(found.rows[name] / real) / TOLERANCES["average"] for name, real in AVERAGE.items()]
     slabs = []
     for name, real in SLABS.items():
@@ -343,7 +343,7 @@ def pack(sought: Parameters) -> np.ndarray:
 
 
 def unpack(vector: np.ndarray) -> Parameters:
-    """The inverse of `pack`. Bridges lose as the mean of the regions they join, the accumbens half as the caudate."""
+    """The inverse of `pack`. Bridges lose as much as the mean of the joined regions, the accumbens half the caudate."""
     values = np.exp(vector[:-1])
     k = len(BINDING)
     caudate, anterior, posterior = values[k + 6 : k + 9]
@@ -364,7 +364,7 @@ def unpack(vector: np.ndarray) -> Parameters:
 
 
 def fit(population: Population, steps: int, n_jobs: int) -> Parameters:
-    """Least squares, held near the start where the real values say nothing."""
+    """Least squares, regularised towards the start where there are no real values."""
     first = pack(START)
     n, m = len(BINDING), len(START.uptake)
     sizes = [n, len(first) - n - m - 1, m, 1]
@@ -380,7 +380,7 @@ def fit(population: Population, steps: int, n_jobs: int) -> Parameters:
         slopes = np.stack([(changed - here) / STEP for changed in moved], axis=1)
         return np.concatenate([slopes, np.diag(1.0 / spread)])
 
-    with joblib.Parallel(n_jobs=n_jobs, mmap_mode="r") as pool:  # the scans are handed over once
+    with joblib.Parallel(n_jobs=n_jobs, mmap_mode="r") as pool:  # the scans are passed once
         return unpack(least_squares(residuals, first, jacobian, max_nfev=steps, verbose=2, x_scale=spread).x)
 
 
@@ -389,7 +389,7 @@ def _compare(population: Population, vector: np.ndarray) -> np.ndarray:
 
 
 def describe(sought: Parameters, found: Measures) -> str:
-    """The constants, as code, and what is left of the differences."""
+    """The constants, as code, and the residuals."""
     def numbers(values: Sequence[float]) -> str:
         return f"({', '.join(f'{value:.3g}' for value in values)})"
 

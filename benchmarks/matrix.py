@@ -1,10 +1,10 @@
-"""Is the binding ratio that of the head, whatever matrix and bin it was acquired with?
+"""Is the binding ratio independent of the acquisition matrix and bin size?
 
     python -m benchmarks.matrix [--subjects 20] [--bins-mm 2 3 3.9 4 4.8] [--rows 128] [--n-jobs 2]
 
 The same people are acquired with 64 x 64 bins of 4 mm and with ROWS x 128 bins of other widths, reconstructed,
-registered and measured as the default run does. A row per width: how many scans are refused, how many are not green,
-and how far the mean binding ratio of each region lies from that of 64 x 64 bins (aim: none refused, 3 %).
+registered and measured as in the default run. A row per width: how many scans are refused, how many are not green,
+and how much the mean binding ratio of each region differs from that of 64 x 64 bins (target: none refused, 3 %).
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def measure(imaging: Imaging, subject: Subject, rows: int, bins: int, width: float, views: int) -> np.ndarray:
-    """Whether a scan is not green, and its binding ratios; NaN where it is refused.
+    """Whether a scan is not green, and its binding ratios; NaN if it is refused.
 
-    The camera waits as long as for the usual matrix: what a wider field counts is counted besides.
+    The acquisition time is that of the usual matrix: counts in a wider field are additional.
     """
     head = place(subject.head, subject.uptake, centred_grid(HEAD_SHAPE, VOXEL_MM))
     cameras = [

@@ -1,13 +1,14 @@
-"""Of normal cases that a run has not seen, how many are beyond its normal range? Five in a hundred, by promise.
+"""How many normal cases that a run has not seen are outside its normal range? Nominally five in a hundred.
 
     python -m benchmarks.normal_ranges RUN [--scans 400] [--seed 7001] [--n-jobs -1] [--keep FILE]
 
 New phantoms, labelled normal by their readers as the run's are, go through the run's camera and imaging. Each measure
-is held against the run's normal range, by age and sex; told is how many have |z| > 1.96, with Wilson's 95 % interval.
+is compared with the run's normal range, by age and sex; the table has how many have |z| > 1.96, with Wilson's 95 %
+interval.
 
-One run's range is off by chance: n cases tell a standard deviation to 1 / sqrt(2 n), so that of 125 the rate is 3.7 to
-6.5 % in two of three runs. ``model`` is the rate without that: each new case held against ranges of the other new cases
-(ten parts, each in turn). With --keep, what was measured is kept in FILE, and not made again.
+One run's range has a sampling error: n cases determine a standard deviation to 1 / sqrt(2 n), so with 125 the rate is
+3.7 to 6.5 % in two of three runs. ``model`` is the rate without it: each new case compared with ranges of the other new
+cases (ten parts, each in turn). With --keep, measurements are stored in FILE and reused.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def measure(settings: Config, camera: dict[str, float], seed: int, number: int) -> dict | None:
-    """Age, sex and measures of a normal subject; None where its scan cannot be used."""
+    """Age, sex and measures of a normal subject; None if its scan cannot be used."""
     subject = draw_subject(seed, number, 0, SEXES[number % 2])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "scan.dcm")
@@ -88,7 +89,7 @@ def prepare_imaging(settings: Config) -> Imaging:
 
 
 def describe(ranges: Mapping[str, NormalRange], cases: Sequence[Mapping], n: int) -> Iterator[str]:
-    """The table: rows of measures, and of each sex how many are beyond the range of the run, and of the model."""
+    """The table: rows of measures, and for each sex how many are outside the range of the run, and of the model."""
     yield f"Range of {n} normal cases, {len(cases)} new ones; |z| > {BEYOND}, %:"
     yield ""
     yield "| | F | M | both | model, F | model, M | model, both |"

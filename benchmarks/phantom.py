@@ -1,14 +1,14 @@
-"""Does the phantom's striatum look like that of real scans? The same measures of a run's scans beside real values.
+"""Does the phantom's striatum look like that of real scans? Compare measures of a run's scans with real values.
 
     datxai simulate run=RUN_DIR data.n_subjects=300 data.seed=123
     datxai preprocess run=RUN_DIR
     python -m benchmarks.phantom RUN_DIR [--markdown FILE]
 
-The real values were measured on scans that may not be passed on, by the regions and measures of this project:
+The real values were measured on scans that may not be redistributed, with the regions and measures of this project:
 
-- the average of normal FP-CIT scans in MNI space, symmetric, 2 mm; beside it stands the mean normal scan of the run;
+- the average of normal FP-CIT scans in MNI space, symmetric, 2 mm; compared with the mean normal scan of the run;
 - 645 single scans of PPMI (212 controls, 433 patients), each the mean of the six 2 mm slices at z = -2 to 8 mm, over
-  the 75th percentile of a ring around the striata. Iterative reconstruction: their noise is no target.
+  the 75th percentile of a ring around the striata. Iterative reconstruction: their noise is not a target.
 
 `benchmarks.fit_phantom` fits the phantom to them.
 """
@@ -69,7 +69,7 @@ HEMISPHERES = ("left", "right")
 
 
 class Average:
-    """What is measured in the mean of normal scans."""
+    """Measures of the mean of normal scans."""
 
     def __init__(self, atlas: Atlas):
         self.regions = make_regions(WORKING_GRID, atlas)
@@ -80,7 +80,7 @@ class Average:
         }
 
     def measure(self, mean: Volume) -> tuple[dict[str, float], list[np.ndarray], tuple[float, np.ndarray]]:
-        """Rows as in `AVERAGE`, profiles as in `PROFILES`, and the hottest voxel: its value and place in MNI mm."""
+        """Rows as in `AVERAGE`, profiles as in `PROFILES`, and the hottest voxel: its value and position in MNI mm."""
         mean = scale(resample(mean, WORKING_GRID), self.regions["reference_region"])
         sbr = measure_sbr(mean, self.regions)
         rows = {
@@ -108,7 +108,7 @@ def read_profile(volume: Volume, profile: tuple) -> np.ndarray:
 
 
 def make_slab_regions(atlas: Atlas) -> dict[str, np.ndarray]:
-    """Regions of the slab, boolean (91, 109): what is near putamen and caudate of each side, the putamen's front and
+    """Regions of the slab, boolean (91, 109): around putamen and caudate of each side, the putamen's front and
     rear, and the ring whose 75th percentile is the reference."""
     parcels, names = make_parcellation(SLAB, atlas)
     anatomy = {name: (parcels == number).any(axis=2) for number, name in names.items()}

@@ -1,12 +1,12 @@
-"""datxai's metrics beside those of Quantus 0.6.0 on a small network in three dimensions.
+"""Compare datxai's metrics with those of Quantus 0.6.0 on a small network in three dimensions.
 
     pip install quantus==0.6.0
     python -m benchmarks.quantus
 
-Prints both numbers of every metric that both have; ends with an error if one that should agree differs by more than
-1e-4. Max-sensitivity gets the same noise in both, SSIM the same voxels. Region perturbation of Quantus knows two
-dimensions only: what it does with a volume is printed. Its cascade of randomised parameters draws new weights from
-each layer's own initialisation, which is another test than datxai's, and is left out.
+Prints both numbers of every metric that both have; fails if numbers that should agree differ by more than
+1e-4. Max-sensitivity uses the same noise in both, SSIM the same voxels. Region perturbation of Quantus only supports
+two dimensions: its result on a volume is printed. Its cascade of randomised parameters draws new weights from
+each layer's own initialisation, which is a different test than datxai's, and is left out.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main() -> None:
         [correlation_spearman(*(data.ravel() for data in absolute))],
         [found["spearman_abs"]],
     )
-    inside = np.zeros(SHAPE, bool)  # of the rim, which Quantus leaves out, as wide as half a window
+    inside = np.zeros(SHAPE, bool)  # of the margin, half a window wide, which Quantus leaves out
     inside[(slice(WINDOW // 2, -(WINDOW // 2)),) * 3] = True
     alike = [np.where(inside, np.abs(data), 0) for data in (a, b)]
     scaled = [data / data.max() for data in alike]
@@ -107,14 +107,14 @@ def main() -> None:
     try:
         curve = ask(quantus.RegionPerturbation, patch_size=4, regions_evaluation=3, abs=False)
         print(f"region perturbation    Quantus gives {np.round(np.array(curve)[0], 4)}")
-    except Exception as error:  # whatever it fails with is what is to be shown
+    except Exception as error:  # any error is shown
         print(f"region perturbation    Quantus fails in 3-D: {type(error).__name__}: {str(error).splitlines()[0]}")
     if wrong:
         raise SystemExit(f"These should agree within {TOLERANCE:g} and do not: {', '.join(wrong)}.")
 
 
 def make_case(model: nn.Module, x: torch.Tensor) -> tuple[Case, Callable]:
-    """The map of output 0 by input x gradient, as both want it: a `Case`, and a function for Quantus."""
+    """The map of output 0 by input x gradient, for both: a `Case`, and a function for Quantus."""
 
     def explain(model: nn.Module, x: torch.Tensor, target: int = 0) -> torch.Tensor:
         return attribute(model, x.float(), "input_x_gradient", target=target, ledger=False).relevance[:, 0]

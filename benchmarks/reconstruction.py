@@ -1,8 +1,8 @@
-"""Is filtered back projection right, and how long does it take? One table, targets beside what is measured.
+"""Is filtered back projection right, and how long does it take? One table of targets and measurements.
 
     python -m benchmarks.reconstruction [--rounds 7] [--tiny]
 
-Oracles are closed formulas (`benchmarks.analytic`) and scikit-image's iradon. Seconds are medians of interleaved
+References are closed formulas (`benchmarks.analytic`) and scikit-image's iradon. Seconds are medians of interleaved
 rounds on one thread of the CPU, where reconstruction runs.
 """
 
@@ -22,7 +22,7 @@ from datxai.imaging import reconstruction
 from datxai.imaging.reconstruction import FILTERS, reconstruct
 
 PIXEL_MM = 4.0
-EDGE_BINS = 4  # nearer to an edge, ringing is all there is
+EDGE_BINS = 4  # nearer to an edge, ringing dominates
 FINE = 8  # parts of a bin, where an image is band-limited
 CASES = ((64, 60, 64), (64, 60, 128), (128, 120, 128))  # rows, views, bins; iradon takes the last
 TINY = ((4, 30, 16), (4, 30, 32), (8, 40, 32))
@@ -52,7 +52,7 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def measure_head(bins: int, views: int):
-    """Error against the analytic head, and how much of it is the blur that bins, filter and interpolation must make."""
+    """Error against the analytic head, and the part due to the inevitable blur of bins, filter and interpolation."""
     angles = np.arange(views) * 180.0 / views
     lines, image = analytic.shepp_logan(bins, angles)
     fine = analytic.shepp_logan(bins * FINE, np.zeros(1), 1)[1]
@@ -71,7 +71,7 @@ def measure_head(bins: int, views: int):
 
 
 def compare_iradon(bins: int, views: int):
-    """An odd number of bins, where both rotate about the same bin."""
+    """An odd number of bins, for which both rotate about the same bin."""
     angles = np.arange(views) * 360.0 / views
     lines, _ = analytic.shepp_logan(bins, angles)
     x, y = np.meshgrid(*2 * [analytic.positions(bins)])
@@ -83,7 +83,7 @@ def compare_iradon(bins: int, views: int):
 
 
 def measure_points(sigma: float = 1.2, centre: tuple[int, int] = (10, -7)):
-    """A point source, as wide as a camera's finest, off the axis."""
+    """An off-axis point source, as wide as the best camera resolution."""
     angles = np.arange(120) * 3.0
     lines = analytic.gaussian_projections(angles, centre, sigma, bins=63)
     x, y = 31 + centre[0], 31 + centre[1]
@@ -115,7 +115,7 @@ def count():
 
 
 def measure_chang(disc_cm: float = 9.0, per_cm: float = 0.11, bins: int = 64):
-    """Uniform disc with its own attenuation: what the correction makes of it."""
+    """The correction on a uniform disc with its own attenuation."""
     s = analytic.positions(bins, FINE) * PIXEL_MM / 10
     chord = 2 * np.sqrt(np.clip(disc_cm**2 - s**2, 0, None))
     line = ((1 - np.exp(-per_cm * chord)) / per_cm).reshape(bins, FINE).mean(axis=1)
@@ -145,7 +145,7 @@ def clock(rounds: int, cases: Sequence[tuple[int, int, int]]):
     first: dict[str, list[float]] = {name: [] for name in counts}
     theirs = []
     *coarser, name = counts
-    for _ in range(rounds):  # interleaved: a slow moment hits all alike
+    for _ in range(rounds):  # interleaved: slowdowns affect all equally
         for case, projections in counts.items():
             angles = np.arange(len(projections)) * 360.0 / len(projections)
             reconstruction._back_projector.cache_clear()

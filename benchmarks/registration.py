@@ -1,13 +1,13 @@
-"""Registration on phantom scans of known pose: error, quality control, binding ratios, time; other libraries beside it.
+"""Registration of phantom scans with known pose: error, quality control, binding ratios, time; with other libraries.
 
     python -m benchmarks.registration [--scans 200] [--seed 4000] [--against simpleitk,simpleitk-tuned,dipy,ants]
 
-Poses go beyond the cohort's: 15 degrees about each axis, 25 mm along each, head size from 85 to 115 %, field of view
+Poses exceed the cohort's: 15 degrees about each axis, 25 mm along each, head size from 85 to 115 %, field of view
 cut at the top or the bottom in two scans of three; 0.6 to 4 million counts, no post-filter or one of up to 18 mm.
 
-The error is the mean distance over the putamina from where a registration puts them to where they are (``putamen``),
-and to where the affine part of the phantom's map would put them (``affine part``); the difference between the two is
-the person's own anatomy, a smooth warp that no affine map follows. Targets: putamen 1.5 mm median, 3 mm 95th
+The error is the mean distance over the putamina between their registered and their true position (``putamen``),
+or their position by the affine part of the phantom's map (``affine part``); the difference between the two is
+individual anatomy, a smooth warp that no affine map can follow. Targets: putamen 1.5 mm median, 3 mm 95th
 percentile, failures (beyond 8 mm) at most 0.5 % and all flagged, at most 3 % flagged in vain, SBR within 5 %, 1.5 s.
 """
 
@@ -52,7 +52,7 @@ class Result:
     error_mm: float
     affine_error_mm: float
     sbr_error: float  # of both putamina, mean, relative
-    seconds: float  # of the processor, registration alone
+    seconds: float  # processor time, registration only
     flagged: str  # amber, red or empty
 
 
@@ -78,7 +78,7 @@ def draw_cases(n: int, seed: int) -> Iterator[Case]:
 
 
 def cut_view(scan: Volume, head: Head, cut: str, rng: np.random.Generator) -> Volume:
-    """The scan without what lies above (or below) a level within the head."""
+    """The scan without the part above (or below) a level within the head."""
     level = {"": 0.0, "top": rng.uniform(45, 75), "bottom": rng.uniform(-65, -30)}[cut]
     z = scan.affine[2, 3] + scan.affine[2, 2] * np.arange(scan.shape[2])
     edge = (head.mni_to_scan @ [0, -18, level, 1])[2]
@@ -89,7 +89,7 @@ def cut_view(scan: Volume, head: Head, cut: str, rng: np.random.Generator) -> Vo
 
 
 def locate(head: Head, points: np.ndarray) -> np.ndarray:
-    """Where points of MNI space (n, 3) lie in the scan, warp and all: the phantom's own map, inverted step by step."""
+    """Positions of MNI points (n, 3) in the scan, warp included: the phantom's own map, inverted iteratively."""
     forward = head.mni_to_scan
     found = points @ forward[:3, :3].T + forward[:3, 3]
     low = found.min(axis=0) - 24
@@ -104,7 +104,7 @@ def locate(head: Head, points: np.ndarray) -> np.ndarray:
 
 
 class Examiner:
-    """What every method is measured with."""
+    """Shared by the evaluation of all methods."""
 
     def __init__(self):
         atlas = load_atlas()
@@ -140,7 +140,7 @@ class Examiner:
         )
 
     def measure(self, scan: Volume, affine: np.ndarray) -> tuple[dict, dict]:
-        """Binding ratios, and what quality control sees of the uptake."""
+        """Binding ratios, and quality measures of the uptake."""
         assert np.linalg.norm(affine[:3, :3], axis=0).max() < 5, affine
         covered = find_covered(field_of_view(scan), WORKING_GRID, affine)
         volume = scale(resample(scan, WORKING_GRID, affine), self.regions["reference_region"] & covered)
@@ -163,7 +163,7 @@ def by_datxai(examiner: Examiner) -> Callable:
             raise InputError(found.orientation)
         return found.affine
 
-    method(next(draw_cases(1, 1)).scan)  # what is made once for a cohort is not counted
+    method(next(draw_cases(1, 1)).scan)  # one-time work for a cohort is not counted
     return method
 
 
@@ -175,7 +175,7 @@ def by_simpleitk(examiner: Examiner, tuned: bool = False) -> Callable:
 
     def convert(volume: Volume):
         image = sitk.GetImageFromArray(np.ascontiguousarray(volume.data.T, np.float32))
-        signs = np.array([-1, -1, 1])  # its world is LPS
+        signs = np.array([-1, -1, 1])  # it uses LPS
         image.SetSpacing(volume.grid.spacing.tolist())
         image.SetOrigin((signs * volume.affine[:3, 3]).tolist())
         image.SetDirection((signs[:, None] * volume.affine[:3, :3] / volume.grid.spacing).ravel().tolist())

@@ -1,13 +1,13 @@
-"""Do the metrics tell the maps of a trained network from those of the same network with random weights?
+"""Do the metrics distinguish maps of a trained network from those of the same network with random weights?
 
     python -m benchmarks.sanity RUN [--cases 20] [--networks 3] [--markdown FILE]
 
-Per method, over test cases: the likeness of a map to that of ever more random networks, layer by layer (the cascade of
-`datxai.metrics.randomisation`), and every other metric of the map itself beside that of the maps of networks with all
-weights random. Flipping asks the trained network in both. What is explained is the logit of normal minus that of
-reduced in all cases: what speaks for reduced is uptake that is not there, on which no map can lie, and which of the two
-logits carries the decision is an accident of the training. A metric tells them apart if it is higher for the trained
-network than for each of the random ones in more cases than chance would have it.
+Per method, over test cases: the similarity of a map to that of networks with more and more random layers (the cascade
+of `datxai.metrics.randomisation`), and every other metric of the map, compared with maps of networks with all
+weights random. Flipping uses the trained network in both. The explained output is the logit of normal minus that of
+reduced in all cases: the evidence for reduced is missing uptake, where no map can have relevance, and which of the two
+logits carries the decision is an accident of the training. A metric distinguishes them if it is higher for the trained
+network than for each of the random ones in more cases than by chance.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def read_cases(run: Run, model: torch.nn.Module, n: int):
-    """For each case a function of a network and a method to the `Case` of its map; the score is of the trained one."""
+    """For each case, a function of a network and a method to the `Case` of its map; the score is of the trained one."""
     store, atlas, rows = open_store(run.store), load_atlas(), Findings(run).predictions
     regions, (parcels, _) = make_regions(store.grid, atlas), make_parcellation(store.grid, atlas)
     regions = {"brain": regions["brain"], "striatum": regions["striatum_left"] | regions["striatum_right"]}
@@ -112,7 +112,7 @@ def read_cases(run: Run, model: torch.nn.Module, n: int):
         def make(network, how, x=x, memo=memo) -> Case:
             explain = partial(explain_by, how=how)
             relevance = explain(network, x)[0]
-            other = None  # no metric that is compared here asks for another output
+            other = None  # no metric compared here needs another output
             return Case(
                 network, x, relevance, score, explain, other, fill, parcels, regions, store.grid.spacing, memo=memo
             )

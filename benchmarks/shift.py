@@ -1,11 +1,11 @@
-"""Marks of scans that are unlike a run's training scans: how often rightly, how often in vain.
+"""Detection of scans that are unlike a run's training scans: detection and false alarm rates.
 
     python -m benchmarks.shift RUN [--scans 40] [--fresh 200] [--seed 7000]
 
-RUN is a finished run on the phantom. Fresh scans are other people of its own distribution, of another seed; each
-condition changes how some of them were scanned, or what they take up, and goes through the whole chain: camera,
-reconstruction, registration, scaling, network. Rates with Wilson's 95 % interval. Targets: at least 90 % of each
-condition marked, at most 5 % of the fresh scans. What quality control refuses, no reader sees: it counts apart.
+RUN is a finished run on the phantom. Fresh scans are other people of the same distribution, with another seed; each
+condition changes the acquisition or the uptake of some of them, and goes through the whole chain: camera,
+reconstruction, registration, scaling, network. Rates have Wilson's 95 % interval. Targets: at least 90 % of each
+condition marked, at most 5 % of the fresh scans. Scans that quality control refuses are counted separately.
 """
 
 import argparse
@@ -47,10 +47,10 @@ FAR_MM = 25.0  # from the striatum to the middle of a sphere, at least
 
 @dataclass(frozen=True)
 class Condition:
-    """What is other than in the run's own scans.
+    """Differences from the run's own scans.
 
-    ``uptake``: factors on regions of the head; ``sphere``: a factor on what a sphere somewhere in the brain takes up;
-    ``camera``: settings that go first; ``counts``: a factor on them; ``reconstruction``: settings that go first;
+    ``uptake``: factors on regions of the head; ``sphere``: a factor on the uptake of a sphere in the brain;
+    ``camera``: settings that override; ``counts``: a factor on them; ``reconstruction``: settings that override;
     ``blur_mm``: FWHM of one more filter.
     """
 
@@ -68,7 +68,7 @@ def lower_lobe(rng: np.random.Generator) -> dict[str, float]:
 
 
 def exchange_lobes(rng: np.random.Generator) -> dict[str, float]:
-    """Each lobe takes up as another one does in the average head."""
+    """Each lobe gets the uptake of another one in the average head."""
     order = rng.permutation(LOBES)
     return {name: UPTAKE[str(other)] / UPTAKE[name] for name, other in zip(LOBES, order)}
 
@@ -90,7 +90,7 @@ CONDITIONS = {
 
 
 def simulate(subject: Subject, condition: Condition, data: Phantom, options: Mapping[str, Any]) -> Volume:
-    """A scan of a subject under a condition, as the run's own were made of it."""
+    """A scan of a subject under a condition, made like the run's own scans."""
     rng = np.random.default_rng([*subject.seed, 77])
     uptake = dict(subject.uptake)
     if condition.uptake:
@@ -114,7 +114,7 @@ def simulate(subject: Subject, condition: Condition, data: Phantom, options: Map
 
 @cache
 def find_places() -> np.ndarray:
-    """Where the middle of a sphere may lie: deep enough in the brain, far enough from the striatum; MNI mm (n, 3)."""
+    """Allowed sphere centres: deep enough in the brain, far enough from the striatum; MNI mm (n, 3)."""
     regions = make_regions(WORKING_GRID, load_atlas())
     striatum = regions["striatum_left"] | regions["striatum_right"]
     depth = distance_from(~regions["brain"], WORKING_GRID.spacing)
@@ -130,8 +130,8 @@ def draw_centre(rng: np.random.Generator) -> np.ndarray:
 def judge_all(
     reader: Reader, folder: Path, population: Sequence[Subject], conditions: Mapping[str, Condition], n_jobs: int
 ) -> Iterator[tuple[str, dict | str]]:
-    """What the run says of each subject under each condition: the name of the condition and `Shift.judge`, or why
-    quality control has refused the scan. Scans are made in processes, the network looks at them here."""
+    """The run's result for each subject under each condition: the name of the condition and `Shift.judge`, or why
+    quality control refused the scan. Worker processes make the scans; the network runs here."""
     data = restore(read_record(folder).values["data"], Phantom)
     tasks = [(subject, condition) for subject in population for condition in conditions]
     scans = ((subject, conditions[name], data, folder) for subject, name in tasks)
@@ -167,7 +167,7 @@ def judge(reader: Reader, volume: Volume, measures: dict) -> dict:
 
 
 def row(words: str, outcomes: Sequence[dict | str]) -> str:
-    """A line of the table: how many are marked, and by which measures."""
+    """A line of the table: how many scans are marked, and by which measures."""
     read = [found for found in outcomes if not isinstance(found, str)]
     marked = sum(found["marked"] for found in read)
     by = Counter(name for found in read for name, measure in found["measures"].items() if measure["marked"])
@@ -211,6 +211,6 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from benchmarks.shift import main  # whose functions other processes find by name
+    from benchmarks.shift import main  # its functions must be importable by other processes
 
     main()

@@ -1,4 +1,4 @@
-"""How long the command takes to answer, against what cannot be avoided.
+"""Start-up time of the command, compared with the unavoidable minimum.
 
     python -m benchmarks.startup [--rounds 11]
 
@@ -27,7 +27,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=11)
     rounds = parser.parse_args(words).rounds
     seconds = {name: [] for name in COMMANDS}
-    for _ in range(rounds):  # interleaved: a slow moment hits all alike
+    for _ in range(rounds):  # interleaved: slowdowns affect all equally
         for name, command in COMMANDS.items():
             begin = time.perf_counter()
             subprocess.run(command, stdout=subprocess.DEVNULL, check=True)

@@ -1,12 +1,12 @@
-"""A training step of datxai beside a plain PyTorch loop, one choice after the other: seconds, ratio, peak memory.
+"""Compare a training step of datxai with a plain PyTorch loop, choice by choice: seconds, ratio, peak memory.
 
     python -m benchmarks.train                 # 4 mm grid, two minutes
     python -m benchmarks.train --grid paper    # 91 x 109 x 63, 7 GB, a quarter of an hour
     python -m benchmarks.train --device cuda
 
-The variants take turns, each in a process of its own (what the allocator was told cannot be taken back), so that
-other load on the machine falls on all of them. All read the same volumes from one memory map. "other" is the share of
-a step that is neither forward, backward nor optimiser; "cold" reads volumes that no cache holds.
+The variants alternate, each in a separate process (allocator settings cannot be undone), so that
+other load on the machine affects all of them. All read the same volumes from one memory map. "other" is the share of
+a step that is neither forward, backward nor optimiser; "cold" reads uncached volumes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from statistics import median
 
 import numpy as np
 
-GRIDS = {"4mm": ((46, 55, 46), 15), "paper": ((91, 109, 63), 6), "tiny": ((23, 27, 23), 1)}  # shape, steps a turn
-WARM_UP = 3  # steps that meet fresh memory, not counted
+GRIDS = {"4mm": ((46, 55, 46), 15), "paper": ((91, 109, 63), 6), "tiny": ((23, 27, 23), 1)}  # shape, steps per turn
+WARM_UP = 3  # warm-up steps with fresh memory, not counted
 BATCH = 8
 PLAIN = {
     "plain loop": set(),
@@ -45,7 +45,7 @@ PHASES = ("forward", "backward", "optimiser")
 
 
 def run_plain(model, dataset, device: str, choices: set[str]) -> list[float]:
-    """The loop of every tutorial, with some choices; the times at which its steps ended."""
+    """A standard training loop, with some choices; returns the end times of its steps."""
     import torch
 
     from datxai.memory import keep_freed_memory
@@ -69,7 +69,7 @@ def run_plain(model, dataset, device: str, choices: set[str]) -> list[float]:
 
 
 def run_ours(model, dataset, device: str, settings: dict) -> tuple[list[float], list[dict]]:
-    """The same through `datxai.model.training.train`; and the seconds of each phase up to the end of each step."""
+    """The same with `datxai.model.training.train`; also the seconds of each phase up to the end of each step."""
     from datxai.model import prediction, training
 
     spent = dict.fromkeys(PHASES, 0.0)
@@ -92,7 +92,7 @@ def run_ours(model, dataset, device: str, settings: dict) -> tuple[list[float], 
 
 
 def measure(owner, name: str, spent: dict, phase: str, device: str) -> None:
-    """Have calls of a method add their seconds to ``spent``; what it does within a backward pass is that pass's."""
+    """Make calls of a method add their seconds to ``spent``; calls within a backward pass count as backward."""
     import torch
 
     method, depth = getattr(owner, name), spent
@@ -140,7 +140,7 @@ def turn(variant: str, store: Path, device: str) -> None:
 
 
 def has_bf16(device: str) -> bool:
-    """Whether the device has instructions for bf16; a processor without takes minutes a step."""
+    """Whether the device has instructions for bf16; without them a step takes minutes on a processor."""
     import torch
 
     return device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -1,4 +1,4 @@
-"""Confusion matrix and the five figures of the network with 95 % intervals, beside the paper's and other classifiers'.
+"""Confusion matrix and the five figures of the network with 95 % intervals, with the paper's and other classifiers'.
 
     python examples/classification.py RUN_DIR [--out DIR]
 """
@@ -12,8 +12,8 @@ from datxai.run_figures import CLASSIFIERS
 
 
 def compare(name, paper, ours):
-    """Rows for the confusion matrix and the five figures of a classifier in the paper and here; why is one of two: the
-    interval of one holds the value of the other, so that it may be chance, or neither does."""
+    """Rows for the confusion matrix and the five figures of a classifier in the paper and here. One of two reasons:
+    the interval of one contains the value of the other, so the difference may be chance, or neither does."""
     cells = ("tn", "fp", "fn", "tp")
     counts = [", ".join(f"{cell.upper()} {figures[cell]}" for cell in cells) for figures in (paper, ours)]
     return [
@@ -30,7 +30,7 @@ def compare(name, paper, ours):
 
 
 def _say_why(key, paper, ours):
-    """Whether two estimates differ by more than chance, as far as their intervals tell."""
+    """Whether two estimates differ by more than chance, judging by their intervals."""
     if None in (paper[key], ours[key]):
         return ""
     (low, high), (least, most) = (figures[f"{key}_ci95"] for figures in (paper, ours))

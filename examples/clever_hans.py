@@ -1,12 +1,12 @@
-"""A Clever Hans, planted and found: a marker outside the head gives the label away, and the network learns to read it.
+"""A Clever Hans effect, created and detected: a marker outside the head reveals the label, and the network uses it.
 
     python examples/clever_hans.py [--out DIR]
 
-Made-up scans (the template with less uptake in the putamina of reduced cases, and noise) are classified by a small
-network, once as they are and once with a marker beside the head of some of the reduced scans, as a laterality marker
-or a label burnt into the image is at some hospitals. The classes overlap, so the marker helps: accuracy on scans of the
-same hospital rises, and says nothing of the reason. The relevance maps do: they fall into groups, and one of them looks
-at what lies outside the head.
+A small network classifies synthetic scans (the template with less uptake in the putamina of reduced cases, and noise),
+once unchanged and once with a marker beside the head of some of the reduced scans, like a laterality marker
+or a label burnt into the image at some hospitals. The classes overlap, so the marker helps: accuracy on scans of the
+same hospital rises without showing why. The relevance maps do show it: they form clusters, and one of them has its
+relevance outside the head.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from datxai.volume import Grid, resample
 
 GRID = Grid.axis_aligned((23, 27, 16), (8, 8, 8), (-88, -124, -56), "8 mm")
 MARKER = (slice(0, 3), slice(23, 26), slice(10, 13))  # voxels, beside the head
-COMPOSITE = [  # zeros, as there are beside the head, get none of the relevance
+COMPOSITE = [  # zeros, as beside the head, get no relevance
     {"match": ["type:Convolution", "type:Linear"], "rule": "epsilon", "parameters": {"epsilon": 1e-4}},
     {"match": ["type:Activation"], "rule": "pass"},
 ]
@@ -43,7 +43,7 @@ def make_bases() -> dict[str, np.ndarray]:
 
 
 def make_scans(n: int, share_marked: float, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-    """Scans [n, 1, X, Y, Z], their labels, and which carry the marker: a share of the reduced ones, no normal one."""
+    """Scans [n, 1, X, Y, Z], their labels, and which have the marker: a fraction of the reduced ones, no normal one."""
     bases = make_bases()
     rest = bases["brain"] + 0.8 * bases["scalp"]
     labels = np.arange(n) % 2
@@ -74,7 +74,7 @@ def train(scans: torch.Tensor, labels: torch.Tensor, epochs: int) -> torch.nn.Mo
 
 
 def examine(share_marked: float, n_train: int, n_test: int, epochs: int) -> tuple[dict, dict]:
-    """Train on marked scans, look at the maps of test scans; returns findings, and what the figure is drawn from."""
+    """Train on marked scans and cluster the maps of test scans; returns findings, and the data of the figure."""
     rng = np.random.default_rng(0)
     scans, labels, _ = make_scans(n_train, share_marked, rng)
     model = train(scans, labels, epochs)

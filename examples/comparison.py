@@ -1,4 +1,4 @@
-"""The conventional classifiers: a cutoff on the putaminal SBR, and a classification tree (CART), drawn.
+"""The conventional classifiers: a cutoff on the putaminal SBR, and a classification tree (CART), plotted.
 
     python examples/comparison.py RUN_DIR [--out DIR]
 """
@@ -28,7 +28,7 @@ def make(runs, out):
         )
     ]
     ratios, cutoff = runs[0].sbr, classifiers["sbr"]["cutoff"]
-    alone = [0, 0]  # cases that the CNN, or the cutoff, has right and the other has not
+    alone = [0, 0]  # cases that only the CNN, or only the cutoff, classifies correctly
     for case in runs[0].of_set("test"):
         low = min(ratios[case["participant_id"]][f"putamen_{side}"] for side in ("left", "right")) < cutoff
         by_cnn, by_cutoff = case["predicted"] == case["label"], low == bool(case["label"])

@@ -1,4 +1,4 @@
-"""Do misclassified cases give themselves away? ROC of the map's inconsistency, the margin, the SBR and an ensemble.
+"""Can misclassified cases be detected? ROC of the map's inconsistency, the margin, the SBR and an ensemble.
 
     python examples/errors.py RUN_DIR [REPEAT_DIR ...] [--out DIR]
 """

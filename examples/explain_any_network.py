@@ -1,4 +1,4 @@
-"""LRP on a network that is not datxai's: any module, any tensor, no run folder.
+"""LRP on any network: any module, any tensor, no run folder.
 
     python examples/explain_any_network.py
 """

@@ -1,4 +1,4 @@
-"""Fig. 4: image and relevance map of every misclassified case beside the TN and TP means; inconsistent ones marked.
+"""Fig. 4: image and relevance map of every misclassified case with the TN and TP means; inconsistent ones marked.
 
     python examples/figure4.py RUN_DIR [--out DIR]
 """

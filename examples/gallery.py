@@ -1,9 +1,9 @@
-"""Run the pages of examples/gallery, in one kernel and one folder, and write each as a notebook with what it showed.
+"""Run the pages of examples/gallery, in one kernel and one folder, and write each as a notebook with its outputs.
 
     python examples/gallery.py [--out build/gallery] [--keep examples/notebooks] [NAME ...]
 
 A page is a script of text and code (percent format: `# %%`). The first, `first_run`, makes the runs that the others
-read. With --keep the notebooks that the project keeps are written too. Needs `pip install 'datxai[docs]'`.
+read. With --keep, the notebooks stored in the project are written too. Needs `pip install 'datxai[docs]'`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from tempfile import TemporaryDirectory
 
 PAGES = Path(__file__).resolve().parent / "gallery"
 FIRST = "first_run"
-KEPT = (FIRST, "own_composite", "is_it_right")  # as notebooks that open with their pictures
+KEPT = (FIRST, "own_composite", "is_it_right")  # stored as notebooks with their outputs
 QUIET = """%reset -f
 %matplotlib inline
 %config InlineBackend.print_figure_kwargs = {"bbox_inches": "tight", "dpi": 140}
 import os
 os.environ["TQDM_DISABLE"] = "1"
 """
-SECONDS = 600  # that a cell may take
+SECONDS = 600  # limit for a cell
 
 
 def list_pages() -> list[str]:
-    """Their names, the one that makes the runs first."""
+    """Names of the pages, starting with the one that makes the runs."""
     return [FIRST, *sorted(path.stem for path in PAGES.glob("*.py") if path.stem != FIRST)]
 
 
@@ -44,7 +44,7 @@ def read_page(name: str):
 
 
 def run_pages(names: Iterable[str], folder: Path) -> Iterator[tuple[str, object]]:
-    """Each page as a notebook with outputs; all are run in ``folder`` by one kernel, which forgets in between.
+    """Each page as a notebook with outputs; one kernel runs all in ``folder`` and is reset in between.
 
     Raises nbclient's error for a page that fails.
     """
@@ -52,7 +52,7 @@ def run_pages(names: Iterable[str], folder: Path) -> Iterator[tuple[str, object]
     from nbclient import NotebookClient
     from nbformat.v4 import new_code_cell, new_notebook
 
-    with TemporaryDirectory() as sockets:  # of this machine and user alone
+    with TemporaryDirectory() as sockets:  # specific to this machine and user
         manager = KernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")
         manager.start_kernel(cwd=str(folder))
         try:
@@ -69,7 +69,7 @@ def run_pages(names: Iterable[str], folder: Path) -> Iterator[tuple[str, object]
 
 
 def _tidy(notebook) -> None:
-    """Count the cells of this page alone; leave out what a call of matplotlib returns beside its picture."""
+    """Number the cells of this page only; remove return values of matplotlib calls beside the figure."""
     for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
         cell.execution_count, cell.metadata = number, {}
         draws = any("image/png" in output.get("data", {}) for output in cell.outputs)

@@ -1,4 +1,4 @@
-"""What Nazari et al. 2022 (doi:10.1007/s00259-021-05569-9) report, and the command line of the scripts beside this."""
+"""Results of Nazari et al. 2022 (doi:10.1007/s00259-021-05569-9), and the command line of the scripts beside it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _from_counts(tn: int, fp: int, fn: int, tp: int) -> dict:
 
 
 CNN = _from_counts(tn=148, fp=2, fn=10, tp=128)
-ROI_RELEVANCE = _from_counts(tn=144, fp=6, fn=3, tp=135)  # the counts that give its five percentages
+ROI_RELEVANCE = _from_counts(tn=144, fp=6, fn=3, tp=135)  # the counts that give the paper's five percentages
 INCONSISTENT_FN = 7  # of 10
 
 
@@ -47,14 +47,14 @@ Make = Callable[[Sequence[Findings], Path], Sequence[tuple]]
 
 
 def main(make: Make, text: str) -> None:
-    """Make one item from the command line: RUN_DIR, further runs with other initial weights, and ``--out``."""
+    """Make one item from the command line: RUN_DIR, further runs with different initial weights, and ``--out``."""
     runs, out = parse(argparse.ArgumentParser(description=text, formatter_class=argparse.RawTextHelpFormatter))[:2]
     for row in make(runs, out):
         print("; ".join(f"{head}: {cell}" if head else cell for head, cell in zip(row.HEAD, row) if cell))
 
 
 def parse(parser: argparse.ArgumentParser) -> tuple[list[Findings], Path, argparse.Namespace]:
-    """The runs, the folder to write to (RUN_DIR/paper by default), and all that was given."""
+    """The runs, the output folder (RUN_DIR/paper by default), and all arguments."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="an evaluated run; then its repeats")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where figures and tables go; default RUN_DIR/paper")
     given = parser.parse_args()

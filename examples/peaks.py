@@ -1,4 +1,4 @@
-"""The most relevant voxel of every test case: inside the striatum, or how far from it.
+"""The most relevant voxel of every test case: inside the striatum, or its distance from it.
 
     python examples/peaks.py RUN_DIR [--out DIR]
 """

@@ -1,4 +1,4 @@
-"""A run folder is plain files: read its tables and maps with whatever you like.
+"""A run folder contains plain files: read its tables and maps with any tool.
 
     python examples/read_a_run.py RUN_DIR
 """

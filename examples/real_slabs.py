@@ -2,11 +2,11 @@
 
     python examples/real_slabs.py ARCHIVE [--out DIR] [--repeats N] [KEY=VALUE ...]
 
-ARCHIVE is a zip or a folder with pictures in class folders, .../HC/*.png and .../PD/*.png, as docs/real.md describes
-them: transaxial slabs of 12 mm in MNI space, 91 x 109 pixels of 2 mm, grey 24 where uptake is that of the reference
-region, rows from front to back. Copies of one scan, as it is and smoothed, are found and kept together. DIR gets the
-slabs as NIfTI, a run, its repeats with other initial weights, figures, and the page real_slabs.md. KEY=VALUE are
-settings of datxai, such as training.max_epochs=20.
+ARCHIVE is a zip or a folder with pictures in class folders, .../HC/*.png and .../PD/*.png, as described in
+docs/real.md: transaxial slabs of 12 mm in MNI space, 91 x 109 pixels of 2 mm, grey 24 where uptake equals that of the
+reference region, rows from front to back. Copies of one scan, original and smoothed, are detected and kept together.
+DIR contains the slabs as NIfTI, a run, its repeats with different initial weights, figures, and the page
+real_slabs.md. KEY=VALUE are settings of datxai, such as training.max_epochs=20.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ GREY_OF_REFERENCE = 24
 SETTINGS = ("registration=none", "grid=slab_12mm", "network=nazari2021", "training=nazari2021", "target=decision")
 LARGEST = 1 << 20  # bytes of a picture
 MOST = 20_000  # files in an archive
-SMOOTHINGS_MM = range(0, 18, 2)  # FWHM by which a copy may have been smoothed
+SMOOTHINGS_MM = range(0, 18, 2)  # maximum FWHM of the smoothing of a copy
 # A copy correlates with the original so smoothed by 0.90 or more, even if it was smoothed before it became a slab;
 # slabs of different heads by 0.69 at most (40 heads of the phantom, copies of 6, 10 and 14 mm).
 COPY = 0.85
@@ -84,9 +84,9 @@ class Slab(NamedTuple):
 
 
 def read_archive(archive: Path, classes: Sequence[str]) -> list[Slab]:
-    """The slabs of a zip or folder whose pictures lie in folders named after the two ``classes`` (normal, reduced).
+    """The slabs of a zip or folder whose pictures are in folders named after the two ``classes`` (normal, reduced).
 
-    Nothing is unpacked. Raises `InputError` for what is no such archive, and for a path that leads out of it.
+    Nothing is unpacked. Raises `InputError` for other archives, and for a path that leads out of the archive.
     """
     if not archive.exists():
         raise InputError(f"{archive}: no such file or folder, expected an archive of PNG slabs.")
@@ -145,7 +145,7 @@ def _list_folder(root: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
 
 
 def _is_picture(path: PurePosixPath) -> bool:
-    """Whether it is called PNG; what is hidden, as the doubles that macOS adds to a zip, is no picture."""
+    """Whether the name ends in PNG; hidden files, such as the duplicates that macOS adds to a zip, do not count."""
     return path.suffix.lower() == ".png" and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
@@ -166,7 +166,7 @@ def _read_picture(content: bytes, name: str) -> np.ndarray:
 
 
 def drop_doubles(slabs: Sequence[Slab]) -> list[Slab]:
-    """The slabs without those that are pixel by pixel the same as an earlier one; `InputError` if the labels differ."""
+    """The slabs without exact duplicates of an earlier one; `InputError` if the labels differ."""
     kept: dict[bytes, Slab] = {}
     for slab in slabs:
         first = kept.setdefault(slab.grey.tobytes(), slab)
@@ -178,8 +178,8 @@ def drop_doubles(slabs: Sequence[Slab]) -> list[Slab]:
 def find_scans(slabs: Sequence[Slab]) -> np.ndarray:
     """The scan that each slab is of, counted from 0: copies of one scan, smoothed to different degrees, share it.
 
-    A slab is joined to the slab of its class that it is most like, if one smoothed correlates with the other by `COPY`
-    or more. What is compared is how a slab differs from the mean of all, sharp or smoothed: heads look alike.
+    A slab is paired with the most similar slab of its class, if one smoothed correlates with the other by `COPY`
+    or more. The comparison uses differences from the mean of all slabs, sharp or smoothed, because heads look alike.
     """
     images = np.stack([slab.grey for slab in slabs]).astype(np.float32)
     labels = np.array([slab.label for slab in slabs])
@@ -202,7 +202,7 @@ def _smooth(images: np.ndarray, fwhm_mm: float) -> np.ndarray:
 
 
 def _differ(images: np.ndarray, common: np.ndarray) -> np.ndarray:
-    """Rows of length 1 without what lies along the columns of ``common``; products of rows are correlations."""
+    """Rows of unit length, orthogonal to the columns of ``common``; products of rows are correlations."""
     rows = images.reshape(len(images), -1)
     rows = rows - rows @ common @ common.T
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
@@ -216,7 +216,7 @@ def to_volume(slab: Slab, left_is: str) -> Volume:
 
 
 def require_front_first(slabs: Sequence[Slab], archive: Path) -> None:
-    """Raise `InputError` if the mean normal slab has its striata where they would be, were the rows back to front."""
+    """Raise `InputError` if the striata of the mean normal slab are where reversed rows would put them."""
     mean = np.mean([to_volume(slab, "left").data for slab in slabs if slab.label == 0], axis=0)
     striata = Anatomy(SLAB).striatum
     front, back = mean[striata].mean(), mean[:, ::-1][striata].mean()
@@ -229,9 +229,9 @@ def require_front_first(slabs: Sequence[Slab], archive: Path) -> None:
 
 
 def write_slabs(slabs: Sequence[Slab], scans: Sequence[int], left_is: str, folder: Path) -> None:
-    """The folder that `data=folder` reads: a NIfTI file for each slab, and participants.tsv.
+    """Write the folder for `data=folder`: a NIfTI file for each slab, and participants.tsv.
 
-    It is made beside its place and then moved there, so that a failure leaves nothing behind.
+    The folder is made under a temporary name and then renamed, so that a failure leaves nothing behind.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
@@ -252,14 +252,14 @@ def write_slabs(slabs: Sequence[Slab], scans: Sequence[int], left_is: str, folde
 
 
 def datxai(*words: object) -> None:
-    """Run the command; where it fails it has said why, and its status is ours."""
+    """Run the command; if it fails, it has printed the reason, and this script exits with its status."""
     status = subprocess.run([sys.executable, "-m", "datxai", *map(str, words)]).returncode
     if status:
         sys.exit(status)
 
 
 def make_runs(out: Path, repeats: int, settings: Sequence[str]) -> list[Findings]:
-    """The run of OUT/slabs and its repeats with other initial weights."""
+    """The run of OUT/slabs and its repeats with different initial weights."""
     is_new, run = not (out / "run").exists(), Run(out / "run")
     try:
         datxai("data=folder", f"data.root={out / 'slabs'}", *SETTINGS, *settings, f"run={run.folder}")
@@ -267,7 +267,7 @@ def make_runs(out: Path, repeats: int, settings: Sequence[str]) -> list[Findings
         if is_new and not run.holds("split"):  # the slabs could not be used
             for made in (out / "slabs", run.folder):
                 shutil.rmtree(made, ignore_errors=True)
-            with suppress(OSError):  # something else is in it
+            with suppress(OSError):  # it contains something else
                 out.rmdir()
         raise
     seeds = [str(seed) for seed in range(1, repeats)]
@@ -279,7 +279,7 @@ def make_runs(out: Path, repeats: int, settings: Sequence[str]) -> list[Findings
 
 
 def make_sign(runs: Sequence[Findings], out: Path) -> list[Row]:
-    """The sign of the relevance in the ipsilateral putamen: by class, as the paper's classifier, and that reversed."""
+    """The sign of the relevance in the ipsilateral putamen: by class, as the paper's classifier, and reversed."""
     cases, shares = runs[0].tested, []
     for group in ("TN", "TP"):
         values = [case["putamen_ipsilateral"] > 0 for case in cases if case["group"] == group]
@@ -297,7 +297,7 @@ MAKERS = [*(item.make for item in (classification, figure3, regions, peaks)), ma
 
 
 def lay_side_by_side(runs: Sequence[Findings], out: Path) -> list[tuple[str, ...]]:
-    """The lines of a table: a finding, the paper, then each initialisation; a finding is one that all of them have."""
+    """The lines of a table: a finding, the paper, then each initialisation; only findings present in all of them."""
     tables = []
     for run in runs:
         folder = out / run.run.folder.name

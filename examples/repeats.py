@@ -1,4 +1,4 @@
-"""Repeats: the same split, other initial weights; which of sensitivity and specificity is larger.
+"""Repeats: the same split, different initial weights; whether sensitivity or specificity is larger.
 
     datxai -m base=RUN_DIR run=DIR training.seed=1,2,3,4
     python examples/repeats.py RUN_DIR DIR/*/ [--out DIR]

@@ -1,10 +1,10 @@
-"""Everything that Nazari et al. 2022 publish, made from a run folder, and docs/reproduction.md with it.
+"""Reproduce all results of Nazari et al. 2022 from a run folder, and write docs/reproduction.md.
 
     datxai run=RUN_DIR
     python examples/reproduce.py RUN_DIR [REPEAT_DIR ...] [--out DIR] [--markdown docs/reproduction.md]
 
-Repeats are runs with the same test cases and other initial weights (`datxai -m base=RUN_DIR run=DIR
-training.seed=1,2,3,4`). The sign of the relevance is part of it once `sign_of_relevance.py` has been run.
+Repeats are runs with the same test cases and different initial weights (`datxai -m base=RUN_DIR run=DIR
+training.seed=1,2,3,4`). The sign of the relevance is included if `sign_of_relevance.py` has been run.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Which start of the explanation gives relevance that changes its sign between the classes, as the paper shows it?
+"""Which start of the explanation gives relevance that changes sign between the classes, as in the paper?
 
     datxai train -m base=RUN_DIR run=DIR training.seed=1,2,3,4
     python examples/sign_of_relevance.py RUN_DIR DIR/*/ [--out DIR]
 
-LRP is linear in what it starts with. So two maps of a case, of either output started with one, give the maps of every
-start below; they are kept in DIR/sign, and a second call, or one with more runs, goes on from there. Runs need no more
-than the stage `train`; composite and ROI are those of RUN_DIR.
+LRP is linear in its seed. So two maps of a case, one per output and each started with one, give the maps of every
+start below; they are kept in DIR/sign, and a second call, or one with more runs, reuses them. Runs only need
+the stage `train`; composite and ROI are those of RUN_DIR.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ STARTS = {
     "log-odds, one": lambda logit: logit * [-1, 1] / (logit @ [[-1], [1]]),
     "predicted − other, logit": lambda logit: logit * (2 * _predicted(logit) - 1),
 }
-# Without what the validation cases have on average: the logit that is started with, or the whole map
+# Minus the mean over validation cases: of the starting logit, or of the whole map
 LOGIT_CENTRED, MAP_CENTRED = "reduced, logit − mean logit", "reduced − normal, logit; map − mean map"
 SHOWN = (
     "predicted, logit", "reduced, logit", "reduced, one", "reduced − normal, logit", "predicted − other, logit",
@@ -85,7 +85,7 @@ PAPER = Start(
 
 @dataclass(frozen=True)
 class Maps:
-    """The maps of a network's cases for one start, within the brain, from the two of each case that are kept."""
+    """The maps of a network's cases for one start, within the brain, from the two stored maps of each case."""
 
     weights: np.ndarray
     kept: np.ndarray
@@ -134,13 +134,13 @@ def make(runs, out):
 
 
 def is_made(run, base, out) -> bool:
-    """Whether the maps of a run are there."""
+    """Whether the maps of a run exist."""
     record = _place(run.run, base, out / "sign")[0].with_suffix(".json")
     return record.is_file() and read_json(record)["made_from"] == _place(run.run, base, out / "sign")[1]
 
 
 def _place(run, base, folder):
-    """Where the maps of a run lie, and what they are made from."""
+    """Location of the maps of a run, and their inputs."""
     chosen = base.run.entry("explain", "sign_of_relevance")["config"]["composite"]
     made_from = [run.entry("train", "sign_of_relevance")["fingerprint"], chosen]
     return folder / f"{made_from[0][:16]}.npy", made_from
@@ -177,7 +177,7 @@ def explain(run, base, folder) -> tuple[list[dict], np.ndarray, np.ndarray]:
 
 
 def measure(cases, places, putamen) -> dict:
-    """What is tabulated of a network and a start, from the maps at ``places`` and the relevance in the putamen."""
+    """Table values for a network and a start, from the maps at ``places`` and the relevance in the putamen."""
     averages = {group: MeanMap() for group in ("TN", "TP")}
     for case, (maps, place) in zip(cases, places):
         if case["group"] in averages:
@@ -211,7 +211,7 @@ def measure(cases, places, putamen) -> dict:
 
 
 def summarise(name, rows) -> Start:
-    """A start over all networks."""
+    """One start over all networks."""
 
     def average(key, show) -> str:
         known = [row[key] for row in rows if row[key] is not None]

@@ -43,12 +43,21 @@ def is_plain(module: nn.Module, *types: type[nn.Module]) -> bool:
 
 
 def keeps_cases_apart(model: nn.Module) -> bool:
-    """Whether it is plain from its layers that a network answers each case of a batch by itself."""
+    """Whether the layers alone show that a network processes each case of a batch independently.
+
+    A layer of another class says so by a class attribute ``case_by_case``.
+    """
     return (
         isinstance(model, nn.Sequential)
         and is_plain(model, nn.Sequential)
-        and all(is_plain(layer, *_CASE_BY_CASE) and getattr(layer, "start_dim", 1) == 1 for layer in model)
+        and all(_is_case_by_case(layer) for layer in model)
     )
+
+
+def _is_case_by_case(layer: nn.Module) -> bool:
+    if vars(type(layer)).get("case_by_case", False):  # not inherited: a subclass may compute something else
+        return "forward" not in vars(layer) and not has_hooks(layer, (PRE_FORWARD, *AROUND))
+    return is_plain(layer, *_CASE_BY_CASE) and getattr(layer, "start_dim", 1) == 1
 
 
 def made_weights(module: nn.Module) -> list[str]:

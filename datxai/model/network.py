@@ -25,6 +25,7 @@ class Input(nn.Module):
     lies outside the mask.
     """
 
+    case_by_case = True  # spares `datxai.explain.attribute` a forward pass that would find this out
     mean: torch.Tensor
     mask: torch.Tensor
 

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # What does 90 % mean?
 #
-# Softmax outputs are calibrated by temperature scaling on the validation cases, where these determine a
-# temperature. The reliability diagram holds called probabilities against what came true.
+# Softmax outputs are calibrated by temperature scaling on the validation cases, if these determine a
+# temperature. The reliability diagram compares predicted probabilities with observed frequencies.
 
 # %%
 from datxai.findings import Findings

@@ -2,7 +2,7 @@
 # # How well is it classified?
 #
 # Accuracy, sensitivity and the other measures of the network and of conventional classifiers, with 95 %
-# intervals (Wilson). With six test cases they tell little, and the figure says so.
+# intervals (Wilson). Six test cases are too few, and the figure says so.
 
 # %%
 from datxai.findings import Findings

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Conventional classifiers
 #
-# A cutoff on the putaminal binding ratio, chosen on the training cases.
+# A cutoff on the putaminal binding ratio, chosen on the training cases:
 
 # %%
 from datxai.findings import Findings

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Back into the archive: DICOM
 #
-# `dicom=True` makes two DICOM objects of a map: a Parametric Map that measures, and a colour capture that
-# every viewer shows. They are filed in the scan's own study.
+# `dicom=True` writes a map as two DICOM objects: a Parametric Map for measurements, and a colour capture that
+# every viewer shows. Both belong to the scan's own study.
 
 # %%
 from pathlib import Path
@@ -25,7 +25,7 @@ for path in files:
 assert dataset.StudyInstanceUID == pydicom.dcmread(scan).StudyInstanceUID
 
 # %% [markdown]
-# A frame of the colour capture, as an archive shows it (the patient's right at the left):
+# A frame of the colour capture, as an archive shows it (the patient's right on the left):
 
 # %%
 import matplotlib.pyplot as plt
@@ -38,4 +38,4 @@ axes.imshow(frames[np.ptp(frames, axis=-1).sum(axis=(1, 2)).argmax()])  # the fr
 axes.axis("off")
 
 # %% [markdown]
-# Without the patient's identity: `deidentify=True`. What is taken over and what is not: [DICOM](../../docs/dicom.md).
+# To remove the patient's identity, use `deidentify=True`. What is copied and what is not: [DICOM](../../docs/dicom.md).

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Do errors give themselves away?
 #
-# Scores that might tell a misclassified case: an inconsistent map, a narrow margin, a binding ratio near the
-# cutoff. The area under the ROC curve says how well. With fewer than five errors there is no interval.
+# Scores that might detect misclassified cases: an inconsistent map, a narrow margin, a binding ratio near the
+# cutoff. The area under the ROC curve measures how well. With fewer than five errors there is no interval.
 
 # %%
 from datxai.findings import Findings

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Another cohort: does it hold elsewhere?
 #
-# A finished run meets scans that it has not seen: other people here, another clinic in life. Nothing is learnt from
-# them; all that is judged by is the run's own.
+# External test of a finished run on scans that it has not seen: other simulated people here, another clinic in
+# practice. Nothing is fitted to them; all references are the run's own.
 
 # %%
 import subprocess
@@ -12,7 +12,7 @@ words = ["run=runs/gallery", "to=runs/elsewhere", "data=phantom", "data.n_subjec
 subprocess.run([sys.executable, "-m", "datxai", "apply", *words, "subgroups=[sex]"], check=True, capture_output=True)
 
 # %% [markdown]
-# Internal and external test side by side, each with its 95 % interval; `external.html` has all of it as a page.
+# Internal and external test side by side, each with its 95 % interval; `external.html` shows all of it.
 
 # %%
 import pandas as pd
@@ -27,5 +27,5 @@ from IPython.display import Image
 Image("runs/elsewhere/external/tests.png", width=700)
 
 # %% [markdown]
-# With so few cases every interval is wide. A clinic's archive, with or without labels:
-# [a finished run meets another cohort](../../docs/apply.md).
+# With so few cases every interval is wide. For a clinic's archive, with or without labels, see
+# [external test](../../docs/apply.md).

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Fig. 3: mean image and mean relevance
 #
-# Mean image and mean relevance map of the test cases that were classified correctly, the template, and the
+# Mean image and mean relevance map of the correctly classified test cases, the template, and the
 # heat map: true positives minus true negatives. I is the ipsilateral side, that of the lower putamen; the
 # figure shows it on the left.
 
@@ -14,7 +14,7 @@ run = Findings(Run("runs/gallery"))
 FIGURES["fig3"](run)
 
 # %% [markdown]
-# The numbers behind it: where the heat map is hottest, and how far the two mean maps are each other's negative.
+# The peak of the heat map, and how close the two mean maps are to being each other's negative:
 
 # %%
 peak = run.metrics["heat_map_peak"]

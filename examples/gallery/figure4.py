@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Fig. 4: the misclassified cases
 #
-# Every misclassified test case beside the means of the true negatives and true positives. A map is called
-# inconsistent if it resembles the mean map of the other class more than that of the class called.
+# Every misclassified test case, with the means of the true negatives and true positives. A map is called
+# inconsistent if it resembles the mean map of the other class more than that of the predicted class.
 
 # %%
 from datxai.findings import Findings

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Fig. 5: relevance in the putamen
 #
-# The hottest voxels of each map in the ipsilateral putamen, by how the case was classified. Right of the line
-# the relevance speaks for reduced uptake.
+# The hottest voxels of each map in the ipsilateral putamen, by classification of the case. To the right of the
+# line, relevance is evidence for reduced uptake.
 
 # %%
 from datxai.findings import Findings

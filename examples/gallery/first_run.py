@@ -1,9 +1,9 @@
 # %% [markdown]
 # # A run from Python
 #
-# `Pipeline` is the command `datxai` for a notebook: settings as keywords, stages as methods, the same run folder.
-# Here a cohort of 24 phantoms is made, on one slice of 12 mm, so that this page takes a minute. The other pages
-# of the gallery read what it leaves.
+# `Pipeline` is the `datxai` command for notebooks: settings as keywords, stages as methods, the same run folder.
+# This page simulates a cohort of 24 phantoms on one slice of 12 mm, so that it takes a minute. The other pages
+# of the gallery use its output.
 
 # %%
 from datxai import Pipeline
@@ -20,7 +20,7 @@ cohort.make()
 print(sorted(path.name for path in cohort.folder.iterdir()))
 
 # %% [markdown]
-# Two epochs teach nothing. A second run takes cohort and split over (`base=`), trains longer, and explains again.
+# Two epochs are too few. A second run reuses cohort and split (`base=`), trains longer, and explains again.
 
 # %%
 run = Pipeline("runs/gallery", base="runs/cohort", training={"max_epochs": 25, "learning_rate": 1e-3})
@@ -31,8 +31,8 @@ cnn = run.findings.metrics["classifiers"]["cnn"]
 print(f"accuracy {cnn['accuracy']:.2f}, 95 % interval {cnn['accuracy_ci95'][0]:.2f} to {cnn['accuracy_ci95'][1]:.2f}")
 
 # %% [markdown]
-# Six test cases make for a wide interval. What was made is not made again: the same call returns at once. The
-# figures of a run have names.
+# Six test cases give a wide interval. Finished stages are not repeated: the same call returns at once. Draw the
+# figures of a run by name:
 
 # %%
 from datxai.run_figures import FIGURES

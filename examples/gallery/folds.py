@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Cross-validation
 #
-# `split=kfold`: each case is tested by a network that has not seen it. Two folds here, of twenty epochs.
+# With `split=kfold`, each case is tested by a network that has not seen it. Here: two folds of twenty epochs.
 
 # %%
 from datxai import Pipeline
@@ -39,4 +39,4 @@ axes.legend(frameon=False)
 
 # %% [markdown]
 # In a shell: `datxai -m run=RUN split=kfold split.fold=0,1,2,3,4`, then `datxai compare RUN/split.fold=*` pools
-# what was predicted out of fold, with intervals ([cross-validation](../../docs/sweeps.md#cross-validation)).
+# the out-of-fold predictions, with intervals ([cross-validation](../../docs/sweeps.md#cross-validation)).

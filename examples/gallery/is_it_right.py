@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Is this map right?
 #
-# No single number says so. This page asks three questions of one map: does the decision change when what is
-# relevant is replaced; does the relevance lie where the disease is; does the map change when the network
-# forgets?
+# No single number shows it. This page tests one map in three ways: does the decision change when the relevant
+# voxels are replaced; is the relevance where the disease is; does the map change when the network's weights are
+# randomised?
 
 # %%
 import numpy as np
@@ -42,9 +42,9 @@ case = Case(
 
 # %% [markdown]
 # **Flipping.** Patches are replaced by the mean training scan, the most relevant first, the least relevant first,
-# and in random order. A map that ranks rightly makes the first curve fall fastest. Input times gradient, beside
-# it, does not: the network subtracts the mean scan first, so uptake that is missing speaks for disease; but the
-# input itself is positive there and the gradient negative, so that their product has the wrong sign.
+# and in random order. With a correct ranking the first curve falls fastest. It does not for input times gradient:
+# the network subtracts the mean scan first, so missing uptake is evidence for disease; but the
+# input itself is positive there and the gradient negative, so their product has the wrong sign.
 
 # %%
 from dataclasses import replace
@@ -65,8 +65,8 @@ axes[0].set_ylabel("logit of reduced − normal")
 axes[1].legend(frameon=False)
 
 # %% [markdown]
-# **All measures** ([what they mean](../../docs/metrics.md)): mass and rank in the striatum, and what is left of
-# the map when layer after layer forgets (`parameter_randomisation`).
+# **All measures** ([what they mean](../../docs/metrics.md)): mass and rank in the striatum, and how much of
+# the map remains when layer after layer is randomised (`parameter_randomisation`).
 
 # %%
 import pandas as pd
@@ -75,5 +75,5 @@ rows = {metric.title: metric(case)[metric.headline] for metric in METRICS.values
 pd.DataFrame({"value": rows, "higher is better": {m.title: m.higher_is_better for m in METRICS.values()}}).round(3)
 
 # %% [markdown]
-# Only a known cause tells for certain: `datxai benchmark` puts lesions into healthy phantoms and asks which
-# method shows them.
+# Only a known cause gives certainty: `datxai benchmark` simulates lesions in healthy phantoms and tests which
+# methods show them.

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Which layer ate the relevance?
 #
-# LRP hands relevance on from layer to layer. Biases and stabilisers absorb some on the way; the ledger says
-# where. Means over the test cases, as shares of what the explanation started with.
+# LRP passes relevance from layer to layer. Biases and stabilisers absorb some of it; the ledger says
+# where. Means over the test cases, as fractions of the seed:
 
 # %%
 import pandas as pd
@@ -25,4 +25,5 @@ axes.invert_yaxis()
 axes.set(xlabel="absorbed, share of what the explanation started with")
 
 # %% [markdown]
-# `composite.bias=false` gives biases nothing. What a share means is said under [ledger](../../docs/zennit.md).
+# With `composite.bias=false` biases absorb nothing. For the definition of the columns, see the
+# [ledger](../../docs/zennit.md#the-ledger-where-relevance-went).

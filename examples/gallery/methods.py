@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Other methods on the same patient
 #
-# LRP beside methods that know no rules, for one decision: reduced minus normal. Each map is scaled to its own
+# LRP and methods without rules, for one decision: reduced minus normal. Each map is scaled to its own
 # maximum.
 
 # %%
@@ -43,6 +43,7 @@ for place, (name, relevance) in zip(axes.flat, maps.items()):
 
 # %% [markdown]
 # LRP is red and the others are blue in the same place, and both are right: the network subtracts the mean scan first.
-# LRP says that what this patient lacks speaks for "reduced", gradients that more uptake there would speak against it.
+# LRP says that this patient's missing uptake is evidence for "reduced"; gradients, that more uptake would be evidence
+# against it.
 #
-# All of them, with their options: [methods](../../docs/methods.md). Side by side with measures: `datxai benchmark`.
+# All methods and their options: [methods](../../docs/methods.md). To compare them with metrics: `datxai benchmark`.

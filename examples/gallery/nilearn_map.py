@@ -1,8 +1,8 @@
 # %% [markdown]
 # # The map in nilearn
 #
-# Maps are NIfTI files in MNI space, so nilearn takes them as they are. The run of this gallery has one slice
-# of 12 mm; with a grid of the brain (`grid=mni_3mm`) leave `display_mode` out.
+# Maps are NIfTI files in MNI space, so nilearn plots them directly. The run of this gallery has one slice
+# of 12 mm; with a grid of the brain (`grid=mni_3mm`) omit `display_mode`.
 
 # %%
 from pathlib import Path
@@ -32,5 +32,5 @@ plotting.plot_stat_map(
 )
 
 # %% [markdown]
-# The map is mirrored: the left side is that of the lower putamen, whatever the patient's. `datxai case` turns it
-# back.
+# The map is mirrored: left is the side of the lower putamen, whichever side it is in the patient. `datxai case`
+# reverts this.

@@ -1,8 +1,8 @@
 # %% [markdown]
-# # Binding ratios beside normal cases as old
+# # Binding ratios and the normal range by age
 #
-# The 95 % prediction interval for one more normal subject, by age: ordinary least squares on age (and on sex, where
-# there are ten cases of each) over the run's normal cases.
+# The 95 % prediction interval for one more normal subject, by age: ordinary least squares on age (and on sex, with
+# at least ten cases of each) over the run's normal cases.
 
 # %%
 import matplotlib.pyplot as plt
@@ -26,7 +26,7 @@ axes.set(xlabel="age in years", ylabel="SBR of the left putamen")
 axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 # %% [markdown]
-# Where one case stands: z, the standard normal deviate, and its percentile.
+# One case compared with this range: z, the standard normal deviate, and its percentile.
 
 # %%
 case = max(run.tested, key=lambda case: case["p_reduced"])["participant_id"]

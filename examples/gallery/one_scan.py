@@ -1,7 +1,7 @@
 # %% [markdown]
 # # One new scan
 #
-# A finished run judges a scan that it has not seen: a NIfTI file, a DICOM file or a folder. Here it is a
+# Read a new scan with a finished run: a NIfTI file, a DICOM file or a folder. This example uses a
 # phantom's raw projections (DICOM NM TOMO), which are reconstructed.
 
 # %%
@@ -17,7 +17,7 @@ print(f"called {('normal', 'reduced')[result['predicted']]}, softmax {result['p_
 print("\n".join(result["warnings"]) or "no warnings")
 
 # %% [markdown]
-# Map and uptake in MNI space, left and right the patient's own:
+# Map and uptake in MNI space, with the patient's own left and right:
 
 # %%
 from datxai.pages.figures import plot_case
@@ -27,11 +27,11 @@ peak = [int(place[0]) for place in (abs(relevance) == abs(relevance).max()).nonz
 plot_case(reader.anatomy.frame, reading.spect.data, relevance, peak, sides=("L", "R"))
 
 # %% [markdown]
-# `reader.write` makes the page, the PDF, the numbers and the maps, as `datxai case scan=... run=...` does.
+# `reader.write` writes the page, the PDF, the numbers and the maps, like `datxai case scan=... run=...`.
 
 # %%
 folder = reader.write(reading, "my_case")
 print(sorted(path.name for path in folder.iterdir()))
 
 # %% [markdown]
-# What each number is: [one new scan](../../docs/case.md).
+# For the meaning of each number, see [one new scan](../../docs/case.md).

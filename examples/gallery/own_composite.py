@@ -1,7 +1,7 @@
 # %% [markdown]
 # # My own composite
 #
-# A composite is a file: which layers get which LRP rule. The first line that names a layer wins. `datxai
+# A composite is a file that assigns LRP rules to layers. The first line that matches a layer wins. `datxai
 # explain --dry-run` shows the assignment before anything is computed; the same in Python:
 
 # %%
@@ -29,7 +29,7 @@ model, _ = checkpoint.load(Path("runs/gallery/model"), "cpu", None)
 pd.DataFrame(describe_composite(yaml.safe_load(MINE)["layers"], model))[["layer", "type", "rule", "parameters"]]
 
 # %% [markdown]
-# `explanation="mine"` keeps its maps beside those of the default, under `explanations/mine`.
+# `explanation="mine"` saves its maps separately from the default, in `explanations/mine`.
 
 # %%
 from datxai import Pipeline
@@ -44,4 +44,4 @@ from datxai.run_figures import FIGURES
 FIGURES["fig3"](found)
 
 # %% [markdown]
-# What rules there are, how layers are named, canonizers: [composites](../../docs/composites.md).
+# For rules, layer patterns and canonizers, see [composites](../../docs/composites.md).

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # My own NIfTI folder
 #
-# A folder with NIfTI files and a table of participants is a cohort: `data=folder`. Here four phantoms stand for
-# your scans, in a camera's own space; they are registered, scaled, measured and mirrored.
+# A folder with NIfTI files and a table of participants is a cohort: `data=folder`. Here four phantoms, in camera
+# space, replace your scans; they are registered, scaled, measured and mirrored.
 
 # %%
 from pathlib import Path
@@ -26,7 +26,7 @@ run = Pipeline("runs/mine", "data=folder", "data.root=my_scans", grid="slab_12mm
 found = run.preprocess()
 
 # %% [markdown]
-# The contact sheet of quality control is the first thing to look at: does the striatum lie where the outlines are?
+# Look at the contact sheet of quality control first: is the striatum inside the outlines?
 
 # %%
 from IPython.display import Image
@@ -34,7 +34,7 @@ from IPython.display import Image
 Image(found.run.sheet(1).with_suffix(".png"), width=700)
 
 # %% [markdown]
-# Specific binding ratios of the patient's own sides, and what quality control says of each scan:
+# Specific binding ratios of the patient's own sides, and the verdict of quality control for each scan:
 
 # %%
 import pandas as pd
@@ -45,5 +45,5 @@ pd.read_table(found.run.sbr).iloc[:, :5].round(2)
 pd.read_table(found.run.qc)[["participant_id", "verdict", "similarity"]].round(2)
 
 # %% [markdown]
-# From here on it is the same as for the phantom: `run.split()`, `run.train()`, ... or `run.make()` for all. With
-# other columns, words for labels, or a PPMI download, see [Your own scans](../../docs/data.md).
+# Continue as with the phantom: `run.split()`, `run.train()`, ... or `run.make()` for all stages. For
+# other columns, labels as words, or a PPMI download, see [Your own scans](../../docs/data.md).

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A metric of my own
 #
-# A metric is a function from a `Case` (a map, the network, where things lie) to named numbers. This one asks
-# how far relevance sits on the side of the lower putamen.
+# A metric is a function from a `Case` (a map, the network, regions) to named numbers. This one measures
+# how much of the relevance is on the side of the lower putamen.
 
 # %%
 from datxai.findings import Findings
@@ -20,7 +20,7 @@ def laterality(relevance):
 
 
 # %% [markdown]
-# Over the test cases, by group; a hand-made map says whether the function does what it should.
+# Over the test cases, by group; a synthetic map checks the function.
 
 # %%
 import numpy as np
@@ -45,4 +45,4 @@ axes.set(
 )
 
 # %% [markdown]
-# To have it in `datxai benchmark`, add it to `datxai.metrics.METRICS`: [contributing](../../CONTRIBUTING.md).
+# To use it in `datxai benchmark`, add it to `datxai.metrics.METRICS`: [contributing](../../CONTRIBUTING.md).

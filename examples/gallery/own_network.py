@@ -1,8 +1,8 @@
 # %% [markdown]
 # # My own network
 #
-# Any `nn.Module` can take the place of the paper's CNN: `network=custom network.target=package.module:Class`.
-# It gets volumes [n, 1, X, Y, Z] and answers with two logits, normal and reduced.
+# Any `nn.Module` can replace the paper's CNN: `network=custom network.target=package.module:Class`.
+# It takes volumes [n, 1, X, Y, Z] and returns two logits, normal and reduced.
 
 # %%
 from pathlib import Path
@@ -22,8 +22,8 @@ class Small(nn.Sequential):
 _ = Path("my_models.py").write_text(CODE)
 
 # %% [markdown]
-# Cohort and split are taken over from a run that is there. `composite="auto"` chooses LRP rules by the layers that it
-# finds. The class is code, so every call names it: a run folder cannot.
+# This reuses cohort and split of an existing run. `composite="auto"` chooses LRP rules by layer type.
+# The class is code, so every call must name it: a run folder cannot.
 
 # %%
 from datxai import Pipeline
@@ -47,4 +47,4 @@ from datxai.run_figures import FIGURES
 FIGURES["fig3"](found)
 
 # %% [markdown]
-# Networks of MONAI, weights that are trained already, layers that stay frozen: [networks](../../docs/networks.md).
+# For MONAI networks, pretrained weights and frozen layers, see [networks](../../docs/networks.md).

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # My own rule
 #
-# A rule is a Zennit hook. Handed over by name, it stands in a composite like any other. This one, magnitude,
-# shares relevance by the absolute size of each contribution, so that nothing cancels.
+# A rule is a Zennit hook. Pass it by name to use it in a composite like any other. This one, magnitude,
+# distributes relevance by the absolute size of each contribution, so that nothing cancels.
 
 # %%
 from zennit.core import BasicHook, ParamMod, Stabilizer

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Reading a run in pandas
 #
-# A run folder is plain files: tables with tabs, JSON, NIfTI. Nothing of datxai is needed to read them. What
-# each column is: [the run folder](../../docs/run_folder.md).
+# A run folder contains plain files: tab-separated tables, JSON, NIfTI. You can read them without datxai. The
+# columns are described in [the run folder](../../docs/run_folder.md).
 
 # %%
 from pathlib import Path

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # The phantom and its camera
 #
-# What the cohort is made of: a head with uptake by region, and a gamma camera that turns about it. Nobody's
-# scan is in it.
+# The cohort is simulated from a head with regional uptake and a rotating gamma camera. It contains no patient
+# data.
 
 # %%
 import matplotlib.pyplot as plt
@@ -24,7 +24,7 @@ for row, person in zip(axes, (normal, reduced)):
         place.set(title=title, xticks=[], yticks=[])
 
 # %% [markdown]
-# Binding ratios of the striatum, which the camera blurs: true uptake over the reference region.
+# Binding ratios of the striatum from the true uptake, before the camera blurs it:
 
 # %%
 import pandas as pd
@@ -34,4 +34,4 @@ pd.DataFrame([{"label": one.label, "age": one.age, "pattern": one.pattern, **one
 ].round(2)
 
 # %% [markdown]
-# How it is made, and how near it comes to real scans: [the phantom](../../docs/phantom.md).
+# For details and a comparison with real scans, see [the phantom](../../docs/phantom.md).

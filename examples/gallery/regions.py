@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Relevance by region
 #
-# The share of each region of the atlas in the absolute relevance, over its share of the volume: above one,
-# there is more than chance would put there.
+# Each atlas region's share of the absolute relevance over its share of the volume: above one means more than
+# by chance.
 
 # %%
 from datxai.findings import Findings

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Supplementary Fig. 1: all slices
 #
-# Mean relevance maps and heat map, slice by slice. This run has a single slice of 12 mm; on the grids of the
-# brain the figure is a page.
+# Mean relevance maps and heat map, slice by slice. This run has a single slice of 12 mm; on a grid of the
+# whole brain the figure fills a page.
 
 # %%
 from datxai.findings import Findings

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Repeats: does the map depend on the seed?
 #
-# The same cases, other initial weights. A sweep of the command makes one run each (`datxai -m run=RUN
-# training.seed=1,2`); in Python it is a loop.
+# The same cases with different initial weights. On the command line, a sweep makes one run per seed (`datxai -m run=RUN
+# training.seed=1,2`); in Python, use a loop.
 
 # %%
 from datxai import Pipeline
@@ -32,12 +32,12 @@ for place, (seed, relevance) in zip(axes, maps.items()):
     place.set_title(f"training.seed={seed}")
 
 # %% [markdown]
-# How far do the maps of one case agree, voxel by voxel?
+# Voxel-wise agreement of the maps of one case:
 
 # %%
 brain = frame.brain
 np.corrcoef([relevance[brain] for relevance in maps.values()]).round(2)
 
 # %% [markdown]
-# `datxai compare RUN` sets accuracies, agreement of maps and an ensemble side by side
+# `datxai compare RUN` compares accuracies and maps, and adds an ensemble
 # ([sweeps](../../docs/sweeps.md)).

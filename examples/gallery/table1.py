@@ -2,7 +2,7 @@
 # # Table 1: who was scanned
 #
 # Ages by set, label and sex, as in Table 1 of the paper. The phantom draws age and sex as published there;
-# with your own scans it is your table of participants.
+# with your own scans they come from your table of participants.
 
 # %%
 from datxai.findings import Findings

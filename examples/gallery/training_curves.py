@@ -1,7 +1,7 @@
 # %% [markdown]
 # # How the training went
 #
-# Loss and accuracy of training and validation, epoch by epoch; the dashed line is the epoch whose weights were
+# Training and validation loss and accuracy by epoch; the dashed line is the epoch whose weights were
 # kept.
 
 # %%

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Two composites on one patient
 #
-# Explanations of one run lie beside one another. This one is by the epsilon rule alone; the default by the
-# paper's mix of rules.
+# A run can have several explanations. This one uses only the epsilon rule; the default uses the
+# paper's combination of rules.
 
 # %%
 from datxai import Pipeline
@@ -29,7 +29,7 @@ for place, (name, relevance) in zip(axes, maps.items()):
     add_bar(figure, [place], shade)
 
 # %% [markdown]
-# Each has a scale of its own: relevance of two composites is not in the same units. How alike are they?
+# Each map has its own scale, because relevance of two composites is not in the same units. How similar are they?
 
 # %%
 from datxai.metrics.similarity import compare
@@ -37,4 +37,4 @@ from datxai.metrics.similarity import compare
 compare(maps["default"], maps["epsilon"], frame.brain)
 
 # %% [markdown]
-# In a shell `datxai compare RUN explanations=[default,epsilon]` does that for all cases.
+# In a shell, `datxai compare RUN explanations=[default,epsilon]` does this for all cases.

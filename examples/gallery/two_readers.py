@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Two readers, one label
 #
-# Reads of two readers come to a consensus; Cohen's kappa says how far they agree. The phantom has reads of its
-# own.
+# Combine the reads of two readers into a consensus label; Cohen's kappa measures their agreement. The phantom has
+# simulated reads.
 
 # %%
 from datxai.cohort.consensus import reach_consensus, read_reads

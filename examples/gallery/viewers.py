@@ -1,7 +1,7 @@
 # %% [markdown]
 # # The map in 3D Slicer and ITK-SNAP
 #
-# Both open the NIfTI files of a run as they are. This page checks what they rely on, and writes a label image
+# Both open the NIfTI files of a run directly. This page checks the header fields they use, and writes a label image
 # with a table of its regions.
 
 # %%
@@ -16,7 +16,7 @@ print("units", header.get_xyzt_units(), "| sform code", int(header["sform_code"]
 print("axes", nib.aff2axcodes(nib.load(path).affine), "| voxels", [float(size) for size in header.get_zooms()], "mm")
 
 # %% [markdown]
-# Regions as a label image, with the table that ITK-SNAP reads (`Segmentation > Import label descriptions`):
+# Regions as a label image, with a table for ITK-SNAP (`Segmentation > Import label descriptions`):
 
 # %%
 import numpy as np
@@ -40,13 +40,13 @@ print("\n".join(lines[:3]))
 
 # %% [markdown]
 # **3D Slicer**: `Slicer --python-code "slicer.util.loadVolume('SPECT.nii.gz');
-# slicer.util.loadVolume('RELEVANCE.nii.gz')"`, then choose the map as foreground in the slice views, colour table
+# slicer.util.loadVolume('RELEVANCE.nii.gz')"`, then select the map as foreground in the slice views, colour table
 # *ColdToHotRainbow* or *RedBlue*, and a window that is symmetric about zero.
 #
 # **ITK-SNAP**: `itksnap -g SPECT.nii.gz -o RELEVANCE.nii.gz -s regions.nii.gz -l regions.label`, then a diverging
 # colour map for the overlay, its range symmetric about zero.
 #
-# The uptake in the same space lies in `preprocessed/`. What they will show, drawn here:
+# The uptake in the same space is in `preprocessed/`. The viewers will show something like this:
 
 # %%
 import matplotlib.pyplot as plt

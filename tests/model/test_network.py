@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datxai.errors import InputError
-from datxai.model.network import build
+from datxai.explain import attribute
+from datxai.model.network import Input, build
 
 PAPER_GRID = (91, 109, 63)
 NAMES = "conv1 relu1 conv2 relu2 conv3 relu3 conv4 relu4 flatten fc1 relu5 dropout fc2 relu6 output"
@@ -109,3 +110,19 @@ def test_an_input_of_its_own_comes_first_where_not_all_is_seen_as_it_is():
     assert {"input.mean", "input.mask"} <= model.state_dict().keys()
     with pytest.raises(InputError, match=r"network\.see=half: expected one of all, striatum, extrastriatal"):
         build(shape, see="half")
+
+
+def test_a_batch_is_explained_with_one_forward_pass(monkeypatch):
+    batches, forward = [], Input.forward
+    monkeypatch.setattr(Input, "forward", lambda self, x: (batches.append(len(x)), forward(self, x))[1])
+    model = build((9, 9, 9), channels=(2, 2, 2, 2), hidden=(3, 2), centre=True).eval()
+    composite = [
+        {"match": ["type:Linear", "type:Convolution"], "rule": "epsilon"},
+        {"match": ["type:Activation"], "rule": "pass"},
+    ]
+    attribute(model, torch.rand(3, 1, 9, 9, 9), composite=composite)
+    assert batches == [3]
+    handle = model.fc1.register_forward_hook(lambda _, args, output: output - output.mean(0))
+    with pytest.warns(UserWarning, match="other inputs of its batch"):
+        attribute(model, torch.rand(3, 1, 9, 9, 9), composite=composite)
+    handle.remove()

@@ -260,7 +260,7 @@ def test_folders_are_looked_through_and_what_is_passed_over_is_named(tmp_path, f
     }
     expect_places(read_series(scans), frames, AXIAL, STEP)
     scans[1].write_bytes(scans[1].read_bytes()[:140])  # may be a part of the scan: not passed over
-    with pytest.raises(InputError, match=r"IM\d: ends before it tells what it is"):
+    with pytest.raises(InputError, match=r"IM\d: ends before its modality"):
         survey(tmp_path)
 
 

@@ -244,8 +244,8 @@ class Anatomy:
         missing = next((file for file in files if file is not None and not Path(file).is_file()), None)
         if missing is not None:
             raise InputError(f"{missing}: no such file, expected the atlas or template that the run was made with.")
-        here = Path(__file__).parent
-        code = [here / f"{module}.py" for module in MODULES]
+        package = Path(__file__).parent
+        code = [package / f"{module}.py" for module in MODULES]
         return hash_content(
             {
                 "grid": [self.grid.shape, self.grid.affine],

@@ -38,8 +38,8 @@ class Pipeline:
 
         Returns the results of the run; each table is read on demand.
         """
-        given = {**self.settings, **_by_key(words, settings), "run": f"run={self.folder}"}
-        order = read_order([*([] if task == ALL else [task]), *given.values()])
+        by_key = {**self.settings, **_by_key(words, settings), "run": f"run={self.folder}"}
+        order = read_order([*([] if task == ALL else [task]), *by_key.values()])
         flags = [flag for flag in order.flags if not flag.startswith("--config-dir=")]
         if order.task not in (ALL, *STAGES, *COMMANDS) or order.sweeps or flags:
             raise InputError(f"{' '.join((task, *words))}: only the command `datxai` does that; call it in a shell.")

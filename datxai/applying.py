@@ -26,22 +26,22 @@ def require_apart(order: Order, run: Path, applied: Path) -> None:
             f"run={applied}: no run folder of datxai there (no manifest.json), expected a finished run; make one with "
             f"`datxai run={applied}`."
         )
-    here, there = run.resolve(), applied.resolve()
-    if here == there or there in here.parents or here in there.parents:
+    run_path, applied_path = run.resolve(), applied.resolve()
+    if run_path == applied_path or applied_path in run_path.parents or run_path in applied_path.parents:
         raise InputError(
             f"to={run}: is, holds or lies in the run that is applied, {applied}, which is only read; choose another "
             f"to=DIR."
         )
-    before = read_record(run)
-    applied_before = None if before is None else before.values.get("applied")
-    if before is None and run.is_dir() and any(path.name not in BEGUN for path in run.iterdir()):
+    record = read_record(run)
+    applied_before = None if record is None else record.values.get("applied")
+    if record is None and run.is_dir() and any(path.name not in BEGUN for path in run.iterdir()):
         raise InputError(f"to={run}: holds files that no run has made ({RECORD} is missing); choose another to=DIR.")
-    if before is not None and (applied_before is None or Path(applied_before).resolve() != there):
-        what = "a run of its own" if applied_before is None else f"what the run {applied_before} says"
+    if record is not None and (applied_before is None or Path(applied_before).resolve() != applied_path):
+        content = "a run of its own" if applied_before is None else f"what the run {applied_before} says"
         raise InputError(
-            f"to={run}: holds {what}, expected a new folder, or what {applied} says; choose another to=DIR."
+            f"to={run}: holds {content}, expected a new folder, or what {applied} says; choose another to=DIR."
         )
-    if before is None and not {"data", "experiment"} & {group_of(key) for key in order.given}:
+    if record is None and not {"data", "experiment"} & {group_of(key) for key in order.given}:
         raise InputError(
             f"run={applied}: no cohort is given that it could meet; give data=folder data.root=DIR, or data=dicom, "
             f"ppmi or phantom."
@@ -91,13 +91,13 @@ def require_trained_with(settings: Config, run: Path, before: Record | None, now
 def unpacking(settings: Config, folder: Path) -> Iterator[None]:
     """Unpack template and atlas of an applied bundle, if any, into the run folder; remove them again if no stage has
     been run with them."""
-    place = folder / OF_BUNDLE
-    if settings.applied is None or not Path(settings.applied).is_file() or place.exists():
+    unpacked = folder / OF_BUNDLE
+    if settings.applied is None or not Path(settings.applied).is_file() or unpacked.exists():
         yield
         return
     try:
-        Bundle.open(settings.applied, [name for name in MOST if name != WEIGHTS]).write_files(place)
+        Bundle.open(settings.applied, [name for name in MOST if name != WEIGHTS]).write_files(unpacked)
         yield
     finally:
-        if place.is_dir() and not (folder / "manifest.json").is_file():
-            shutil.rmtree(place)
+        if unpacked.is_dir() and not (folder / "manifest.json").is_file():
+            shutil.rmtree(unpacked)

@@ -114,8 +114,8 @@ class Imaging:
         if not registered and not covered[brain].all():  # in a slab, the striatum is a larger part than in a brain
             striatum = self.regions["striatum_roi_left"] | self.regions["striatum_roi_right"]
             brain = brain & self.within & ~striatum
-        seen = quality.measure_uptake(volume, brain, covered) | {"contrast": max(sbr.values())}
-        judged = quality.judge(fit | seen | values)
+        uptake = quality.measure_uptake(volume, brain, covered) | {"contrast": max(sbr.values())}
+        judged = quality.judge(fit | uptake | values)
         if stored:
             turned = f"stored {stored}, turned as the registration found it; left and right are as the header says"
             judged |= {"verdict": quality.AMBER, "reason": "; ".join(filter(None, [turned, judged["reason"]]))}
@@ -164,11 +164,11 @@ class Imaging:
                 f"smaller grid or a scan with a larger field of view."
             )
         short = []
-        for name, words in MEASURED.items():
+        for name, description in MEASURED.items():
             needed = covered[self.regions[name] & self.within]
             fraction = needed.mean() if needed.size else 0.0  # a region may lie outside the grid
             if not fraction or fraction < minimum:
-                short.append(f"{fraction:.0%} of the {words}")
+                short.append(f"{fraction:.0%} of the {description}")
         if short:
             raise InputError(
                 f"the field of view holds {', '.join(short)} within grid {self.grid.name}, expected "

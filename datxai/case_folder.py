@@ -108,10 +108,10 @@ def _list_volumes(reading: Reading) -> list[Saved]:
         Saved("scan in MNI space", f"{name}_space-MNI_spect.nii.gz", reading.spect, True, UPTAKE),
         *(
             Saved(f"{other}: {title}", f"{name}_{other}{ending}_relevance.nii.gz", volume, mni)
-            for other, its in reading.beside.items()
+            for other, map_ in reading.beside.items()
             for title, ending, volume, mni in (
-                ("relevance in the scan's own space", "", its.own_relevance, False),
-                ("relevance in MNI space", "_space-MNI", its.relevance, True),
+                ("relevance in the scan's own space", "", map_.own_relevance, False),
+                ("relevance in MNI space", "_space-MNI", map_.relevance, True),
             )
         ),
     ]
@@ -135,11 +135,11 @@ def _draw_beside(
     from datxai.pages.figures import plot_case
     from datxai.pages.style import save_figure
 
-    for name, its in reading.beside.items():
-        index = _find_peak(its.relevance, its.result["peak"])
-        figure = plot_case(anatomy.frame, reading.spect.data, its.relevance.data, index, ("L", "R"))
+    for name, map_ in reading.beside.items():
+        index = _find_peak(map_.relevance, map_.result["peak"])
+        figure = plot_case(anatomy.frame, reading.spect.data, map_.relevance.data, index, ("L", "R"))
         save_figure(figure, folder / f"case_{name}", ("png",), SCREEN_DPI)
-    return {name: replace(its, picture=folder / f"case_{name}.png") for name, its in beside.items()}
+    return {name: replace(map_, picture=folder / f"case_{name}.png") for name, map_ in beside.items()}
 
 
 def _find_peak(relevance: Volume, peak: Mapping) -> np.ndarray:
@@ -214,12 +214,12 @@ def describe_reading(reading: Reading, anatomy: Anatomy, reference: Reference) -
         ledger=result["ledger"],
         beside={
             name: MapBeside(
-                relevance=its.relevance,
-                own_relevance=its.own_relevance,
-                explanation={**its.result["method"], "sum": its.result["sum"]},
-                measures={**its.result["roi_relevance"], "consistent": its.result["consistent"]},
+                relevance=map_.relevance,
+                own_relevance=map_.own_relevance,
+                explanation={**map_.result["method"], "sum": map_.result["sum"]},
+                measures={**map_.result["roi_relevance"], "consistent": map_.result["consistent"]},
             )
-            for name, its in reading.beside.items()
+            for name, map_ in reading.beside.items()
         },
     )
 
@@ -230,9 +230,9 @@ def _describe_prior(reading: Reading) -> PriorScan | None:
     if reading.prior is None:
         return None
     prior = reading.result["prior"]
-    when = "an unknown time" if prior["years"] is None else f"{prior['years']:g} years"
+    interval = "an unknown time" if prior["years"] is None else f"{prior['years']:g} years"
     return PriorScan(
-        title=f"{prior['scan']}, {when} before",
+        title=f"{prior['scan']}, {interval} before",
         volumes={"spect": reading.prior.spect, "relevance": reading.prior.relevance},
         change=prior["change"],
         source=SOURCE,

@@ -59,8 +59,8 @@ def register_primary(record: Record, of_call: Mapping[str, Any], fixed: Collecti
             schema = {"defaults": [f"{node['kind']}_schema", "_self_"]} if group == "data" else {}
             store.store(group=group, name=RECORDED, node={**schema, **node})
             entry[group] = RECORDED
-    of_hydra = {**primary["hydra"], **of_call.get("hydra", {})}
-    store.store(name=ON_RECORD, node={**primary, **values, **of_call, "hydra": of_hydra})
+    hydra = {**primary["hydra"], **of_call.get("hydra", {})}
+    store.store(name=ON_RECORD, node={**primary, **values, **of_call, "hydra": hydra})
     return ON_RECORD
 
 
@@ -109,8 +109,8 @@ def _choices(order: Order) -> Iterator[tuple[str, list[str] | None]]:
             files = Path(order.config_dir or conf(), override.key_or_group).glob("*.yaml")
             yield word, [file.stem for file in files]
         else:
-            of_group = override.is_choice_sweep()
-            yield word, [*override.sweep_string_iterator()] if of_group else []
+            is_choice = override.is_choice_sweep()
+            yield word, [*override.sweep_string_iterator()] if is_choice else []
 
 
 def require_own_hydra(order: Order, config: str) -> None:
@@ -221,14 +221,14 @@ def read_0_1(folder: Path, record: Record) -> Record:
         if any("${" in value and not REFERENCE.fullmatch(value) for value in _texts(cfg)):
             raise InputError(
                 f"{folder / RECORD.parent}: the record of version 0.1 takes values from outside of it; choose another "
-                f"run=DIR, and give the settings anew."
+                f"run=DIR, and give the settings again."
             )
         composed = record_of(cfg, None, cfg.hydra.runtime.choices)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if not record.values:
             raise InputError(
                 f"{folder / RECORD.parent}: the record of version 0.1 cannot be read again ({sentence(error)}); choose "
-                f"another run=DIR, and give the settings anew."
+                f"another run=DIR, and give the settings again."
             ) from error
         return record
     if not record.values:
@@ -309,9 +309,9 @@ def sentence(error: Exception) -> str:
     override = re.match(r"Could not override '([^'@]+)", text)
     if override and override[1] not in {*setting_names()}:
         return unknown_setting(override[1])
-    wrong: Any = next((link for link in reversed(chain) if getattr(link, "full_key", None)), None)
-    if wrong is not None:
-        return f"{wrong.full_key}: {str(wrong).splitlines()[0].rstrip('.')}."
+    config_error: Any = next((link for link in reversed(chain) if getattr(link, "full_key", None)), None)
+    if config_error is not None:
+        return f"{config_error.full_key}: {str(config_error).splitlines()[0].rstrip('.')}."
     if match := re.match(r"In '[^']*': (.*?)(?:Available options|Search path|$)", text):
         text = match[1]
     return text if text.endswith((".", "?")) else f"{text}."

@@ -51,7 +51,7 @@ def find_scans(settings: Config, run: Run) -> tuple[list[sources.CohortScan], li
 def _add_header_subject(scan: sources.CohortScan) -> sources.CohortScan:
     """A scan without a row in a table, with age and sex from the header of its first file; they may differ by visit."""
     subject: Mapping = {}
-    with suppress(InputError):  # reading the scan will raise what is wrong
+    with suppress(InputError):  # the error is raised when the scan is read
         subject = Scan(scan.files[:1], scan.format).subject
     sex = subject.get("sex") if subject.get("sex") in ("F", "M") else None
     return replace(scan, participant=replace(scan.participant, age=subject.get("age"), sex=sex))

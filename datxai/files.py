@@ -153,7 +153,7 @@ def read_rows(path: str | os.PathLike) -> list[tuple[int, dict[str, str]]]:
         header.pop()
     twice = [name for name in header if name and header.count(name) > 1]
     if twice:
-        raise InputError(f"{path}: column {twice[0]!r} stands there more than once, expected once; remove the others.")
+        raise InputError(f"{path}: column {twice[0]!r} occurs more than once, expected once; remove the others.")
     rows, bad = [], []
     for number, cells in records:
         cells = [cell.strip() for cell in cells]
@@ -251,7 +251,7 @@ def hash_once(path: Path) -> str:
     try:
         state = path.stat()
     except OSError:
-        return hash_file(path)  # raises what is wrong
+        return hash_file(path)  # raises the error
     return _hash_state(path, state.st_mtime_ns, state.st_size, state.st_ino)
 
 

@@ -40,7 +40,7 @@ OTHERS = {  # first bytes of forms that are not read
 def is_nifti(path: Path) -> bool:
     """Whether a file is to be read as NIfTI or Analyze, or else as DICOM; `InputError` for forms that are not read.
 
-    A file without a magic number is classified by its suffix; reading it will raise what is wrong.
+    A file without a magic number is classified by its suffix; errors are raised when it is read.
     """
     try:
         form = tell_form(path)

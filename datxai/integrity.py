@@ -40,7 +40,7 @@ def find_damage(folder: Path, files: Mapping[str, str], full: bool = False) -> t
         try:
             state = os.stat(path)
             if not stat.S_ISREG(state.st_mode):
-                faults[path] = "is no file"
+                faults[path] = "is not a file"
             elif state.st_size != int(size):
                 faults[path] = f"has {state.st_size} bytes, expected {size}"
             elif (full or state.st_mtime_ns != int(changed)) and hash_once(path) != sha256:

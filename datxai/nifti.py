@@ -98,7 +98,7 @@ def _open(path: Path) -> Iterator[spatialimages.SpatialImage]:
         return
     if form != NIFTI:
         reason = f"is {form}" if form else "has no header of NIfTI"
-        raise InputError(f"{path}: cannot be read as NIfTI, it {reason}; {READ}: export it anew as one of these.")
+        raise InputError(f"{path}: cannot be read as NIfTI, it {reason}; {READ}: export it again as one of these.")
     with path.open("rb") as stream:
         packed = stream.read(2) == GZIP
         stream.seek(0)

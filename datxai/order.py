@@ -177,10 +177,10 @@ def _gather_runs(words: list[str]) -> list[str]:
 def _name_applied(words: list[str]) -> list[str]:
     """The words of ``apply``, which runs all stages for another cohort in a separate folder: run=RUN to=DIR become
     applied=RUN run=DIR."""
-    given = {key_of(word) for word in words}
+    keys = {key_of(word) for word in words}
     run_description = "RUN_DIR, the folder of a finished run, or a bundle of one"
     for key, description in (("run", run_description), ("to", "DIR, the folder of what is made")):
-        if key not in given:
+        if key not in keys:
             raise InputError(f"`datxai apply` needs {key}={description}.")
     renamed = {"run": "applied", "to": "run"}
     return [f"{renamed.get(key_of(word), key_of(word))}={word.partition('=')[2]}" if key_of(word) in renamed else word
@@ -189,9 +189,9 @@ def _name_applied(words: list[str]) -> list[str]:
 
 def _name_first(words: list[str]) -> list[str]:
     """The words of ``case``: the first of several explanations is the one for which numbers are given."""
-    given = {key_of(word): word.partition("=")[2] for word in words}
-    first = given.get("explanations", "").strip("[]").split(",")[0].strip(" '\"")
-    return [*words, f"explanation={first}"] if first and "explanation" not in given else words
+    values = {key_of(word): word.partition("=")[2] for word in words}
+    first = values.get("explanations", "").strip("[]").split(",")[0].strip(" '\"")
+    return [*words, f"explanation={first}"] if first and "explanation" not in values else words
 
 
 def _name_what_is_close(task: str) -> str:

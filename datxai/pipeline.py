@@ -81,9 +81,9 @@ def _find(name: str, settings: Config, folder: Run) -> tuple[Stage, dict, dict]:
     """The module of a stage, the settings on which its output depends, and the fingerprints of its inputs."""
     stage = cast(Stage, importlib.import_module(f"datxai.stages.{name}"))
     journey = _journey(settings)
-    before = journey[journey.index(name) - 1] if name != journey[0] else None
-    inputs = {before: folder.identity(before, name)} if before else {}
-    if before is None and isinstance(stage, FromOutside):
+    previous = journey[journey.index(name) - 1] if name != journey[0] else None
+    inputs = {previous: folder.identity(previous, name)} if previous else {}
+    if previous is None and isinstance(stage, FromOutside):
         inputs = stage.inputs(settings, folder)
     return stage, stage.depends(settings), inputs
 

@@ -47,8 +47,8 @@ def prepare(order: Order) -> Plan:
     if order.asks_hydra:
         return Plan(replace(order, flags=(*order.flags, *_help_to_complete())), compose.PRIMARY, order.words)
     _require_possible(order)
-    without = Plan(order, compose.PRIMARY, (*order.words, "run=."))
-    plan = without if order.task in NEED_NO_RUN else _plan_on_run(order)
+    without_run = Plan(order, compose.PRIMARY, (*order.words, "run=."))
+    plan = without_run if order.task in NEED_NO_RUN else _plan_on_run(order)
     of_call = {"stage": order.task, "hydra": {}}
     if "shard" in order.given:  # all shards share one run
         of_call["hydra"] |= {"sweep": {"dir": "${run}", "subdir": "."}}
@@ -108,8 +108,8 @@ def _plan_on_run(order: Order) -> Plan:
     if not order.leaves_nothing:
         _require_writable(run)
         jobs = [path for name in ("datxai.log", ".hydra") for path in (run / name, *run.glob(f"*/{name}"))]
-        made = ("multirun.yaml", "cases", "compare", "search", *MAKE_FOLDERS)
-        require_own(run, *jobs, *(run / name for name in made))
+        written = ("multirun.yaml", "cases", "compare", "search", *MAKE_FOLDERS)
+        require_own(run, *jobs, *(run / name for name in written))
     words = [word for word in order.words if key_of(word) not in ("run", "base")]
     words += [quote(f"{key}={folder}") for key, folder in (("run", run), ("base", base)) if folder is not None]
     if order.task in CHOICE and order.task not in given:
@@ -168,8 +168,8 @@ def _find_run(order: Order) -> Path:
 
 def _leave_out_repeated(words: list[str], record: Record) -> list[str]:
     """The words without the run's own experiment, which its record already includes, with later changes."""
-    known = f"experiment={record.choices.get('experiment')}"
-    return [word for word in words if word != known]
+    experiment = f"experiment={record.choices.get('experiment')}"
+    return [word for word in words if word != experiment]
 
 
 def _choose_method(plan: Plan, of_call: Mapping) -> Plan:

@@ -137,7 +137,7 @@ class Reader:
                 ((relevance, record),) = self.explainer.explain(x)
             others = {name: explainer.explain(x)[0] for name, (explainer, _) in self.beside.items()}
         with timed(timings, "compare"):
-            spect, shown, own = _transform_back(volume, relevance, record["method"], measures, voxels)
+            spect, shown, own_relevance = _transform_back(volume, relevance, record["method"], measures, voxels)
             judged = self._judge(relevance, record, measures, shown, age, sex)
             judged["shift"] = self._compare_with_training(volume, measures, features)
             beside = {
@@ -150,13 +150,13 @@ class Reader:
             **({"scan_date": day.isoformat()} if day and not (source and source.deidentified) else {}),
             "explanation": self.settings.explanation,
             **judged,
-            **({"beside": {other: its.result for other, its in beside.items()}} if beside else {}),
+            **({"beside": {other: map_.result for other, map_ in beside.items()}} if beside else {}),
             "timings": timings,
             "made_by": {"datxai": __version__, "run": self.reference.evaluated["fingerprint"], **self._identify()},
         }  # fmt: skip
         result["warnings"] = [*find_doubts(result), *([subject["doubt"]] if subject["doubt"] and age is None else [])]
         name = re.sub(r"(\.nii|\.dcm|\.hdr|\.img)?(\.gz)?$", "", name, flags=re.IGNORECASE)
-        reading = Reading(name, voxels, spect, shown, own, result, source, beside)
+        reading = Reading(name, voxels, spect, shown, own_relevance, result, source, beside)
         if source is not None and source.deidentified:
             return forget_files(reading, str(source.elements["PatientID"]))
         return reading
@@ -223,8 +223,8 @@ class Reader:
         scan itself first."""
         if self.reference.shift is None or not self.reference.shift.measures:
             return None
-        seen = describe_appearance(volume.data, measures, self.anatomy)
-        return self.reference.shift.judge(seen | ({"activations": features[0][0]} if features else {}))
+        appearance = describe_appearance(volume.data, measures, self.anatomy)
+        return self.reference.shift.judge(appearance | ({"activations": features[0][0]} if features else {}))
 
     def _measure(self, relevance: np.ndarray, predicted: int, shown: Volume, reference: Reference) -> dict:
         """Location of the relevance in a map, and whether the map is consistent."""
@@ -331,11 +331,11 @@ def _transform_back(
 
     spect = unmirror(volume, measures["mirrored"])
     shown = unmirror(volume.after("explain", relevance, **method), measures["mirrored"])
-    own = resample(shown, voxels.grid, np.linalg.inv(measures["transform"]), step="to_scan_space")
-    return spect, shown, own
+    own_relevance = resample(shown, voxels.grid, np.linalg.inv(measures["transform"]), step="to_scan_space")
+    return spect, shown, own_relevance
 
 
 def _name(path: Path) -> str:
     """The name of a scan from the given path, since a link may point to a file named by a hash."""
-    given = Path(os.path.abspath(path))
-    return (given.parent if given.name.upper() == "DICOMDIR" else given).name
+    absolute = Path(os.path.abspath(path))
+    return (absolute.parent if absolute.name.upper() == "DICOMDIR" else absolute).name

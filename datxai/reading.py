@@ -61,7 +61,7 @@ def compare(reading: Reading, prior: Reading, years: float | None = None) -> Rea
     from datxai.analysis.change import measure_change
 
     names = (*SBR, *HALVES)
-    now, before = ({name: its.result[name] for name in names} for its in (reading, prior))
+    now, before = ({name: each.result[name] for name in names} for each in (reading, prior))
     comparison = {"scan": prior.result["scan"], "years": years, "change": measure_change(now, before, years)}
     return replace(reading, prior=prior, result=reading.result | {"prior": comparison})
 
@@ -104,8 +104,8 @@ def forget_files(reading: Reading, name: str) -> Reading:
     """The reading under another name, without the names and the hash of the scan's files."""
     fields = ("scan", "spect", "relevance", "own_relevance")
     beside = {
-        other: MapOf(_forget_file(its.relevance), _forget_file(its.own_relevance), its.result)
-        for other, its in reading.beside.items()
+        other: MapOf(_forget_file(map_.relevance), _forget_file(map_.own_relevance), map_.result)
+        for other, map_ in reading.beside.items()
     }
     result = {key: value for key, value in reading.result.items() if key != "scan_hash"} | {"scan": name}
     anonymous = {field: _forget_file(getattr(reading, field)) for field in fields}

@@ -67,8 +67,8 @@ class Record:
         """The record of one explanation of the run; a new one starts with the settings of ``default``."""
         if name == DEFAULT:
             return self
-        default, own = self._explaining(), self.explanations.get(name)
-        return replace(self if own is None else self._with(own), explanations={**self.explanations, DEFAULT: default})
+        default, part = self._explaining(), self.explanations.get(name)
+        return replace(self if part is None else self._with(part), explanations={**self.explanations, DEFAULT: default})
 
     def keep(self, now: Record, explanation: str) -> Record:
         """The record of the run after an explanation was made with ``now``; other explanations keep their settings.
@@ -89,7 +89,7 @@ class Record:
         """This record with the explanation settings of ``other``."""
         pairs = zip((self.values, self.choices, self.references), (other.values, other.choices, other.references))
         values, choices, references = (
-            {key: own[key] for key in own if key in new or not _explains(key)} | {**new} for own, new in pairs
+            {key: old[key] for key in old if key in new or not _explains(key)} | {**new} for old, new in pairs
         )
         return Record(values, choices, references, self.explanations)
 
@@ -158,8 +158,8 @@ def read_record(folder: Path) -> Record | None:
     if not isinstance(content, dict):
         raise _refuse(path, "does not hold settings")
     checksum = content.pop("sha256", None)
-    of_0_1 = "choices" not in content and checksum is None and any((path.parent / name).is_file() for name in OF_0_1)
-    if not of_0_1 and checksum != hash_content(content):  # a truncated one may look like one of version 0.1
+    is_0_1 = "choices" not in content and checksum is None and any((path.parent / name).is_file() for name in OF_0_1)
+    if not is_0_1 and checksum != hash_content(content):  # a truncated one may look like one of version 0.1
         raise _refuse(path, "is not as it was written: its checksum differs")
     explanations = content.pop("explanations", {}) if checksum is not None else {}
     choices, references = (content.pop(name, {}) for name in ("choices", "references"))
@@ -208,12 +208,12 @@ def _read_explanations(content: Any, record: Record, path: Path) -> Iterator[tup
 
 def _require_links(values: Mapping, choices: Mapping, references: Mapping, path: Path) -> None:
     """Raise `InputError` for choices that are not names, and for references to missing settings."""
-    for mapping, whose in ((choices, "choices"), (references, "references")):
-        _require_fit(mapping, dict[str, str], whose, path)
+    for mapping, name in ((choices, "choices"), (references, "references")):
+        _require_fit(mapping, dict[str, str], name, path)
     flat = flatten_all(values)
-    wrong = next((pair for pair in references.items() if not {*pair} <= flat.keys()), None)
-    if wrong:
-        raise _refuse(path, f"lets {wrong[0]} follow {wrong[1]}, expected settings that it holds")
+    broken = next((pair for pair in references.items() if not {*pair} <= flat.keys()), None)
+    if broken:
+        raise _refuse(path, f"lets {broken[0]} follow {broken[1]}, expected settings that it holds")
 
 
 def flatten_all(value: Any, place: str = "") -> dict[str, Any]:
@@ -241,14 +241,14 @@ def recording(folder: Path, record: Record) -> Iterator[None]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _linked(path) as kept:
+        with _linked(path) as backup:
             write_text(path, text, durable=True)
             try:
                 yield
             except Exception:
                 begun = old is None and (folder / "manifest.json").is_file()  # stages finished before the failure
                 if not begun and path.is_file() and path.read_text(encoding="utf-8") == text:  # not another command's
-                    _restore(path, old, kept)
+                    _restore(path, old, backup)
                 raise
         for name in OF_0_1:
             (path.parent / name).unlink(missing_ok=True)
@@ -261,22 +261,22 @@ def recording(folder: Path, record: Record) -> Iterator[None]:
 @contextmanager
 def _linked(path: Path) -> Iterator[Path]:
     """A hard link to a file's present content; the path does not exist if there are no hard links, or no file."""
-    kept = path.with_name(".before")
-    kept.unlink(missing_ok=True)
+    backup = path.with_name(".before")
+    backup.unlink(missing_ok=True)
     with suppress(OSError):
-        os.link(path, kept)
+        os.link(path, backup)
     try:
-        yield kept
+        yield backup
     finally:
-        kept.unlink(missing_ok=True)
+        backup.unlink(missing_ok=True)
 
 
-def _restore(path: Path, old: str | None, kept: Path) -> None:
-    """Restore a file's old content, from the link ``kept`` unless another command has replaced that."""
+def _restore(path: Path, old: str | None, backup: Path) -> None:
+    """Restore a file's old content, from the link ``backup`` unless another command has replaced that."""
     if old is None:
         path.unlink()
-    elif kept.is_file() and kept.read_text(encoding="utf-8") == old:
-        os.replace(kept, path)
+    elif backup.is_file() and backup.read_text(encoding="utf-8") == old:
+        os.replace(backup, path)
     else:
         write_text(path, old, durable=True)
 
@@ -295,12 +295,12 @@ def made_before(folder: Path, task: str, explanation: str = DEFAULT) -> dict[str
     """
     manifest, journey = folder / "manifest.json", list(STAGES)
     if task in (*journey, "search"):
-        before, free = journey[: journey.index("train" if task == "search" else task)], ()
+        stages, free = journey[: journey.index("train" if task == "search" else task)], ()
     else:
-        before, free = [name for name in journey if name != "explain" or task == "spectral"], OF_ONE_SCAN
-    entries = read_json(manifest) if manifest.is_file() and (before and task in (*journey, *COMMANDS)) else {}
+        stages, free = [name for name in journey if name != "explain" or task == "spectral"], OF_ONE_SCAN
+    entries = read_json(manifest) if manifest.is_file() and (stages and task in (*journey, *COMMANDS)) else {}
     makers: dict[str, str] = {}
-    for name in before:
+    for name in stages:
         entry = entries.get(entry_name(name, explanation))
         config = entry.get("config") if isinstance(entry, Mapping) else None
         makers = dict.fromkeys(flatten(config) if isinstance(config, Mapping) else (), name) | makers
@@ -356,7 +356,7 @@ def _require_fit(value: Any, kind: Any, place: str, path: Path) -> None:
             raise _refuse(path, f"{place} is {value!r:.80}")
         for key, inner in value.items():
             if key not in types_of:
-                raise _refuse(path, f"{f'{place}.{key}'.strip('.')} is no setting of this version")
+                raise _refuse(path, f"{f'{place}.{key}'.strip('.')} is not a setting of this version")
             _require_fit(inner, types_of[key], f"{place}.{key}".strip("."), path)
         return
     if not any(_is_of(value, each) for each in _alternatives(kind)):
@@ -369,7 +369,7 @@ def _require_fit(value: Any, kind: Any, place: str, path: Path) -> None:
         for number, inner in enumerate(value):
             _require_fit(inner, inner_kinds[0] if get_origin(kind) is list else Any, f"{place}.{number}", path)
     elif isinstance(value, str) and ("${" in value or value == MISSING):
-        raise _refuse(path, f"{place} is {value!r:.80}, which is no value")
+        raise _refuse(path, f"{place} is {value!r:.80}, which is not a value")
 
 
 def _alternatives(kind: Any) -> tuple:

@@ -117,8 +117,8 @@ class Run:
     @property
     def explanations(self) -> list[str]:
         """The names of the explanations that have been made."""
-        made = [name.partition("/") for name in self.entries()]
-        return [explanation or DEFAULT for stage, _, explanation in made if stage == "explain"]
+        names = [name.partition("/") for name in self.entries()]
+        return [explanation or DEFAULT for stage, _, explanation in names if stage == "explain"]
 
     def find(self, stage: str) -> dict | None:
         """The manifest's entry of a stage of this explanation; None before it has been made."""
@@ -135,8 +135,8 @@ class Run:
         Raises `InputError` that names the stage to run first, if it or an earlier one is missing, damaged, or older
         than its input.
         """
-        made, command = self.find(stage), self.command(stage)
-        if made is None:
+        entry, command = self.find(stage), self.command(stage)
+        if entry is None:
             others = self.explanations
             have = "" if self.explanation in [DEFAULT, *others] else f" (what is there: {', '.join(others)})"
             raise InputError(
@@ -150,13 +150,13 @@ class Run:
                 f"{path}: {fault}{others}, and '{needed_by}' needs what '{stage}' made; run `{command}` first, which "
                 f"makes it again."
             )
-        for before, identity in made["inputs"].items():
-            if self.find(before) is not None and identity not in _identities(self.entry(before, stage)):
+        for upstream, identity in entry["inputs"].items():
+            if self.find(upstream) is not None and identity not in _identities(self.entry(upstream, stage)):
                 raise InputError(
-                    f"{self.explained}: '{before}' has been made again since '{stage}', which '{needed_by}' needs; "
+                    f"{self.explained}: '{upstream}' has been made again since '{stage}', which '{needed_by}' needs; "
                     f"run `{command}` first."
                 )
-        return made
+        return entry
 
     def fingerprint(self, stage: str, config: Mapping, inputs: Mapping[str, str]) -> str:
         """A hash that identifies a stage: its name, its configuration, and the hashes of its inputs."""
@@ -254,13 +254,13 @@ class Run:
         """
         fingerprint = self.fingerprint(stage, config, inputs)
         begin = time.perf_counter()
-        made = [path.relative_to(self.folder).as_posix() for path in outputs]
-        before = self.find(stage)
+        output_names = [path.relative_to(self.folder).as_posix() for path in outputs]
+        previous = self.find(stage)
         self.release(stage, outputs)
         try:
             yield fingerprint
         except BaseException:
-            self._restore_entry(stage, before)
+            self._restore_entry(stage, previous)
             raise
         files = describe_files(self.folder, outputs)
         entries = self.entries()
@@ -269,7 +269,7 @@ class Run:
             "config": config,
             "config_hash": hash_content(config),
             "inputs": dict(inputs),
-            "outputs": made,
+            "outputs": output_names,
             "output_hash": hash_of_all(files),
             "files": files,
             "versions": versions(),
@@ -321,10 +321,10 @@ def versions() -> dict[str, str]:
 @functools.cache
 def git_revision() -> str | None:
     """Revision of the checkout that datxai runs from (``-dirty`` if changed); None for an installed package."""
-    here = Path(__file__).resolve().parent
-    if not (here.parent / ".git").exists():
+    package = Path(__file__).resolve().parent
+    if not (package.parent / ".git").exists():
         return None
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    command = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -65,9 +65,9 @@ def write_bundle(path: Path, given: Mapping[str, bytes | Mapping], about: Mappin
     first = dump(content | {"sha256": hash_json(content)})
     headers, tail = _lay_out({MANIFEST: Entry.of(first), **entries})
     with replacing(path) as temporary, temporary.open("wb") as stream:
-        for header, part in zip(headers, [first, *(members[name] for name in entries)], strict=True):
+        for header, member in zip(headers, [first, *(members[name] for name in entries)], strict=True):
             stream.write(header)
-            stream.write(part)
+            stream.write(member)
         stream.write(tail)
 
 
@@ -77,7 +77,7 @@ def require_place(path: Path) -> None:
         raise InputError(f"out={path}: expected a name that ends with {SUFFIX}; change out=FILE{SUFFIX}.")
     require_file(path)
     if path.is_dir() or (path.exists() and not is_bundle(path)):
-        what = "a folder" if path.is_dir() else "a file that is no bundle"
+        what = "a folder" if path.is_dir() else "a file that is not a bundle"
         raise InputError(f"out={path}: is {what}, which is not replaced; choose another out=FILE{SUFFIX}.")
 
 
@@ -137,7 +137,7 @@ def read_members(stream: BinaryIO, path: Path, only: Collection[str]) -> tuple[d
     """Manifest and members; memory is allocated only for bytes that are in the file."""
     size, begin = os.fstat(stream.fileno()).st_size, stream.read(BEGIN)
     if not _has_signature(begin):
-        raise InputError(f"{path}: is no bundle of datxai, expected a file made by `datxai bundle`.")
+        raise InputError(f"{path}: is not a bundle of datxai, expected a file made by `datxai bundle`.")
     (length,) = struct.unpack_from("<L", begin, 22)
     if length > MOST[MANIFEST]:
         raise InputError(f"{path}: {MANIFEST} has {length} bytes, expected {MOST[MANIFEST]} at most; get it again.")
@@ -181,7 +181,7 @@ def _read_manifest(text: bytes, path: Path) -> tuple[dict[str, Any], dict[str, E
             raise InputError(f"{path}: has a member {name!r:.80}, expected {', '.join(MOST)} alone; get it again.")
         entries[name] = _read_entry(entry)
         if entries[name] is None:
-            raise InputError(f"{path}: {MANIFEST} says of {name} {entry!r:.80}, which is no size and hash.")
+            raise InputError(f"{path}: {MANIFEST} says of {name} {entry!r:.80}, which is not a size and hash.")
         if entries[name].size > MOST[name]:
             raise InputError(
                 f"{path}: {name} has {entries[name].size} bytes, expected {MOST[name]} at most; get it again."

@@ -163,12 +163,12 @@ class Bundle:
         """The network, ready to predict; its packed weights are released. Raises `InputError` if it is code."""
         from datxai.model import checkpoint
 
-        with tempfile.TemporaryDirectory(prefix="datxai-", ignore_cleanup_errors=True) as place:
-            self.write_network(Path(place))
+        with tempfile.TemporaryDirectory(prefix="datxai-", ignore_cleanup_errors=True) as folder:
+            self.write_network(Path(folder))
             try:
-                network, config = checkpoint.load(place, device)
+                network, config = checkpoint.load(folder, device)
             except InputError as error:  # the temporary folder is gone when the message is read
-                raise InputError(str(error).replace(f"{place}{os.sep}", f"{self.folder}: ")) from error
+                raise InputError(str(error).replace(f"{folder}{os.sep}", f"{self.folder}: ")) from error
         if config["network"].get("shape") != self.settings.grid.shape:
             raise InputError(f"{self._path_of(NETWORK)}: is of another grid than the settings; make the bundle again.")
         return network
@@ -196,12 +196,12 @@ class Bundle:
         """Calibration, normal ranges, and the identity of the run: the content of ``reference.json``."""
         path, reference = self._path_of(REFERENCE), parse(self.content[REFERENCE], self._path_of(REFERENCE))
         kinds = {"calibration": dict, "ranges": dict, "evaluated": dict, "method": str}
-        wrong = next((name for name, kind in kinds.items() if not isinstance(reference.get(name), kind)), None)
-        if wrong is not None:
-            raise InputError(f"{path}: {wrong} is {reference.get(wrong)!r:.80}, which is none; make the bundle again.")
+        invalid = next((name for name, kind in kinds.items() if not isinstance(reference.get(name), kind)), None)
+        if invalid is not None:
+            raise InputError(f"{path}: {invalid} is {reference.get(invalid)!r:.80}; make the bundle again.")
         temperature, half_width = (reference["calibration"].get(name) for name in ("temperature", "half_width"))
-        fits = all(type(number) in (int, float) for number in (temperature, half_width))
-        if not (fits and temperature > 0 and 0 <= half_width <= 1 and "determined" in reference["calibration"]):
+        is_valid = all(type(number) in (int, float) for number in (temperature, half_width))
+        if not (is_valid and temperature > 0 and 0 <= half_width <= 1 and "determined" in reference["calibration"]):
             raise InputError(f"{path}: the calibration cannot be used; make the bundle again.")
         if not all(isinstance(reference["evaluated"].get(name), str) for name in ("fingerprint", "finished")):
             raise InputError(f"{path}: does not say which run it is of; make the bundle again.")

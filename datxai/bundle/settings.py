@@ -29,15 +29,15 @@ def settings_to_hand_on(record: Record) -> tuple[dict[str, Any], dict[str, Path]
     values["network"] |= {"weights": None, "rename": None, "initial": [], "freeze": []}
     files = {}
     for (group, key), name in OWN_FILES.items():
-        if (given := values[group].get(key)) is not None:
-            files[name], values[group][key] = Path(given), name
-    kept = {*GROUPS, "target"} - {"data"}
+        if (file := values[group].get(key)) is not None:
+            files[name], values[group][key] = Path(file), name
+    groups = {*GROUPS, "target"} - {"data"}
     links = {
         setting: target
         for setting, target in record.references.items()
-        if {setting.partition(".")[0], target.partition(".")[0]} <= kept
+        if {setting.partition(".")[0], target.partition(".")[0]} <= groups
     }
-    choices = {group: name for group, name in record.choices.items() if group in kept}
+    choices = {group: name for group, name in record.choices.items() if group in groups}
     return {"values": values, "choices": choices, "references": links}, files
 
 

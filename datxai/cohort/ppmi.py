@@ -77,7 +77,7 @@ def find_ppmi(
         key = next((key for key in (image.removeprefix("I"), _row_key(row)) if key in folders), None)
         used.add(key)
         if row["Group"] not in groups and require_label:
-            skipped.append((image, f"group {row['Group']!r} takes no part"))
+            skipped.append((image, f"group {row['Group']!r} is not included"))
             continue
         if key is None or len(folders[key]) > 1:
             refuse(image, _explain_folders(row, root, table, folders.get(key, [])), collect)

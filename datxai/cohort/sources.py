@@ -122,7 +122,7 @@ def find_dicom(
     collect = skipped if skip else None
     people, table = _read_people(root, participants, columns, label_values, require_label, collect)
     is_listed = table.is_file()
-    known = {*people, *(strip_prefix(name) for name, _ in skipped)}
+    identities = {*people, *(strip_prefix(name) for name, _ in skipped)}
     refused: set[str] = set()
 
     files = defaultdict(list)
@@ -132,13 +132,13 @@ def find_dicom(
         reason = explain_odd(path)
         if not (is_listed or reason):
             owner = re.split(r"_ses-|\.", path.name)[0] if path.parent == root else parts[0]
-            known.add(identity := strip_prefix(owner))
+            identities.add(identity := strip_prefix(owner))
             if identity not in refused:
                 _add_person(people, identity, path, collect, refused)
         if reason:
             odd.append((parts, f"{path}: {reason}, passed over"))
             continue
-        identity = next((owner for part in parts if (owner := _find_owner(part, known, part == path.name))), None)
+        identity = next((owner for part in parts if (owner := _find_owner(part, identities, part == path.name))), None)
         if identity is None:
             unlisted.add(parts[0])
         elif identity in people:
@@ -160,7 +160,7 @@ def find_dicom(
     reported = (  # in the folder of a participant
         ("/".join(parts), reason)
         for parts, reason in odd
-        if any(_find_owner(part, known, False) for part in parts[:-1])
+        if any(_find_owner(part, identities, False) for part in parts[:-1])
     )
     return name_cases(entries, collect), [*skipped, *reported]
 
@@ -211,10 +211,10 @@ def explain_odd(path: Path) -> str:
     try:
         form = tell_form(path)
     except OSError:
-        return ""  # reading the file will raise why
+        return ""  # the error is raised when the file is read
     if form == DICOM or (not form and path.name.lower().endswith((".dcm", ".dcm.gz", ".ima"))):
         return ""
-    return "lists the files of a medium" if form == DICOMDIR else f"is {form}" if form else "is no DICOM"
+    return "lists the files of a medium" if form == DICOMDIR else f"is {form}" if form else "is not DICOM"
 
 
 def is_named_nifti(path: Path) -> bool:
@@ -292,8 +292,8 @@ def _compile_pattern(pattern: str, identities: Iterable[str]) -> re.Pattern:
     """Regular expression of a path pattern. A repeated field must have the same value, and an ambiguous participant is
     one of ``identities`` if possible."""
     fields = Counter()
-    known = "|".join(map(re.escape, sorted(identities, key=len, reverse=True)))
-    field_patterns = {"participant_id": f"(?:sub-)?(?:{known})|[^/]+?" if known else "[^/]+?", "session": "[^/]+?"}
+    listed = "|".join(map(re.escape, sorted(identities, key=len, reverse=True)))
+    field_patterns = {"participant_id": f"(?:sub-)?(?:{listed})|[^/]+?" if listed else "[^/]+?", "session": "[^/]+?"}
 
     def translate(match: re.Match) -> str:
         name = match[1]

@@ -170,11 +170,11 @@ def _hold_out(
 ) -> np.ndarray:
     """The set of every case, given which are tested."""
     drawn = np.full(len(tested), SETS.index("test"))
-    rest = np.flatnonzero(~tested)
-    if not len(rest):
+    untested = np.flatnonzero(~tested)
+    if not len(untested):
         raise InputError("split: every case would be tested, expected some to be left for training.")
-    totals = _round_table(np.array([len(rest)]), len(rest) * np.array([1 - validation, validation]))[0]
-    drawn[rest] = _divide(cases.take(rest), totals, candidates, seed)
+    totals = _round_table(np.array([len(untested)]), len(untested) * np.array([1 - validation, validation]))[0]
+    drawn[untested] = _divide(cases.take(untested), totals, candidates, seed)
     return drawn
 
 
@@ -208,14 +208,14 @@ def make_table1(
                 for case in cases
                 if name in ("whole", case[0]) and (case[1], case[2] or "") == (label, sex)
             ]
-            known = [age for age in ages_in_group if age is not None]
+            known_ages = [age for age in ages_in_group if age is not None]
             rows.append({
                 "set": name,
                 "label": label,
                 "sex": sex or None,
                 "n": len(ages_in_group),
-                "age_mean": float(np.mean(known)) if known else None,
-                "age_sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+                "age_mean": float(np.mean(known_ages)) if known_ages else None,
+                "age_sd": float(np.std(known_ages, ddof=1)) if len(known_ages) > 1 else None,
             })  # fmt: skip
     return rows
 
@@ -293,10 +293,10 @@ def _age_difference(
     sets: np.ndarray, stratum: np.ndarray, ages: np.ndarray, counts: np.ndarray, n_sets: int
 ) -> float:
     """Range of the sets' mean ages in years, averaged over strata weighted by ``counts``."""
-    known = ~np.isnan(ages)
-    cell = (stratum * n_sets + sets)[known]
+    has_age = ~np.isnan(ages)
+    cell = (stratum * n_sets + sets)[has_age]
     number = np.bincount(cell, minlength=len(counts) * n_sets).reshape(-1, n_sets)
-    total = np.bincount(cell, ages[known], minlength=number.size).reshape(number.shape)
+    total = np.bincount(cell, ages[has_age], minlength=number.size).reshape(number.shape)
     mean = np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
     spread = np.fmax.reduce(mean, axis=1) - np.fmin.reduce(mean, axis=1)
     return float(np.nan_to_num(spread) @ counts / counts.sum())

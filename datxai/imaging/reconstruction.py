@@ -276,13 +276,13 @@ def _require_counts(projections: np.ndarray, angles: np.ndarray) -> None:
 def _require_settings(pixel_mm: float, row_spacing_mm: float, filter: str, cutoff_per_cm: float) -> None:
     for name, length in (("pixel_mm", pixel_mm), ("row_spacing_mm", row_spacing_mm)):
         if not length > 0:
-            raise InputError(f"{name}: {length} is no length, expected more than 0 mm; check the header.")
+            raise InputError(f"{name}: {length} is not a length, expected more than 0 mm; check the header.")
     if filter not in FILTERS:
         raise InputError(
             f"reconstruction.filter: {filter!r} is not known, expected one of {', '.join(FILTERS)}; choose one of them."
         )
     if not cutoff_per_cm > 0:
         raise InputError(
-            f"reconstruction.cutoff_per_cm: {cutoff_per_cm} is no frequency, expected more than 0 cycles per cm; "
+            f"reconstruction.cutoff_per_cm: {cutoff_per_cm} is not a frequency, expected more than 0 cycles per cm; "
             f"the usual is 1.25."
         )

@@ -110,7 +110,7 @@ class Series:
     def why_no_scan(self, path: Path, form: str) -> str:
         """Why a file of this form does not belong to a scan; empty if it may."""
         if form != DICOM:
-            return "is no DICOM"
+            return "is not DICOM"
         header = self.header(path)
         if not (header.modality or header.is_image):
             raise InputError(
@@ -168,7 +168,7 @@ def part_series(files: Files, damaged: list[tuple[Path, str]] | None = None) -> 
             if damaged is None:
                 raise
             damaged.append((path, str(error)))
-    if not scans and not damaged:  # reading them will raise what is wrong
+    if not scans and not damaged:  # the error is raised when they are read
         return [Series.of(files)]
     beside = [tuple(sorted(others)), *[()] * len(scans)]  # listed with the first scan only
     return [Series(tuple(parts), listed, everything.headers) for parts, listed in zip(scans.values(), beside)]
@@ -183,8 +183,8 @@ def survey(files: Files) -> tuple[list[Path], list[tuple[Path, str]]]:
     """The files of a scan, and the unrelated files beside it with the reason for skipping each.
 
     Unrelated are other modalities, such as the CT of a SPECT/CT, screen captures, planar, gated and transmission
-    images, objects that are not images, and files that are not DICOM. If nothing else is there, all are kept: reading
-    them will raise what is wrong. A damaged DICOM file may belong to the scan: an `InputError`.
+    images, objects that are not images, and files that are not DICOM. If nothing else is there, all are kept, and the
+    error is raised when they are read. A damaged DICOM file may belong to the scan: an `InputError`.
     """
     series = Series.of(files)
     return list(series.paths), list(series.others)
@@ -206,7 +206,7 @@ def _list_files(files: Files) -> tuple[list[Path], list[tuple[Path, str]], dict[
     if single and paths[0].is_dir():
         folder, forms = paths[0], {path: tell_form_of_part(path) for path in walk(paths[0])}
         paths = [path for path, form in forms.items() if form == DICOM or (not form and _is_named_dicom(path))]
-        others = [(path, f"is {forms[path] or 'no DICOM'}") for path in forms.keys() - {*paths}]
+        others = [(path, f"is {forms[path] or 'not DICOM'}") for path in forms.keys() - {*paths}]
         if DICOM not in forms.values():
             raise InputError(
                 f"{folder}: holds no DICOM file among {len(forms)} files, expected the files of one series; give the "
@@ -232,7 +232,7 @@ def _read_header(path: Path) -> Header:
         except InputError as error:
             other = str(error).removeprefix(f"{path}: ").removesuffix("; remove it.")
         if sop_class and sop_class not in IMAGE_CLASSES and not dataset.get("Rows"):
-            other = f"is no image (SOP Class {printable(sop_class)})"
+            other = f"is not an image (SOP Class {printable(sop_class)})"
         is_capture = sop_class.startswith(SECONDARY_CAPTURE)
         is_image = bool(dataset.get("Rows"))
         modality = printable(dataset.get("Modality") or "")

@@ -87,9 +87,9 @@ def read_source(files: Files | Series) -> Source:
     if len(studies) > 1:
         raise InputError(f"{name}: the files are of more than one patient or study, expected one scan; separate them.")
     (elements,) = studies.values()
-    kept = {keyword: value for keyword, value in elements.items() if value or keyword not in OPTIONAL}
+    present = {keyword: value for keyword, value in elements.items() if value or keyword not in OPTIONAL}
     in_frame = len(frames) == 1 and "" not in frames
-    return Source(kept, tuple(instances), frames.pop() if in_frame else generate_uid(prefix=None), in_frame)
+    return Source(present, tuple(instances), frames.pop() if in_frame else generate_uid(prefix=None), in_frame)
 
 
 def read_subject(files: Files | Series) -> dict:

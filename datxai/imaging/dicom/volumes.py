@@ -216,7 +216,7 @@ def _cut_enhanced(dataset, pixels: np.ndarray, path: Path) -> list[_Slice]:
 def _place(pixels, position, directions, spacing, scaling, measures, path) -> _Slice:
     left, lengths, right = np.linalg.svd(directions.reshape(2, 3), full_matrices=False)
     if np.abs(lengths - 1).max() > ROUNDED_COSINES:
-        raise InputError(f"{path}: Image Orientation {directions.tolist()} are no right-angled axes; export it again.")
+        raise InputError(f"{path}: Image Orientation {directions.tolist()} are not at right angles; export it again.")
     along_columns, along_rows = left @ right  # the nearest orthonormal axes
     axes = np.stack([along_columns * spacing[1], along_rows * spacing[0]], axis=1)
     return _Slice(rescale(pixels, scaling, path), position, axes, np.cross(along_columns, along_rows), _gap(measures))

@@ -43,7 +43,7 @@ def require_apart(order: Order, run: Path, applied: Path) -> None:
         )
     if record is None and not {"data", "experiment"} & {group_of(key) for key in order.given}:
         raise InputError(
-            f"run={applied}: no cohort is given that it could meet; give data=folder data.root=DIR, or data=dicom, "
+            f"run={applied}: no cohort is given to apply it to; give data=folder data.root=DIR, or data=dicom, "
             f"ppmi or phantom."
         )
 

@@ -155,7 +155,7 @@ class Imaging:
             if n == scan.shape[axis] == 1 and abs(scan.grid.spacing[axis] - thickness) > AFFINE_TOLERANCE_MM:
                 raise InputError(
                     f"the scan is one slice of {scan.grid.spacing[axis]:g} mm, expected {thickness:g} mm as grid "
-                    f"{self.grid.name} has; give slices of that thickness or a grid of theirs."
+                    f"{self.grid.name} has; give slices of that thickness or a grid that fits."
                 )
         fraction = find_covered(scan.grid, self.grid, transform).mean()
         if fraction < minimum:

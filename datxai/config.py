@@ -419,7 +419,7 @@ def require_sensible(settings: Config) -> None:
     if training.max_epochs == 0 and network.weights is None:
         raise InputError("training=none: expected the weights of a trained network; give network.weights=FILE.")
     if network.weights is None and (network.rename or network.initial):
-        raise InputError("network.rename and network.initial are about network.weights=FILE, which is not given.")
+        raise InputError("network.rename and network.initial apply to network.weights=FILE, which is not given.")
     if not isinstance(network.rename, (dict, type(None))):
         raise InputError(f"network.rename is {network.rename}, expected {{PATTERN:REPLACEMENT}}.")
     if training.max_epochs == 0 and network.centre and network.architecture != "plain":

@@ -105,7 +105,7 @@ class Findings:
         """Raise `InputError` for a run that was applied to a cohort without labels, if a task needs them."""
         if not self.of_set("test"):
             raise InputError(
-                f"{self.run.predictions}: no case has a label, and '{needed_by}' is about labelled test cases; give "
+                f"{self.run.predictions}: no case has a label, and '{needed_by}' needs labelled test cases; give "
                 f"labels to the cohort, or choose another run."
             )
 

@@ -82,8 +82,8 @@ def find_doubts(result: Mapping) -> list[str]:
 
         if not is_dat_tracer(result["tracer"]):
             doubts.append(
-                f"The header names the tracer {result['tracer']}; the network knows scans of the dopamine transporter "
-                f"alone, and calls any other normal or reduced as well."
+                f"The header names the tracer {result['tracer']}; the network was trained on scans of the dopamine "
+                f"transporter only, and calls any other scan normal or reduced as well."
             )
     if result["uncertain"]:
         doubts.append("The probability is close to one half: the network is uncertain.")

@@ -40,7 +40,7 @@ def find_head(volume: Volume) -> tuple[Volume, np.ndarray]:
     litres = head.sum() * coarse.grid.voxel_ml / 1000
     if not HEAD_LITRES[0] < litres < HEAD_LITRES[1]:
         raise InputError(
-            f"registration: what stands out in the scan measures {litres:.2g} litres, expected a head of 2 to 8; "
+            f"registration: the bright region in the scan measures {litres:.2g} litres, expected a head of 2 to 8; "
             f"check the voxel size in its header, or set registration=none for slabs in MNI space."
         )
     centre = coarse.grid.index_to_mm(ndimage.center_of_mass(head))

@@ -11,7 +11,7 @@ __version__ = "0.2.0"
 __all__ = ["Pipeline", "__version__"]
 
 
-def __getattr__(name: str) -> Any:  # what is heavy is imported when it is asked for
+def __getattr__(name: str) -> Any:  # heavy modules are imported on demand
     if name == "Pipeline":
         from datxai.api import Pipeline
 

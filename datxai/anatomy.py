@@ -1,5 +1,5 @@
-"""What the atlas says on a grid: regions, parcels, template, outlines; kept in a file, since making it takes longer
-than a scan."""
+"""The atlas on a grid: regions, parcels, template, outlines; cached in a file, since computing it takes longer than
+reading a scan."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def grid_of(settings: Config) -> Grid:
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """The atlas on a grid, each part made, or read from the file ``cache``, when it is first asked for.
+    """The atlas on a grid; each part is computed, or read from the file ``cache``, on first use.
 
     Attributes
     ----------
     grid : of the network's input
     labels, names : files of a user's own atlas; None: the packaged one
-    template_file : the mean of a site's own scans, which scans are registered to in the place of the packaged template
-    cache : file in which `keep` stores what was made; it counts only while atlas, template, grid, packages and code are
-        those that it was made with
-    radiological : whether figures have x < 0 on the right
+    template_file : the mean of a site's own scans, used for registration instead of the packaged template
+    cache : file in which `keep` stores the anatomy; it is valid only while atlas, template, grid, packages and code are
+        those with which it was made
+    radiological : whether figures show x < 0 on the right
     """
 
     grid: Grid
@@ -59,7 +59,7 @@ class Anatomy:
 
     @classmethod
     def of(cls, settings: Config, cache: Path | None = None) -> Anatomy:
-        """The anatomy that these settings name."""
+        """The anatomy of these settings."""
         atlas, sides = settings.atlas, is_radiological(settings)
         return cls(grid_of(settings), atlas.labels, atlas.names, settings.registration.template, cache, sides)
 
@@ -83,7 +83,7 @@ class Anatomy:
 
     @cached_property
     def bases(self) -> Mapping[str, Volume]:
-        """What scans are registered to; see `datxai.imaging.template.make_template_bases`."""
+        """The bases of registration; see `datxai.imaging.template.make_template_bases`."""
         bases = self._read("base")
         if bases:
             affines = self._read("affine")
@@ -91,7 +91,7 @@ class Anatomy:
         return self.make_bases(None if self.template_file is None else load(self.template_file))
 
     def make_bases(self, template: Volume | None) -> Mapping[str, Volume]:
-        """What scans are registered to where ``template`` takes the place of the brain."""
+        """The bases of registration, with the brain of ``template`` instead of the packaged one."""
         from datxai.imaging.template import make_template_bases
 
         return make_template_bases(self.atlas, template)
@@ -112,12 +112,12 @@ class Anatomy:
 
     @property
     def parcels(self) -> np.ndarray:
-        """The labels of the `parcellation`; what is brain and has none is one parcel more."""
+        """The labels of the `parcellation`, with the unlabelled brain as an additional parcel."""
         labels, _ = self.parcellation
         return np.where((labels == 0) & self.brain, labels.max() + 1, labels)
 
     def view(self, see: View) -> np.ndarray:
-        """What a network sees, a boolean array; see `datxai.imaging.atlas.make_view`."""
+        """Boolean mask of the voxels that a network sees; see `datxai.imaging.atlas.make_view`."""
         from datxai.imaging.atlas import make_view
 
         return make_view(self.grid, self.atlas, see)
@@ -133,19 +133,19 @@ class Anatomy:
 
     @cached_property
     def outline(self) -> np.ndarray:
-        """Caudate and putamen of both sides: what figures draw to show where the striatum lies."""
+        """Caudate and putamen of both sides, outlined in figures to show the striatum."""
         return np.logical_or.reduce([self.regions[name] for name in OUTLINED])
 
     @property
     def frame(self) -> Frame:
-        """What figures of slices on the grid are drawn in."""
+        """The frame in which slices on the grid are drawn."""
         from datxai.pages.slices import Frame
 
         return Frame(self.grid, self.outline, self.brain, self.radiological)
 
     @cached_property
     def appearance(self) -> Appearance:
-        """What measures how a scan looks outside the striatum."""
+        """The measures of a scan's appearance outside the striatum."""
         from datxai.imaging.appearance import Appearance
         from datxai.imaging.atlas import STRIATUM_MARGIN_MM
 
@@ -153,9 +153,9 @@ class Anatomy:
         return Appearance(self.brain & far, self.grid.spacing)
 
     def measure_map(self, relevance: np.ndarray, sizes: Preprocessing) -> dict[str, float]:
-        """Mean relevance of the hottest voxels in putamen and caudate of both sides, as the SBR is measured.
+        """Mean relevance of the hottest voxels in putamen and caudate of both sides, measured like the SBR.
 
-        ``relevance`` is a map (X, Y, Z) of a mirrored scan; ``sizes`` says how many ml the hottest voxels take.
+        ``relevance`` is a map (X, Y, Z) of a mirrored scan; ``sizes`` has the volumes of the hottest voxels in ml.
         """
         from datxai.imaging.quantification import average_hottest
 
@@ -171,20 +171,20 @@ class Anatomy:
         }
 
     def keep(self) -> Anatomy:
-        """The anatomy, its regions and bases stored in the file ``cache`` unless they are, or the folder may only be
-        read."""
+        """Store regions and bases in the file ``cache``, unless they are there or the folder is read-only; returns the
+        anatomy itself."""
         assert self.cache is not None, "a file to keep it in"
         if not self._is_kept:
             from safetensors import SafetensorError
 
             tensors = self._pack()
-            with suppress(OSError, SafetensorError):  # which is what a full disk comes to
+            with suppress(OSError, SafetensorError):  # a full disk raises either
                 self._write(tensors)
         return self
 
     def _pack(self) -> dict[str, np.ndarray]:
         tensors = {}
-        for number, (name, base) in enumerate(self.bases.items()):  # whose order counts
+        for number, (name, base) in enumerate(self.bases.items()):  # their order matters
             tensors |= {f"base/{number:02d}/{name}": base.data, f"affine/{name}": base.affine}
         for kind, regions in (("working", self.working), ("regions", self.regions)):
             tensors |= {f"{kind}/{name}": np.packbits(mask) for name, mask in regions.items()}
@@ -212,7 +212,7 @@ class Anatomy:
         return {name: np.unpackbits(bits, count=count).view(bool).reshape(shape) for name, bits in packed.items()}
 
     def _read(self, kind: str) -> dict[str, np.ndarray]:
-        """The arrays of one kind in the file, by their names; empty where it is not there, damaged, or out of date."""
+        """The arrays of one kind in the file, by name; empty if the file is missing, damaged, or out of date."""
         from safetensors import SafetensorError, safe_open
 
         if not self._is_kept:
@@ -226,7 +226,7 @@ class Anatomy:
 
     @cached_property
     def _is_kept(self) -> bool:
-        """Whether the file is there, whole, and made with what the anatomy is made with now."""
+        """Whether the file is there, intact, and made from the present inputs."""
         from safetensors import SafetensorError, safe_open
 
         if self.cache is None or not self.cache.is_file():
@@ -239,13 +239,13 @@ class Anatomy:
 
     @cached_property
     def _made_with(self) -> str:
-        """A hash of what the anatomy is made of and by."""
+        """A hash of the inputs, packages and code from which the anatomy is made."""
         files = (self.labels, self.names, self.template_file)
         missing = next((file for file in files if file is not None and not Path(file).is_file()), None)
         if missing is not None:
             raise InputError(f"{missing}: no such file, expected the atlas or template that the run was made with.")
-        here = Path(__file__).parent
-        code = [here / f"{module}.py" for module in MODULES]
+        package = Path(__file__).parent
+        code = [package / f"{module}.py" for module in MODULES]
         return hash_content(
             {
                 "grid": [self.grid.shape, self.grid.affine],

@@ -1,4 +1,4 @@
-"""The pipeline from Python: `Pipeline` does what the command ``datxai`` does, in the same run folder."""
+"""The pipeline from Python: `Pipeline` does the same as the command ``datxai``, in the same run folder."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from datxai.run import Run
 
 
 class Pipeline:
-    """A run folder, its stages as methods, and what they find.
+    """A run folder, its stages as methods, and its results.
 
-    ``words`` are settings as on the command line, such as ``"training.max_epochs=4"``; keywords say the same, those of
-    a group in a dictionary: ``grid="mni_4mm", training={"max_epochs": 4}``. They hold for every stage of this object; a
-    stage may be given further ones, which hold for that call. A run that is there goes on with what it has recorded,
-    and what is up to date is not made again. Progress goes to the logger ``datxai``, from level INFO on.
+    ``words`` are settings as on the command line, such as ``"training.max_epochs=4"``; keywords are equivalent, with a
+    dictionary for the settings of a group: ``grid="mni_4mm", training={"max_epochs": 4}``. They apply to every stage of
+    this object; further ones given to a stage apply to that call. An existing run continues with its recorded settings,
+    and stages that are up to date are not run again. Progress is logged to ``datxai`` at level INFO.
 
-    Every method raises `datxai.errors.InputError` for what the command refuses.
+    Every method raises `datxai.errors.InputError` where the command would fail with an error message.
     """
 
     def __init__(self, run: str | Path, *words: str, **settings: Any):
@@ -34,12 +34,12 @@ class Pipeline:
         self.settings = _by_key(words, settings)
 
     def make(self, task: str = ALL, *words: str, **settings: Any) -> Findings:
-        """Do what ``datxai TASK run=RUN`` does: all stages, one of them, or a command.
+        """Do the same as ``datxai TASK run=RUN``: all stages, one of them, or a command.
 
-        Returns what the run has found, each table read when it is asked for.
+        Returns the results of the run; each table is read on demand.
         """
-        given = {**self.settings, **_by_key(words, settings), "run": f"run={self.folder}"}
-        order = read_order([*([] if task == ALL else [task]), *given.values()])
+        by_key = {**self.settings, **_by_key(words, settings), "run": f"run={self.folder}"}
+        order = read_order([*([] if task == ALL else [task]), *by_key.values()])
         flags = [flag for flag in order.flags if not flag.startswith("--config-dir=")]
         if order.task not in (ALL, *STAGES, *COMMANDS) or order.sweeps or flags:
             raise InputError(f"{' '.join((task, *words))}: only the command `datxai` does that; call it in a shell.")
@@ -59,7 +59,7 @@ class Pipeline:
 
     @property
     def findings(self) -> Findings:
-        """What the run has found, read anew."""
+        """The results of the run, read again."""
         return Findings(Run(self.folder, self.settings.get("explanation", f"={DEFAULT}").partition("=")[2]))
 
 
@@ -70,6 +70,6 @@ def _by_key(words: tuple[str, ...], settings: Mapping[str, Any]) -> dict[str, st
 def _words(settings: Mapping[str, Any]) -> Iterator[str]:
     for key, value in settings.items():
         inner = value if isinstance(value, Mapping) else {}
-        yield from (f"{key}.{name}={say(of_group)}" for name, of_group in inner.items())
+        yield from (f"{key}.{name}={say(inner_value)}" for name, inner_value in inner.items())
         if not inner:
             yield f"{key}={say(value)}"

@@ -22,14 +22,14 @@ WITHOUT_WEIGHTS = tuple(name for name in MOST if name != WEIGHTS)
 
 @dataclass(frozen=True, eq=False)
 class Applied:
-    """What judges the scans of another cohort.
+    """The run, or the bundle of one, that judges the scans of another cohort.
 
     Attributes
     ----------
     name : of the folder or the file
-    reference : what scans are held against
+    reference : what new scans are compared with
     classifiers : of binding ratios, see `datxai.tested.Tested`; a bundle of an earlier version has none
-    identity : what identifies it, and no path
+    identity : what identifies it, without paths
     source : the run's findings, or the bundle
     """
 
@@ -41,39 +41,39 @@ class Applied:
 
     @classmethod
     def open(cls, settings: Config) -> Applied:
-        """The run that the settings name as ``applied``, for maps made by their method.
+        """The run named as ``applied`` by the settings, for maps made by their method.
 
-        The maps are those of the explanation of the same name, if that run has one, and if it was made the same way.
+        Its maps are those of the explanation of the same name, if that run has one.
         """
         assert settings.applied is not None
         name = Path(settings.applied).resolve().name
         if Path(settings.applied).is_file():
             bundle = Bundle.open(settings.applied, WITHOUT_WEIGHTS)
             reference = Reference.of_bundle(settings, bundle)
-            told = {**{key: reference.evaluated[key] for key in ("fingerprint", "finished")}, **identify(settings)}
-            return cls(name, reference, bundle.classifiers, told, bundle)
+            identity = {**{key: reference.evaluated[key] for key in ("fingerprint", "finished")}, **identify(settings)}
+            return cls(name, reference, bundle.classifiers, identity, bundle)
         run = Run(settings.applied)
         run = Run(settings.applied, settings.explanation if settings.explanation in run.explanations else DEFAULT)
         findings, entry = Findings(run), run.entry("evaluate", "external")
-        told = {key: entry.get(key) for key in ("fingerprint", "output_hash", "finished")}
-        found = {name: findings.metrics["classifiers"][name] for name in (CUTOFF, TREE)}
-        return cls(name, Reference.of(settings, run), found, told, findings)
+        identity = {key: entry.get(key) for key in ("fingerprint", "output_hash", "finished")}
+        classifiers = {name: findings.metrics["classifiers"][name] for name in (CUTOFF, TREE)}
+        return cls(name, Reference.of(settings, run), classifiers, identity, findings)
 
     @property
     def findings(self) -> Findings | None:
-        """Those of a run; a bundle knows no case."""
+        """The findings of a run; None for a bundle, which has no cases."""
         return self.source if isinstance(self.source, Findings) else None
 
     def describe_test(self, columns: Sequence[str]) -> Mapping | None:
-        """Its own test, see `datxai.tested.Tested.describe`; None for a bundle of a version that told none. Of groups a
-        bundle has those of its own choice."""
+        """Its own test, see `datxai.tested.Tested.describe`; None for a bundle of a version without one. The groups of
+        a bundle are those chosen when it was made, whatever the ``columns``."""
         if isinstance(self.source, Bundle):
             return self.source.tested
         return Tested(self.source, self.reference.calibration, self.classifiers).describe(columns)
 
 
 def identify(settings: Config) -> dict:
-    """What identifies all that the run to be applied holds. Raises `InputError` if it is not finished, or damaged."""
+    """What identifies the content of the run to be applied. Raises `InputError` if it is unfinished or damaged."""
     assert settings.applied is not None
     if Path(settings.applied).is_file():
         return {"sha256": Bundle.open(settings.applied, ()).identity}
@@ -82,7 +82,7 @@ def identify(settings: Config) -> dict:
 
 
 def require_applicable(settings: Config) -> None:
-    """Refuse a run that cannot be applied, or anything in a bundle, before anything is made (`InputError`)."""
+    """Raise `InputError` for a run that cannot be applied, or any unusable part of a bundle, before any work begins."""
     assert settings.applied is not None
     if not Path(settings.applied).is_file():
         identify(settings)
@@ -94,8 +94,8 @@ def require_applicable(settings: Config) -> None:
 
 
 def take_network(settings: Config, folder: Path) -> None:
-    """Copy the network of the run to be applied into ``folder``, with the history of its training: of a bundle, which
-    has none, an empty one."""
+    """Copy the network of the run to be applied into ``folder``, with its training history, which is empty for a
+    bundle."""
     assert settings.applied is not None
     folder.mkdir(exist_ok=True)
     if Path(settings.applied).is_file():

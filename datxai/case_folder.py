@@ -1,4 +1,4 @@
-"""The folder of a new scan that a run has read: page, PDF, numbers, NIfTI volumes, DICOM where asked for."""
+"""The result folder of a new scan: page, PDF, numbers, NIfTI volumes, and DICOM on request."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from datxai.reading import Reading, timed
 from datxai.reference import Reference
 from datxai.volume import RELEVANCE, UPTAKE, Volume, save
 
-CHART_DPI = 250  # of a chart, which is shown with half as many pixels
-SCREEN_DPI = 200  # of the picture of a case, of which the page shows half the pixels where its viewer cannot run
-AMONG_NORMALS = {  # what is drawn among normal cases
+CHART_DPI = 250  # of a chart, which is shown at half this resolution
+SCREEN_DPI = 200  # of the picture of a case, shown at half this resolution if the page's viewer cannot run
+AMONG_NORMALS = {  # measures drawn among those of normal cases
     "putamen_left": "left putamen",
     "caudate_left": "left caudate",
     "caudate_putamen_ratio_left": "caudate / putamen, left",
@@ -37,7 +37,7 @@ AMONG_NORMALS = {  # what is drawn among normal cases
 
 
 class Saved(NamedTuple):
-    """A volume of the folder: what it is in words, its file, and whether it lies in MNI space."""
+    """A volume of the folder: its description, its file, and whether it is in MNI space."""
 
     title: str
     file: str
@@ -49,56 +49,55 @@ class Saved(NamedTuple):
 def write_reading(
     reading: Reading, folder: Path, anatomy: Anatomy, reference: Reference, home: str | None = None
 ) -> Path:
-    """Write a reading to ``folder``: report.html and .pdf, prediction.json, NIfTI volumes, DICOM where asked for.
+    """Write a reading to ``folder``: report.html and .pdf, prediction.json, NIfTI volumes, DICOM on request.
 
-    Everything is made beside the folder and then moved into it, so a failure leaves nothing behind. What an earlier
-    reading left is replaced, except for DICOM, whose names are new each time. prediction.json holds the ``result`` of
-    the reading, with the seconds that writing took. ``home`` is the address where the next scan can be given. Returns
-    the folder.
+    Everything is written beside the folder and then moved into it, so a failure leaves nothing behind. Files of an
+    earlier reading are replaced, except for DICOM, whose names are new each time. prediction.json holds the ``result``
+    of the reading, with the time taken by writing. ``home`` is the address for the next scan. Returns the folder.
     """
     from datxai.pages.document import write_case_pdf
     from datxai.pages.report import write_case_report
 
     timings = dict(reading.result["timings"])
-    with _replacing_files(folder) as place:
+    with _replacing_files(folder) as staging:
         downloads = {"PDF": "report.pdf", "numbers (JSON)": "prediction.json"}
         volumes = _list_volumes(reading)
         downloads |= {f"{saved.title} (NIfTI)": saved.file for saved in volumes}
         if reading.source is not None:
             with timed(timings, "dicom"):
-                for path in _write_dicom(reading, place):
+                for path in _write_dicom(reading, staging):
                     kind = "map" if path.name.startswith("relevance-map") else "colour pictures"
                     downloads[f"relevance {kind} (DICOM)"] = path.name
         page = replace(
-            describe_reading(reading, anatomy, reference), downloads=downloads, picture=place / "case.png", home=home
+            describe_reading(reading, anatomy, reference), downloads=downloads, picture=staging / "case.png", home=home
         )
         with timed(timings, "write"), ThreadPoolExecutor(1) as other_thread:
-            saving = [other_thread.submit(save, v.volume, place / v.file, mni=v.mni, shows=v.shows) for v in volumes]
-            _draw(reading, anatomy, place / "case")
-            page = replace(page, beside=_draw_beside(reading, page.beside, anatomy, place))
-            if _draw_among_normals(reading, reference, place / "normals"):
-                page = replace(page, among_normals=place / "normals.png")
-            write_case_pdf(place / "report.pdf", replace(page, timings=timings))
+            saving = [other_thread.submit(save, v.volume, staging / v.file, mni=v.mni, shows=v.shows) for v in volumes]
+            _draw(reading, anatomy, staging / "case")
+            page = replace(page, beside=_draw_beside(reading, page.beside, anatomy, staging))
+            if _draw_among_normals(reading, reference, staging / "normals"):
+                page = replace(page, among_normals=staging / "normals.png")
+            write_case_pdf(staging / "report.pdf", replace(page, timings=timings))
             for task in saving:
                 task.result()
         with timed(timings, "page"):
-            write_case_report(place / "report.html", replace(page, timings=timings))
-        write_json(place / "prediction.json", reading.result | {"timings": timings})
+            write_case_report(staging / "report.html", replace(page, timings=timings))
+        write_json(staging / "prediction.json", reading.result | {"timings": timings})
     return folder
 
 
 @contextmanager
 def _replacing_files(folder: Path) -> Iterator[Path]:
-    """A place beside ``folder`` whose files are moved into it when, and only when, all of them have been made."""
+    """A temporary folder whose files are moved into ``folder`` if, and only if, all of them could be written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
     try:
-        yield place
+        yield temporary
         folder.mkdir(exist_ok=True)
-        for path in place.iterdir():
+        for path in temporary.iterdir():
             os.replace(path, folder / path.name)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _list_volumes(reading: Reading) -> list[Saved]:
@@ -109,10 +108,10 @@ def _list_volumes(reading: Reading) -> list[Saved]:
         Saved("scan in MNI space", f"{name}_space-MNI_spect.nii.gz", reading.spect, True, UPTAKE),
         *(
             Saved(f"{other}: {title}", f"{name}_{other}{ending}_relevance.nii.gz", volume, mni)
-            for other, its in reading.beside.items()
+            for other, map_ in reading.beside.items()
             for title, ending, volume, mni in (
-                ("relevance in the scan's own space", "", its.own_relevance, False),
-                ("relevance in MNI space", "_space-MNI", its.relevance, True),
+                ("relevance in the scan's own space", "", map_.own_relevance, False),
+                ("relevance in MNI space", "_space-MNI", map_.relevance, True),
             )
         ),
     ]
@@ -130,47 +129,47 @@ def _draw(reading: Reading, anatomy: Anatomy, path: Path) -> None:
 
 
 def _draw_beside(
-    reading: Reading, beside: Mapping[str, MapBeside], anatomy: Anatomy, place: Path
+    reading: Reading, beside: Mapping[str, MapBeside], anatomy: Anatomy, folder: Path
 ) -> dict[str, MapBeside]:
     """The maps of other explanations with a picture of each, through its own most relevant voxel."""
     from datxai.pages.figures import plot_case
     from datxai.pages.style import save_figure
 
-    for name, its in reading.beside.items():
-        index = _find_peak(its.relevance, its.result["peak"])
-        figure = plot_case(anatomy.frame, reading.spect.data, its.relevance.data, index, ("L", "R"))
-        save_figure(figure, place / f"case_{name}", ("png",), SCREEN_DPI)
-    return {name: replace(its, picture=place / f"case_{name}.png") for name, its in beside.items()}
+    for name, map_ in reading.beside.items():
+        index = _find_peak(map_.relevance, map_.result["peak"])
+        figure = plot_case(anatomy.frame, reading.spect.data, map_.relevance.data, index, ("L", "R"))
+        save_figure(figure, folder / f"case_{name}", ("png",), SCREEN_DPI)
+    return {name: replace(map_, picture=folder / f"case_{name}.png") for name, map_ in beside.items()}
 
 
 def _find_peak(relevance: Volume, peak: Mapping) -> np.ndarray:
-    """The voxel of a peak, the middle of the world where there is none."""
-    centre = [0.0, 0.0, 0.0] if peak["x"] is None else [peak["x"], peak["y"], peak["z"]]
-    return np.rint(relevance.grid.mm_to_index(centre)).astype(int)
+    """The voxel of a peak, or of the world's origin if there is none."""
+    position = [0.0, 0.0, 0.0] if peak["x"] is None else [peak["x"], peak["y"], peak["z"]]
+    return np.rint(relevance.grid.mm_to_index(position)).astype(int)
 
 
 def _draw_among_normals(reading: Reading, reference: Reference, path: Path) -> bool:
-    """The picture of the binding ratios among those of the run's normal cases; none where there is no range by age."""
+    """Draw the binding ratios among those of the run's normal cases, if they have a range by age; returns whether."""
     from datxai.pages.charts import plot_among_normals
     from datxai.pages.style import save_figure
 
     result, panels = reading.result, {}
     age, sex = result["age"], result["sex"]
     for name, title in AMONG_NORMALS.items():
-        its = reference.ranges.get(name)
-        expected = its and its.trace(age, sex)
+        normal_range = reference.ranges.get(name)
+        expected = normal_range and normal_range.trace(age, sex)
         if expected:
-            cloud = [case for case in reference.normals if None not in (case["age"], case.get(name))]
-            columns = ([case["age"] for case in cloud], [case[name] for case in cloud])
-            alike = [expected["sex"] is None or case["sex"] == expected["sex"] for case in cloud]
-            panels[title] = {"value": result[name], "curve": expected, "cloud": (*columns, alike)}
+            cases = [case for case in reference.normals if None not in (case["age"], case.get(name))]
+            columns = ([case["age"] for case in cases], [case[name] for case in cases])
+            same_sex = [expected["sex"] is None or case["sex"] == expected["sex"] for case in cases]
+            panels[title] = {"value": result[name], "curve": expected, "cloud": (*columns, same_sex)}
     if panels:
         save_figure(plot_among_normals(panels, age), path, ("png",), CHART_DPI)
     return bool(panels)
 
 
 def describe_reading(reading: Reading, anatomy: Anatomy, reference: Reference) -> CasePage:
-    """What the page of a new scan shows."""
+    """The content of the page of a new scan."""
     from datxai.analysis.normal_range import describe_range
     from datxai.pages.tables import format_number
 
@@ -215,12 +214,12 @@ def describe_reading(reading: Reading, anatomy: Anatomy, reference: Reference) -
         ledger=result["ledger"],
         beside={
             name: MapBeside(
-                relevance=its.relevance,
-                own_relevance=its.own_relevance,
-                explanation={**its.result["method"], "sum": its.result["sum"]},
-                measures={**its.result["roi_relevance"], "consistent": its.result["consistent"]},
+                relevance=map_.relevance,
+                own_relevance=map_.own_relevance,
+                explanation={**map_.result["method"], "sum": map_.result["sum"]},
+                measures={**map_.result["roi_relevance"], "consistent": map_.result["consistent"]},
             )
-            for name, its in reading.beside.items()
+            for name, map_ in reading.beside.items()
         },
     )
 
@@ -230,23 +229,23 @@ def _describe_prior(reading: Reading) -> PriorScan | None:
 
     if reading.prior is None:
         return None
-    told = reading.result["prior"]
-    when = "an unknown time" if told["years"] is None else f"{told['years']:g} years"
+    prior = reading.result["prior"]
+    interval = "an unknown time" if prior["years"] is None else f"{prior['years']:g} years"
     return PriorScan(
-        title=f"{told['scan']}, {when} before",
+        title=f"{prior['scan']}, {interval} before",
         volumes={"spect": reading.prior.spect, "relevance": reading.prior.relevance},
-        change=told["change"],
+        change=prior["change"],
         source=SOURCE,
     )
 
 
-def _write_dicom(reading: Reading, place: Path) -> list[Path]:
+def _write_dicom(reading: Reading, folder: Path) -> list[Path]:
     from datxai.imaging.dicom import write_dicom_results
     from datxai.pages.viewer import relevance_colours
 
     assert reading.source is not None
     method: Mapping = reading.result["method"]
-    words = f"Relevance ({', '.join(str(method[key]) for key in ('attribution', 'composite') if key in method)})"
+    description = f"Relevance ({', '.join(str(method[key]) for key in ('attribution', 'composite') if key in method)})"
     return write_dicom_results(
-        place, reading.source, reading.own_relevance, reading.scan, relevance_colours(), words[:64]
+        folder, reading.source, reading.own_relevance, reading.scan, relevance_colours(), description[:64]
     )

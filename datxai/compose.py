@@ -1,4 +1,4 @@
-"""Configurations from words and records, composed by Hydra; nothing that they name is called here."""
+"""Configurations, composed by Hydra from words and records; no code that they name is called here."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from datxai.record import CODE, GROUPS, OF_0_1, RECORD, Record, flatten, flatten
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-PRIMARY = "config"  # the configuration that a run begins with
-ON_RECORD = "config_on_record"  # and the one that it goes on with
-RECORDED = "_recorded_"  # choice of a group: the values that the run has recorded
+PRIMARY = "config"  # the configuration of a new run
+ON_RECORD = "config_on_record"  # the configuration of a continued run
+RECORDED = "_recorded_"  # choice of a group that stands for the recorded values
 REFERENCE = re.compile(r"\$\{(\.*)([A-Za-z_]\w*(?:\.\w+|\[\d+\])*)\}")
 
 
@@ -33,7 +33,7 @@ def conf() -> Path:
 
 
 def register_schemas() -> None:
-    """Tell Hydra the schema of the settings, so that a misspelt key or a wrong type is refused."""
+    """Register the schema of the settings with Hydra, so that a misspelt key or a wrong type is refused."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -43,10 +43,10 @@ def register_schemas() -> None:
 
 
 def register_primary(record: Record, of_call: Mapping[str, Any], fixed: Collection[str] = ()) -> str:
-    """A primary configuration that has the record's values where `PRIMARY` has choices; its name.
+    """Register a primary configuration with the record's values in place of the choices of `PRIMARY`; returns its name.
 
-    Whatever comes later by Hydra's rules, an experiment or a word, wins over it as it would over the defaults.
-    ``of_call`` are further values; of the ``fixed`` settings none follows another.
+    Experiments and words override it as they would override the defaults. ``of_call`` has further values. The
+    ``fixed`` settings keep their values and do not follow other settings.
     """
     from hydra.core.config_store import ConfigStore
 
@@ -59,13 +59,13 @@ def register_primary(record: Record, of_call: Mapping[str, Any], fixed: Collecti
             schema = {"defaults": [f"{node['kind']}_schema", "_self_"]} if group == "data" else {}
             store.store(group=group, name=RECORDED, node={**schema, **node})
             entry[group] = RECORDED
-    of_hydra = {**primary["hydra"], **of_call.get("hydra", {})}
-    store.store(name=ON_RECORD, node={**primary, **values, **of_call, "hydra": of_hydra})
+    hydra = {**primary["hydra"], **of_call.get("hydra", {})}
+    store.store(name=ON_RECORD, node={**primary, **values, **of_call, "hydra": hydra})
     return ON_RECORD
 
 
 def compose(words: Sequence[str], config: str = PRIMARY, folder: str | None = None) -> DictConfig:
-    """The configuration that the words make, with Hydra's own part. Raises what Hydra raises."""
+    """The configuration composed from the words, including Hydra's own part. Raises Hydra's exceptions."""
     from hydra import compose as of_hydra
     from hydra import initialize_config_module
 
@@ -81,7 +81,7 @@ def compose(words: Sequence[str], config: str = PRIMARY, folder: str | None = No
 
 
 def take_choices(cfg: DictConfig) -> Mapping[str, str | None]:
-    """The choices of groups that a configuration was composed of; Hydra's own part, which has them, is taken out."""
+    """The group choices of a configuration; Hydra's own part, which holds them, is removed from it."""
     from omegaconf import flag_override
 
     choices = cfg.hydra.runtime.choices
@@ -91,12 +91,12 @@ def take_choices(cfg: DictConfig) -> Mapping[str, str | None]:
 
 
 def single(order: Order) -> list[str]:
-    """The words that say the same in every job."""
+    """The words that are the same in every job of a sweep."""
     return [word for word, choices in _choices(order) if choices is None]
 
 
 def _choices(order: Order) -> Iterator[tuple[str, list[str] | None]]:
-    """Each word, with its choices if it is swept; those of a pattern are all that there are of its group."""
+    """Each word, with its choices if it is swept; the choices of a pattern are all those of its group."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ValueType
 
@@ -109,27 +109,27 @@ def _choices(order: Order) -> Iterator[tuple[str, list[str] | None]]:
             files = Path(order.config_dir or conf(), override.key_or_group).glob("*.yaml")
             yield word, [file.stem for file in files]
         else:
-            of_group = override.is_choice_sweep()
-            yield word, [*override.sweep_string_iterator()] if of_group else []
+            is_choice = override.is_choice_sweep()
+            yield word, [*override.sweep_string_iterator()] if is_choice else []
 
 
 def require_own_hydra(order: Order, config: str) -> None:
-    """Refuse a configuration directory whose files change Hydra's own settings, which name what is called.
+    """Raise `InputError` if files of a configuration directory change Hydra's own settings, which can name code.
 
-    Those that a word of the command line names may differ from ours, nothing else, however a file came to set it.
+    Only settings named on the command line may differ from ours, no matter how a file would set them.
     """
     if order.config_dir is None and "hydra.searchpath" not in order.given:
         return
     keys = [key_of(word).partition("@")[0] for word in order.words]
-    named = [key.replace("/", ".") for key in keys if key.startswith(("hydra/", "hydra."))]
+    named_on_line = [key.replace("/", ".") for key in keys if key.startswith(("hydra/", "hydra."))]
     expected, swept = _of_hydra(compose([], config)), []
     for word, choices in _choices(order):
         swept += [f"{word.partition('=')[0]}={choice}" for choice in choices or []]
     for words in [single(order), *([*single(order), word] for word in swept)]:
         composed = _of_hydra(compose(words, config, order.config_dir))
         for key in sorted(composed.keys() | expected.keys()):
-            typed = any(f"hydra.{key}.".startswith(f"{name}.") for name in named)
-            if not typed and composed.get(key) != expected.get(key):
+            is_named = any(f"hydra.{key}.".startswith(f"{name}.") for name in named_on_line)
+            if not is_named and composed.get(key) != expected.get(key):
                 place = order.config_dir or order.given["hydra.searchpath"]
                 raise InputError(
                     f"{place}: a file there has settings of Hydra itself (hydra.{key}), which could execute code; a "
@@ -138,7 +138,7 @@ def require_own_hydra(order: Order, config: str) -> None:
 
 
 def _of_hydra(cfg: DictConfig) -> dict[str, Any]:
-    """Hydra's settings, but for what it says of this composition itself."""
+    """Hydra's settings, without those that describe the composition itself."""
     tree = _unresolved(cfg.hydra)
     for name in ("overrides", "runtime", "searchpath"):
         tree.pop(name, None)
@@ -148,7 +148,7 @@ def _of_hydra(cfg: DictConfig) -> dict[str, Any]:
 
 
 def require_known(cfg: DictConfig) -> None:
-    """Refuse a setting that the schema does not have, also where ``+`` has added it."""
+    """Raise `InputError` for a setting that is not in the schema, even if added with ``+``."""
     from omegaconf import OmegaConf
 
     def walk(node: Any, place: str) -> None:
@@ -170,9 +170,9 @@ def require_known(cfg: DictConfig) -> None:
 def record_of(
     cfg: DictConfig, before: Record | None, choices: Mapping[str, str | None], fixed: Collection[str] = ()
 ) -> Record:
-    """What a run records of the configuration that it was composed to; ``choices`` are Hydra's.
+    """The record of a composed configuration; ``choices`` are Hydra's.
 
-    What the ``fixed`` settings have followed they still do, if it has the same value.
+    References of the ``fixed`` settings are kept from the record ``before`` if the values are still equal.
     """
     from omegaconf import OmegaConf
 
@@ -180,24 +180,24 @@ def record_of(
     raw = {name: value for name, value in _unresolved(cfg).items() if name in names}
     values = {name: OmegaConf.to_container(cfg[name], resolve=True) if OmegaConf.is_config(cfg[name]) else cfg[name]
               for name in names}  # fmt: skip
-    known, references = flatten_all(values), {}
+    flat, references = flatten_all(values), {}
     for place, value in flatten_all(raw).items():
         target = _target(place, value)
-        if target in known and place in known:
+        if target in flat and place in flat:
             references[place] = target
     for place, target in before.references.items() if before else ():
-        if place in fixed and target in known and known.get(place) == known[target]:
+        if place in fixed and target in flat and flat.get(place) == flat[target]:
             references[place] = target
-    kept = before.choices if before else {}
-    effective = {group: kept.get(group) if name == RECORDED else name for group, name in choices.items()}
+    earlier_choices = before.choices if before else {}
+    effective = {group: earlier_choices.get(group) if name == RECORDED else name for group, name in choices.items()}
     if effective.get("experiment") is None:
-        effective["experiment"] = kept.get("experiment")
+        effective["experiment"] = earlier_choices.get("experiment")
     named = {group: str(effective[group]) for group in (*GROUPS, "experiment") if effective.get(group)}
     return Record(values, named, references)
 
 
 def _target(place: str, value: Any) -> str | None:
-    """The setting that a reference is to, seen from its place; None if the value is no reference, or another."""
+    """The setting to which a reference at ``place`` points; None if the value is not a plain reference."""
     match = REFERENCE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return None
@@ -207,11 +207,10 @@ def _target(place: str, value: Any) -> str | None:
 
 
 def read_0_1(folder: Path, record: Record) -> Record:
-    """The record of a version 0.1, which kept words: its values, with choices and references as far as they are known.
+    """The record of version 0.1, which kept words: its values, with choices and references as far as they can be found.
 
-    Where it holds no values they are composed from its words: from those alone that are about our own settings. The
-    configuration directory that it names is searched for their choices; the result is data, and of what its files say
-    of Hydra nothing is used.
+    If it holds no values, they are composed from its words, but only from those for our own settings. The configuration
+    directory that it names is searched for their choices. The result is data; Hydra settings in its files are ignored.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -222,29 +221,29 @@ def read_0_1(folder: Path, record: Record) -> Record:
         if any("${" in value and not REFERENCE.fullmatch(value) for value in _texts(cfg)):
             raise InputError(
                 f"{folder / RECORD.parent}: the record of version 0.1 takes values from outside of it; choose another "
-                f"run=DIR, and give the settings anew."
+                f"run=DIR, and give the settings again."
             )
         composed = record_of(cfg, None, cfg.hydra.runtime.choices)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if not record.values:
             raise InputError(
                 f"{folder / RECORD.parent}: the record of version 0.1 cannot be read again ({sentence(error)}); choose "
-                f"another run=DIR, and give the settings anew."
+                f"another run=DIR, and give the settings again."
             ) from error
         return record
     if not record.values:
         return composed
-    known = flatten_all(record.values)
+    flat = flatten_all(record.values)
     references = {
         place: target
         for place, target in composed.references.items()
-        if place in known and target in known and known[place] == known[target]
+        if place in flat and target in flat and flat[place] == flat[target]
     }
     return Record(record.values, composed.choices, references)
 
 
 def _unresolved(cfg: DictConfig) -> dict[str, Any]:
-    """A configuration as a dictionary, references as they stand."""
+    """A configuration as a dictionary, with unresolved references."""
     from omegaconf import OmegaConf
 
     content: Any = OmegaConf.to_container(cfg, resolve=False)
@@ -257,14 +256,14 @@ def _texts(cfg: DictConfig) -> Iterator[str]:
 
 
 def _words_of_0_1(folder: Path) -> tuple[list[str], str | None]:
-    """The words that a run of version 0.1 was begun with, as far as they are data, and its configuration directory."""
+    """The words of a run of version 0.1, as far as they are data, and its configuration directory."""
     contents = []
     for name in OF_0_1:
         try:
             contents.append(yaml.safe_load((folder / RECORD.parent / name).read_text(encoding="utf-8")))
         except (OSError, ValueError, RecursionError, yaml.YAMLError):
             contents.append(None)
-    words, of_hydra = contents
+    words, hydra = contents
     names = {*get_type_hints(Config), "experiment"} - {*CALL}
     words = [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
     words = [
@@ -273,7 +272,7 @@ def _words_of_0_1(folder: Path) -> tuple[list[str], str | None]:
         and key_of(word) not in CODE
     ]  # fmt: skip
     try:
-        sources = [source["path"] for source in of_hydra["hydra"]["runtime"]["config_sources"]
+        sources = [source["path"] for source in hydra["hydra"]["runtime"]["config_sources"]
                    if source["provider"] == "command-line"]  # fmt: skip
     except (TypeError, KeyError):
         sources = []
@@ -282,7 +281,7 @@ def _words_of_0_1(folder: Path) -> tuple[list[str], str | None]:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """What Hydra and OmegaConf find wrong becomes an `InputError` of one sentence."""
+    """Convert errors of Hydra and OmegaConf to an `InputError` of one sentence."""
     try:
         yield
     except Exception as error:
@@ -292,7 +291,7 @@ def refusing() -> Iterator[None]:
 
 
 def sentence(error: Exception) -> str:
-    """What Hydra or OmegaConf found wrong, in one sentence with the choices."""
+    """An error of Hydra or OmegaConf as one sentence, with the choices."""
     from hydra.errors import MissingConfigException, OverrideParseException
 
     chain: list[BaseException] = [error]
@@ -300,7 +299,7 @@ def sentence(error: Exception) -> str:
         chain.append(cause)
     text = " ".join(str(error).split()) or " ".join(str(chain[-1]).split())
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as SETTING=VALUE; blanks and brackets stand in '\"quotes\"'."
+        return f"{error.override}: cannot be read as SETTING=VALUE; put blanks and brackets in '\"quotes\"'."
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = [option for option in error.options if not option.startswith("_") and not option.endswith("_schema")]
@@ -310,16 +309,16 @@ def sentence(error: Exception) -> str:
     override = re.match(r"Could not override '([^'@]+)", text)
     if override and override[1] not in {*setting_names()}:
         return unknown_setting(override[1])
-    wrong: Any = next((link for link in reversed(chain) if getattr(link, "full_key", None)), None)
-    if wrong is not None:
-        return f"{wrong.full_key}: {str(wrong).splitlines()[0].rstrip('.')}."
+    config_error: Any = next((link for link in reversed(chain) if getattr(link, "full_key", None)), None)
+    if config_error is not None:
+        return f"{config_error.full_key}: {str(config_error).splitlines()[0].rstrip('.')}."
     if match := re.match(r"In '[^']*': (.*?)(?:Available options|Search path|$)", text):
         text = match[1]
     return text if text.endswith((".", "?")) else f"{text}."
 
 
 def describe(record: Record) -> str:
-    """What a record says that the defaults would not, as one would give it."""
+    """The settings of a record that differ from the defaults, as on the command line."""
     defaults: dict[str, Any] = {}
     for entry in yaml.safe_load((conf() / f"{PRIMARY}.yaml").read_text(encoding="utf-8"))["defaults"]:
         defaults |= entry if isinstance(entry, dict) else {}
@@ -329,7 +328,7 @@ def describe(record: Record) -> str:
         settings += [f"{group}={say(choice)}"] if choice != defaults.get(group) else []
         as_chosen = _plain_choice(group, str(choice))
         for key, value in flatten(record.values.get(group, {})).items():
-            plain = as_chosen.get(key, value)  # of what the file does not say the schema has the default
+            plain = as_chosen.get(key, value)  # the schema has the default of keys not in the file
             is_open = plain == MISSING or "${" in str(plain) or any(isinstance(part, dict) for part in _parts(plain))
             if plain != value and not is_open and f"{group}.{key}" not in record.references:
                 settings.append(f"{group}.{key}={say(value)}")
@@ -344,10 +343,10 @@ def _parts(value: Any) -> list:
 
 
 def _plain_choice(group: str, name: str) -> dict[str, Any]:
-    """The values of an installed choice, as its files have them."""
+    """The values of an installed choice, as in its files."""
     path = conf() / group / f"{name}.yaml"
     if not re.fullmatch(r"\w+", name) or not path.is_file():
         return {}
     content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    below = [_plain_choice(group, entry) for entry in content.pop("defaults", []) if isinstance(entry, str)]
-    return {key: value for values in [*below, flatten(content)] for key, value in values.items()}
+    inherited = [_plain_choice(group, entry) for entry in content.pop("defaults", []) if isinstance(entry, str)]
+    return {key: value for values in [*inherited, flatten(content)] for key, value in values.items()}

@@ -1,4 +1,4 @@
-"""The schema of every setting: a misspelt key or a wrong type is refused before anything runs.
+"""The schema of all settings: a misspelt key or a wrong type is refused before anything runs.
 
 Values live in ``conf/``; one dataclass here per group there. ``MISSING`` marks what a user must give.
 """
@@ -42,11 +42,11 @@ COMMANDS = {
     "doctor": "what is installed here and what works, in lines for a bug report",
     "reads": "consensus of two readers, and how far they agree: file=READS.tsv [out=DIR]",
 }
-OF_BUNDLES = ("case", "serve", "bundle", "export")  # commands that take a bundle in the place of a run folder
+OF_BUNDLES = ("case", "serve", "bundle", "export")  # commands that accept a bundle instead of a run folder
 ALL = "all"
-DEFAULT = "default"  # the explanation whose maps lie in the run folder itself
-EXPLAINED = ("explain", "evaluate", "report", "external")  # the stages that each explanation of a run has of its own
-EXPLAINING = ("attribution", "composite", "target")  # and the settings
+DEFAULT = "default"  # the explanation with its maps in the run folder itself
+EXPLAINED = ("explain", "evaluate", "report", "external")  # stages that are run separately for each explanation
+EXPLAINING = ("attribution", "composite", "target")  # and their settings
 CALL = (  # settings of one call or one machine, which a run does not record
     "stage", "run", "shard", "runs", "scan", "age", "sex", "prior", "prior_years", "port", "dicom", "deidentify",
     "file", "out", "device", "n_jobs", "on_error", "check", "dry_run", "objective", "benchmark", "search",
@@ -60,8 +60,8 @@ OF_SPLIT = {  # settings of each kind of split
     "column": ("column", "test", "validation", "candidates"),
 }
 SPLITS = {"random": "a random split", "kfold": "split=kfold", "column": "split=column"}
-OF_PLAIN = ("channels", "kernel_size", "padding", "hidden", "dropout")  # settings of the network=nazari2021 alone
-OF_OTHERS = ("target", "arguments", "in_channels", "spatial_dims")  # settings of all others
+OF_PLAIN = ("channels", "kernel_size", "padding", "hidden", "dropout")  # settings of network=nazari2021 only
+OF_OTHERS = ("target", "arguments", "in_channels", "spatial_dims")  # settings of all other networks
 FILES = ("template", "labels", "names", "weights")  # settings of registration, atlas and network that name a file
 
 
@@ -92,7 +92,7 @@ class Folder(Dicom):
 
 @dataclass
 class Ppmi(Data):
-    """A PPMI download as it lies on disk."""
+    """An unpacked PPMI download."""
 
     root: str = MISSING
     collection: str | None = None
@@ -127,7 +127,7 @@ class Lattice:
 
 @dataclass
 class Reconstruction:
-    """Filtered back projection of raw projections, and how they were taken."""
+    """Filtered back projection of raw projections, and their geometry."""
 
     filter: str = "shepp-logan"
     cutoff_per_cm: float = 1.25
@@ -141,7 +141,7 @@ class Reconstruction:
 
 @dataclass
 class Registration:
-    """How a scan gets into MNI space."""
+    """How a scan is registered to MNI space."""
 
     kind: str = MISSING  # affine | none
     template: str | None = None
@@ -169,7 +169,7 @@ class Preprocessing:
 
 @dataclass
 class Split:
-    """How the cases are divided into training, validation and test set: `OF_SPLIT` has the settings of each kind."""
+    """How the cases are split into training, validation and test sets; `OF_SPLIT` has the settings of each kind."""
 
     kind: str = "random"  # random | kfold | column
     sizes: list[float] = field(default_factory=list)  # cases, or fractions of them
@@ -194,19 +194,19 @@ class Network:
     dropout: float = 0.2
     target: str | None = None  # package.module:Class, which is executed
     arguments: Any = None  # {name: value}; a typed mapping would refuse new keys on the command line
-    in_channels: int = 1  # how often the network is given the scan: 3 for networks of colour images and videos
+    in_channels: int = 1  # number of copies of the scan: 3 for networks for colour images and videos
     spatial_dims: int = 3  # 2: the network takes images, on a grid of one slice
     see: str = "all"  # all | striatum | extrastriatal
     centre: bool = False
-    weights: str | None = None  # a file of trained weights to begin with
+    weights: str | None = None  # a file of trained weights to start from
     rename: Any = None  # {regular expression: replacement, or null to leave out}, of names in that file
-    initial: list[str] = field(default_factory=list)  # patterns of weights that need not be in it
+    initial: list[str] = field(default_factory=list)  # patterns of weights that may be missing in it
     freeze: list[str] = field(default_factory=list)  # patterns of weights that are not trained
 
 
 @dataclass
 class Augmentation:
-    """How far training cases are varied, anew in each epoch; zeros: not at all."""
+    """Amounts of random variation of the training cases, redrawn in each epoch; zero is none."""
 
     blur_fwhm_mm: float = 0.0
     noise: float = 0.0
@@ -216,7 +216,7 @@ class Augmentation:
 
 @dataclass
 class Training:
-    """Optimisation: the fields of `datxai.model.recipe.Recipe`, and what the stage makes of the rest."""
+    """Optimisation: the fields of `datxai.model.recipe.Recipe`, and further settings of the stage."""
 
     batch_size: int = 8  # of all processes together
     learning_rate: float = 1e-4
@@ -252,9 +252,9 @@ class Attribution:
     """How a decision is explained."""
 
     method: str = MISSING
-    options: dict[str, Any] = field(default_factory=dict)  # of the method; the command line may set what a file names
-    parcels: str | None = None  # atlas | null: what occlusion, lime and kernel_shap take away
-    start: str = "logit"  # the relevance that the explanation starts with: the logit's value, or one
+    options: dict[str, Any] = field(default_factory=dict)  # of the method; the command line may change those in a file
+    parcels: str | None = None  # atlas | null: what occlusion, lime and kernel_shap remove
+    start: str = "logit"  # relevance at the output: the logit's value, or one
     cases: str = "test"  # test | all
     rules: str = "fast"  # fast | zennit
     precision: str = "float32"  # float32 | bf16
@@ -272,45 +272,45 @@ class LayerRule:
 
 @dataclass
 class Composite:
-    """Layers to LRP rules; the first line that names a layer wins."""
+    """Maps layers to LRP rules; the first line that matches a layer applies."""
 
     name: str = MISSING
     reference: str = ""
-    values: dict[str, Any] = field(default_factory=dict)  # what the lines refer to as ${composite.values.NAME}
+    values: dict[str, Any] = field(default_factory=dict)  # values that the lines refer to as ${composite.values.NAME}
     layers: list[LayerRule] = field(default_factory=list)
-    auto: bool = False  # further lines and canonizers by what the network's layers are
+    auto: bool = False  # add lines and canonizers for the network's layers
     canonizers: list[str] = field(default_factory=list)
-    bias: bool = True  # whether biases take their share of the relevance
-    rules_from: str | None = None  # a Python file with rules of one's own, which is executed
+    bias: bool = True  # whether biases absorb their share of the relevance
+    rules_from: str | None = None  # a Python file with the user's own rules, which is executed
 
 
 @dataclass
 class Method:
-    """A way to explain: what `attribution` and `composite` say elsewhere; or a control."""
+    """A method to explain, as set by `attribution` and `composite` elsewhere; or a control."""
 
     attribution: Attribution | None = None
     composite: Composite | None = None
-    control: str | None = None  # uptake | noise: a map that knows nothing of the network
+    control: str | None = None  # uptake | noise: a map that does not depend on the network
 
 
 @dataclass
 class Benchmark:
-    """Ways to explain side by side, by measures of their maps."""
+    """Comparison of methods by measures of their maps."""
 
     catalogue: dict[str, Method] = field(default_factory=dict)
     methods: list[str] = field(default_factory=list)  # of the catalogue
     metrics: list[str] = field(default_factory=list)
-    fill: str = "mean"  # mean | blur | brain_mean: what region flipping puts in the place of a region
+    fill: str = "mean"  # mean | blur | brain_mean: what region flipping replaces a region by
     n_cases: int = 12  # of the test set
-    n_checks: int = 2  # of these, for metrics that take many more maps
+    n_checks: int = 2  # of these, for metrics that need many more maps
     lesions: list[str] = field(default_factory=list)  # regions of the phantom
-    n_heads: int = 2  # healthy heads that get each lesion
-    min_effect: float = 0.1  # of the way from normal to reduced, from which on a map has to show a lesion
+    n_heads: int = 2  # healthy heads for each lesion
+    min_effect: float = 0.1  # fraction of the way from normal to reduced above which a map must show a lesion
 
 
 @dataclass
 class Search:
-    """Settings looked for: each with a space, such as log(1e-5, 1e-2)."""
+    """Search over settings, each with a space such as log(1e-5, 1e-2)."""
 
     name: str = "training"  # of the folder within RUN/search
     space: Any = None  # {setting: space}; a typed mapping would refuse new keys on the command line
@@ -324,7 +324,7 @@ class Search:
 
 @dataclass
 class Config:
-    """Everything."""
+    """All settings."""
 
     data: Data = field(default_factory=Data)
     grid: Lattice = field(default_factory=Lattice)
@@ -342,37 +342,37 @@ class Config:
     sides: str = "neurological"  # neurological | radiological: the left of the patient is on the left, or the right
     target: str = "difference"  # difference | decision | predicted | normal | reduced | label
     run: str = MISSING
-    base: str | None = None  # a run whose stages are taken over where settings and inputs are the same
+    base: str | None = None  # a run whose stages are reused where settings and inputs are the same
     applied: str | None = None  # a finished run whose network and calibration judge this cohort, all of it a test set
-    subgroups: list[str] = field(default_factory=list)  # columns of the participants by which the cohort is looked at
+    subgroups: list[str] = field(default_factory=list)  # columns of the participants by which the cohort is divided
     stage: str = ALL
     shard: str | None = None  # K/N: every N-th case, from K on, of `preprocess` or `explain`
-    explanation: str = DEFAULT  # which of the run's explanations is made, or asked
-    explanations: list[str] = field(default_factory=list)  # of `compare` and `case`: beside one another
+    explanation: str = DEFAULT  # the explanation of the run that is made or used
+    explanations: list[str] = field(default_factory=list)  # of `compare` and `case`: shown side by side
     runs: list[str] = field(default_factory=list)  # of `compare`
     scan: Any = None  # of `case`: a path, or several
-    age: float | None = None  # of the person scanned, in years; None: what the header of the scan says
-    sex: str | None = None  # F | M; None: likewise
+    age: float | None = None  # of the person scanned, in years; None: from the scan's header
+    sex: str | None = None  # F | M; None: from the scan's header
     prior: str | None = None  # of `case`: an earlier scan of the same person
-    prior_years: float | None = None  # before the scan; None: what the headers of both say
-    port: int = 8765  # of `serve`; 0: any that is free
-    dicom: bool = False  # results of `case` as DICOM too
-    deidentify: bool = False  # and without the patient's identity
+    prior_years: float | None = None  # before the scan; None: from the headers of both
+    port: int = 8765  # of `serve`; 0: any free port
+    dicom: bool = False  # also write results of `case` as DICOM
+    deidentify: bool = False  # without the patient's identity
     file: str | None = None
     out: str | None = None
     precision: str = "float32"  # float32 | bf16: of the weights in a `bundle`
-    to: str = "onnx"  # what `export` makes
+    to: str = "onnx"  # format of `export`
     seed: int = 0
     device: str = "auto"
     n_jobs: int = -1
     on_error: str = "raise"  # raise | skip
-    check: str = "quick"  # quick | full: whether files made before are read to be checked, or looked at
-    objective: str = "validation_accuracy"  # or a number of metrics.json: what a job returns to a sweeper
-    dry_run: bool = False  # of `explain`: show which layer gets which rule, make nothing
+    check: str = "quick"  # quick | full: whether existing files are checked by size and time, or read
+    objective: str = "validation_accuracy"  # or a number in metrics.json: what a job returns to a sweeper
+    dry_run: bool = False  # of `explain`: show which layer gets which rule, and stop
 
 
 def require_sensible(settings: Config) -> None:
-    """Refuse numbers that no run can be made with, before anything is made or removed (`InputError`)."""
+    """Raise `InputError` for values with which no run is possible, before anything is written or removed."""
     network, training, seed = settings.network, settings.training, "a whole number from 0 to 2^63 - 1"
     grid, data_seed = settings.grid, getattr(settings.data, "seed", 0)
     n_subjects, orientation = getattr(settings.data, "n_subjects", 1), settings.data.orientation
@@ -419,7 +419,7 @@ def require_sensible(settings: Config) -> None:
     if training.max_epochs == 0 and network.weights is None:
         raise InputError("training=none: expected the weights of a trained network; give network.weights=FILE.")
     if network.weights is None and (network.rename or network.initial):
-        raise InputError("network.rename and network.initial are about network.weights=FILE, which is not given.")
+        raise InputError("network.rename and network.initial apply to network.weights=FILE, which is not given.")
     if not isinstance(network.rename, (dict, type(None))):
         raise InputError(f"network.rename is {network.rename}, expected {{PATTERN:REPLACEMENT}}.")
     if training.max_epochs == 0 and network.centre and network.architecture != "plain":
@@ -427,12 +427,12 @@ def require_sensible(settings: Config) -> None:
 
 
 def is_radiological(settings: Config) -> bool:
-    """Whether pictures have the patient's left on the right."""
+    """Whether pictures show the patient's left on the right."""
     return settings.sides == RADIOLOGICAL
 
 
 def describe_network(network: Network) -> dict:
-    """What the network is: the arguments of `datxai.model.architectures.build`, but for shape and seed.
+    """The arguments of `datxai.model.architectures.build`, except for shape and seed.
 
     Raises `InputError` for settings of another kind of network.
     """
@@ -445,37 +445,37 @@ def describe_network(network: Network) -> dict:
         raise InputError(f"network.target: the network {network.architecture} has no such setting, but network=custom.")
     if not is_plain and not isinstance(network.arguments, (dict, type(None))):
         raise InputError(f"network.arguments is {network.arguments}, expected names with values, as in {{width:16}}.")
-    own = OF_PLAIN if is_plain else ("architecture", "target", "arguments")
-    image = {name: getattr(network, name) for name in ("in_channels", "spatial_dims")}
-    changed = any(value != getattr(default, name) for name, value in image.items())
+    names = OF_PLAIN if is_plain else ("architecture", "target", "arguments")
+    channels = {name: getattr(network, name) for name in ("in_channels", "spatial_dims")}
+    changed = any(value != getattr(default, name) for name, value in channels.items())
     return {
-        **{name: getattr(network, name) for name in (*own, "see", "centre")},
-        **({"image": image} if changed else {}),
+        **{name: getattr(network, name) for name in (*names, "see", "centre")},
+        **({"image": channels} if changed else {}),
     }
 
 
 def describe_split(split: Split) -> dict:
-    """The settings of its kind, and no others; those of another kind are an `InputError`."""
-    own = OF_SPLIT[split.kind]
+    """The settings of a split's kind only; raises `InputError` for settings of another kind."""
+    own_settings = OF_SPLIT[split.kind]
     default = Split()
     for name in dict.fromkeys(name for names in OF_SPLIT.values() for name in names):
-        if name not in own and getattr(split, name) != getattr(default, name):
+        if name not in own_settings and getattr(split, name) != getattr(default, name):
             kinds = " or ".join(SPLITS[kind] for kind, names in OF_SPLIT.items() if name in names)
             raise InputError(f"split.{name}: {SPLITS[split.kind]} has no such setting, but {kinds}.")
-    return {name: getattr(split, name) for name in own}
+    return {name: getattr(split, name) for name in own_settings}
 
 
 def unknown_setting(key: str) -> str:
-    """A sentence on a name that no setting has."""
-    known = setting_names()
-    inner = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    close = difflib.get_close_matches(key, known, 1, 0.75) or inner[:1] or difflib.get_close_matches(key, known, 1)
+    """The message for an unknown setting, with a suggestion."""
+    names = setting_names()
+    namesakes = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    close = difflib.get_close_matches(key, names, 1, 0.75) or namesakes[:1] or difflib.get_close_matches(key, names, 1)
     guess = f"did you mean {close[0]}?" if close else "`datxai --cfg job` shows all."
     return f"there is no setting {key}; {guess}"
 
 
 def setting_names() -> list[str]:
-    """Every setting that there is, by its whole name."""
+    """The full names of all settings."""
     return [*_names(Config), *(name for kind in KINDS.values() for name in _names(kind, "data.")), "experiment"]
 
 
@@ -487,7 +487,7 @@ def _names(kind: Any, place: str = "") -> Iterator[str]:
 
 
 def require_name(explanation: str) -> None:
-    """Refuse a name that a folder cannot have everywhere, or that leads out of the run folder (`InputError`)."""
+    """Raise `InputError` for a name that is not portable as a folder name, or leads out of the run folder."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", explanation) or explanation.endswith("."):
         raise InputError(
             f"explanation={explanation}: expected a name of at most 64 letters, digits, '-', '_' and '.' that begins "
@@ -496,25 +496,25 @@ def require_name(explanation: str) -> None:
 
 
 def entry_name(stage: str, explanation: str) -> str:
-    """What manifest.json calls a stage of an explanation."""
+    """The name of an explanation's stage in manifest.json."""
     return stage if explanation == DEFAULT or stage not in EXPLAINED else f"{stage}/{explanation}"
 
 
 def describe(group: Any) -> dict:
-    """The settings of a group, its files as paths, which `datxai.files.hash_content` takes by what they hold."""
+    """The settings of a group, files as paths, which `datxai.files.hash_content` hashes by their content."""
     settings = asdict(group)
     return settings | {name: Path(settings[name]) for name in FILES if settings.get(name) is not None}
 
 
 def restore(values: Any, kind: Any = Config) -> Any:
-    """The settings that a run has recorded (.hydra/config.yaml): a `Config` again.
+    """The `Config` from the recorded settings of a run (.hydra/config.yaml).
 
-    Keys of another version are left out. Of the kinds of `Data` what is common to all comes back.
+    Keys of another version are left out, and so are the fields of `Data` that are specific to a kind.
     """
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(values, Mapping):
         types = get_type_hints(kind)
-        known = [known_field.name for known_field in fields(kind) if known_field.name in values]
-        return kind(**{name: restore(values[name], types[name]) for name in known})
+        names = [known_field.name for known_field in fields(kind) if known_field.name in values]
+        return kind(**{name: restore(values[name], types[name]) for name in names})
     if get_origin(kind) is list and values is not None:
         return [restore(value, get_args(kind)[0]) for value in values]
     return values

@@ -12,7 +12,7 @@ log = logging.getLogger("datxai")
 
 
 def choose_device(settings: Config) -> str:
-    """The device asked for; ``auto`` is a GPU where there is one. Warns of bf16 where it has no instructions for it."""
+    """The requested device; ``auto`` is a GPU if available. Warns if bf16 has no hardware support."""
     import torch
 
     keep_freed_memory()
@@ -26,5 +26,5 @@ def choose_device(settings: Config) -> str:
         raise InputError(f"device={settings.device} cannot be used here ({reason}); try device=auto.") from error
     lowered = "bf16" in (settings.training.precision, settings.attribution.precision)
     if lowered and device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        log.warning("  precision=bf16: this processor has no instructions for it, float32 takes far less time")
+        log.warning("  precision=bf16: this processor has no instructions for it, float32 is much faster")
     return device

@@ -1,8 +1,8 @@
-"""The one exception a user is meant to read, and how it is put on a screen."""
+"""The exception whose message is meant for users, and escaping of text for the terminal."""
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used.
+    """The user's input cannot be used.
 
     The message is one sentence: which file or setting, what is wrong, what was expected, what to do.
     The command prints it without a traceback and ends with exit status 2.
@@ -10,8 +10,8 @@ class InputError(ValueError):
 
 
 def escape(text: str) -> str:
-    """Text from anywhere, such as a header or the name of a file, as a terminal may show it.
+    """Text from an untrusted source, such as a header or a file name, made safe for a terminal.
 
-    Control characters, those that turn the direction of writing, and others that are not printable become escapes.
+    Control characters, those that change the writing direction, and other unprintable characters are escaped.
     """
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

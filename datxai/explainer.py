@@ -1,4 +1,4 @@
-"""A trained network and how its decisions are explained, a batch of scans at a time."""
+"""A trained network and a method that explains its decisions, one batch of scans at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def describe_method(settings: Config) -> dict:
-    """The settings that shape a relevance map: what the fingerprint of the stage `explain` is made of."""
+    """The settings on which a relevance map depends, for the fingerprint of the stage `explain`."""
     composite = asdict(settings.composite) if settings.attribution.method == "lrp" else None
     if composite and composite["rules_from"] and Path(composite["rules_from"]).is_file():
         composite["rules_from"] = hash_file(composite["rules_from"])
@@ -37,8 +37,8 @@ def describe_method(settings: Config) -> dict:
 
 
 def read_composite(composite: Composite, model: nn.Module) -> tuple[list[dict], dict]:
-    """The lines of a composite for a network, and the rest of it as keywords of `attribute`; a file of own rules is
-    executed."""
+    """The lines of a composite for a network, and its other settings as keywords of `attribute`. A file of the user's
+    own rules is executed."""
     from datxai.explain.automatic import choose_rules, find_uncovered
     from datxai.explain.composite import load_rules
 
@@ -57,7 +57,7 @@ def read_composite(composite: Composite, model: nn.Module) -> tuple[list[dict], 
 
 
 def predict_label(logits: Sequence[float]) -> dict:
-    """What a pair of logits (normal, reduced) says: label, probability of reduced, the logits."""
+    """The prediction of a pair of logits (normal, reduced): label, probability of reduced, the logits."""
     normal, reduced = map(float, logits)
     return {
         "predicted": int(reduced > normal),
@@ -69,14 +69,14 @@ def predict_label(logits: Sequence[float]) -> dict:
 
 @dataclass(frozen=True, eq=False)
 class Explainer:
-    """A trained network and a way to explain its decisions.
+    """A trained network and a method to explain its decisions.
 
     Attributes
     ----------
-    model, device : the network, and where it is
+    model, device : the network and its device
     attribution, composite, target : the settings of the method, and the output that is explained
-    lines, options : of the composite, as `datxai.explain.attribute` takes them; empty for other methods than lrp
-    parcels : int array (X, Y, Z) of what is taken away together, or None for the method's own parts
+    lines, options : of the composite, as `datxai.explain.attribute` expects them; empty for methods other than lrp
+    parcels : int array (X, Y, Z) of the parcels that are removed as a whole, or None for the method's own parts
     """
 
     model: nn.Module
@@ -90,7 +90,7 @@ class Explainer:
 
     @classmethod
     def of(cls, settings: Config, run: Run, anatomy: Anatomy | None = None) -> Explainer:
-        """The network of a run and the method of these settings; ``anatomy`` is theirs, where it is known already."""
+        """The network of a run and the method of these settings; ``anatomy`` is theirs, if it is available."""
         from datxai.model import checkpoint
 
         device = choose_device(settings)
@@ -99,7 +99,7 @@ class Explainer:
 
     @classmethod
     def prepare(cls, model: nn.Module, device: str, settings: Config, anatomy: Anatomy | None = None) -> Explainer:
-        """The method of these settings for a network on a device; a file of own rules is executed, once."""
+        """The method of these settings for a network on a device; a file of the user's own rules is executed, once."""
         attribution, composite = settings.attribution, settings.composite
         lines, options = read_composite(composite, model) if attribution.method == "lrp" else ((), {})
         if attribution.parcels not in (None, "atlas"):
@@ -130,9 +130,9 @@ class Explainer:
         ledger: bool = True,
         answers: Answers | None = None,
     ) -> Explanation:
-        """The `Explanation` of a batch, a float32 tensor (n, 1, X, Y, Z); another target or model goes first.
+        """The `Explanation` of a batch, a float32 tensor (n, 1, X, Y, Z); ``target`` and ``model`` override one's own.
 
-        ``answers``: what networks have answered so far (`datxai.explain.answers`), to be used and added to.
+        ``answers``: cache of the networks' outputs so far (`datxai.explain.answers`), which is used and extended.
         """
         from datxai.explain.attribution import attribute
 
@@ -169,7 +169,7 @@ class Explainer:
         ]
 
     def _describe(self) -> dict:
-        """The method in the words of a map's record."""
+        """The method as described in a map's record."""
         attribution, composite = self.attribution, self.composite
         method = {"attribution": attribution.method, "target": self.target, "start": attribution.start}
         if attribution.method == "lrp":

@@ -1,4 +1,4 @@
-"""Reading and writing files so that nothing is ever half-written: atomic replacement, tables, JSON, hashes."""
+"""Reading and writing of files, never half-written: atomic replacement, tables, JSON, hashes."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ from typing import Any
 
 from datxai.errors import InputError
 
-RUN_HAS = ("manifest.json", ".hydra", ".lock")  # one of these, whatever else
-UNFINISHED = ".part-"  # begins the names of folders for files that are being written
+RUN_MARKERS = ("manifest.json", ".hydra", ".lock")  # every run folder has one of these
+UNFINISHED = ".part-"  # prefix of the names of folders with files that are being written
 
 
 @contextmanager
 def replacing(path: str | os.PathLike, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path on the same disk; on success it replaces ``path``, on any exception it is removed.
 
-    A ``durable`` one is on the disk before its name is, and the name before the caller goes on.
+    If ``durable``, content and name are flushed to the disk, in this order, before the caller continues.
 
-    The temporary file has the name of ``path``, so that writers which look at the suffix (``.nii.gz``, ``.png``) do
-    the right thing. It stands alone in a folder of its own beside ``path``: some writers (safetensors) put a file of
-    their own beside the one they are given, and what a kill leaves of either is found by the folder's name.
+    The temporary file has the name of ``path``, since some writers depend on the suffix (``.nii.gz``, ``.png``). It is
+    in a separate folder beside ``path``: some writers (safetensors) create another file next to the one they are given,
+    and the folder's name identifies what a killed process leaves behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    room = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=path.parent))
-    temporary = room / path.name
+    folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=path.parent))
+    temporary = folder / path.name
     try:
-        temporary.touch(0o666)  # less the umask, as any new file
+        temporary.touch(0o666)  # minus the umask, like any new file
         mode = temporary.stat().st_mode & 0o777
         yield temporary
         if not temporary.is_symlink():
-            temporary.chmod(mode)  # that file of safetensors may be read by its owner alone
+            temporary.chmod(mode)  # safetensors may leave it readable by its owner only
         if durable:
-            _synchronise(temporary)
+            _flush(temporary)
         os.replace(temporary, path)
         if durable:
-            _synchronise(path.parent)
+            _flush(path.parent)
     finally:
-        shutil.rmtree(room, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes have left half-written in ``folder``; nobody may be writing there.
+    """Remove half-written files of killed processes from ``folder``, in which nobody may be writing.
 
-    Runs within it, of a sweep, and what links lead to are left alone.
+    Run folders within it, as of a sweep, and the targets of links are left alone.
     """
     for place, inner, _ in os.walk(folder):
         for name in [name for name in inner if name.startswith(UNFINISHED)]:
@@ -64,12 +64,12 @@ def remove_unfinished(folder: Path) -> None:
         inner[:] = [
             name
             for name in inner
-            if not name.startswith(".") and not any((Path(place) / name / own).exists() for own in RUN_HAS)
+            if not name.startswith(".") and not any((Path(place) / name / marker).exists() for marker in RUN_MARKERS)
         ]
 
 
-def _synchronise(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+def _flush(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -89,7 +89,7 @@ def write_json(path: str | os.PathLike, content: object) -> None:
 
 
 def read_json(path: str | os.PathLike) -> dict:
-    """Read a JSON file; a damaged one is an `InputError`."""
+    """Read a JSON object; raises `InputError` if the file is damaged."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -108,7 +108,7 @@ def write_table(path: str | os.PathLike, rows: Iterable[Mapping], columns: Seque
 
 
 def write_arrays(path: str | os.PathLike, arrays: Mapping[str, Any], about: object = None) -> None:
-    """Write NumPy arrays by name as safetensors, atomically; ``about`` them, what JSON takes."""
+    """Write NumPy arrays by name as safetensors, atomically, with JSON metadata ``about`` them."""
     from safetensors.numpy import save_file
 
     with replacing(path) as temporary:
@@ -116,7 +116,7 @@ def write_arrays(path: str | os.PathLike, arrays: Mapping[str, Any], about: obje
 
 
 def read_arrays(path: str | os.PathLike) -> tuple[dict[str, Any], Any]:
-    """What `write_arrays` wrote, and what it is about; a file that is not that is an `InputError`."""
+    """The arrays and metadata written by `write_arrays`; raises `InputError` for another or damaged file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -131,17 +131,17 @@ def read_arrays(path: str | os.PathLike) -> tuple[dict[str, Any], Any]:
 
 
 def read_table(path: str | os.PathLike) -> list[dict[str, str]]:
-    """The rows of a table with a header, a dict of strings each; see `read_rows`."""
+    """The rows of a table with a header, as dicts of strings; see `read_rows`."""
     return [row for _, row in read_rows(path)]
 
 
 def read_rows(path: str | os.PathLike) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a table with a header, each with the line it begins in, counted from 1.
+    """The rows of a table with a header, each with its first line, counted from 1.
 
-    UTF-8 or, with its mark, UTF-16. Cells are separated by tabs, semicolons or commas, whichever the header has
-    most of. Blank rows, lines before the header that begin with ``#``, and empty cells behind the last column are
-    passed over. Raises `InputError` if the file is missing, empty, no text, has a quote that is not closed, or
-    rows with more or fewer cells than the header: all of them, by their lines.
+    The encoding is UTF-8, or UTF-16 with a byte order mark. The separator is a tab, semicolon or comma, whichever is
+    most frequent in the header. Blank rows, lines before the header that begin with ``#``, and empty cells after the
+    last column are skipped. Raises `InputError` if the file is missing, empty or not text, has an unclosed quote, or
+    rows with more or fewer cells than the header, all of which are listed by line.
     """
     path = Path(path)
     records = _read_records(path)
@@ -153,7 +153,7 @@ def read_rows(path: str | os.PathLike) -> list[tuple[int, dict[str, str]]]:
         header.pop()
     twice = [name for name in header if name and header.count(name) > 1]
     if twice:
-        raise InputError(f"{path}: column {twice[0]!r} stands there more than once, expected once; remove the others.")
+        raise InputError(f"{path}: column {twice[0]!r} occurs more than once, expected once; remove the others.")
     rows, bad = [], []
     for number, cells in records:
         cells = [cell.strip() for cell in cells]
@@ -168,7 +168,7 @@ def read_rows(path: str | os.PathLike) -> list[tuple[int, dict[str, str]]]:
 
 
 def read_header(path: str | os.PathLike) -> list[str]:
-    """The names of a table's columns; empty if it is no table."""
+    """The names of a table's columns; empty if the file is not a table."""
     try:
         _, header = next(_read_records(Path(path)), (1, []))
     except InputError:
@@ -177,13 +177,13 @@ def read_header(path: str | os.PathLike) -> list[str]:
 
 
 def _read_records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Cells of each row that is not blank, the header's first, with the line it begins in."""
+    """First line and cells of each row that is not blank, beginning with the header."""
     lines = _read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     first = 0
     while first < len(lines) and (not lines[first].strip(" ,;\t") or lines[first].startswith("#")):
         first += 1
     head = lines[first] if first < len(lines) else ""
-    separator = re.fullmatch(r"sep=(.)", head.strip())  # as Excel has it
+    separator = re.fullmatch(r"sep=(.)", head.strip())  # written by Excel
     first += bool(separator)
     order = ",;\t" if path.suffix.lower() == ".csv" else "\t;,"
     delimiter = separator[1] if separator else max(order, key=head.count)
@@ -191,8 +191,8 @@ def _read_records(path: Path) -> Iterator[tuple[int, list[str]]]:
     begin = 0
     try:
         for cells in reader:
-            swallowed = [line for line in lines[first + begin + 1 : first + reader.line_num] if delimiter in line]
-            if begin and any(line.count(delimiter) >= len(cells) - 1 > 0 for line in swallowed):
+            inner_lines = [line for line in lines[first + begin + 1 : first + reader.line_num] if delimiter in line]
+            if begin and any(line.count(delimiter) >= len(cells) - 1 > 0 for line in inner_lines):
                 raise csv.Error("a quote is closed only in a later row")
             if any(cell.strip() for cell in cells):
                 yield first + begin + 1, cells
@@ -224,12 +224,12 @@ def _read_text(path: Path) -> str:
 
 
 def _list(faults: list[str], most: int = 10) -> str:
-    """Faults in one sentence; of many the first."""
+    """Faults in one sentence, at most ``most`` of them."""
     return ", ".join(faults[:most]) + (f" and {len(faults) - most} more" if len(faults) > most else "")
 
 
 def hash_file(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, hexadecimal; an `InputError` if it cannot be read."""
+    """SHA-256 of a file's bytes, hexadecimal; raises `InputError` if it cannot be read."""
     require_file(Path(path))
     try:
         with Path(path).open("rb") as stream:
@@ -241,17 +241,17 @@ def hash_file(path: str | os.PathLike) -> str:
 
 
 def require_file(path: Path) -> None:
-    """Refuse what would be waited for, or never ends: a named pipe, a socket, a device."""
+    """Raise `InputError` for a named pipe, a socket or a device, whose reading might block or never end."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise InputError(f"{path}: is a named pipe, a socket or a device, expected a file; copy what it gives to one.")
 
 
 def hash_once(path: Path) -> str:
-    """`hash_file` of a file that is not read again in this process while it stays as it is."""
+    """`hash_file`, cached in this process until the file's time, size or inode changes."""
     try:
         state = path.stat()
     except OSError:
-        return hash_file(path)  # which says what is wrong
+        return hash_file(path)  # raises the error
     return _hash_state(path, state.st_mtime_ns, state.st_size, state.st_ino)
 
 
@@ -261,25 +261,25 @@ def _hash_state(path: Path, *state: int) -> str:
 
 
 def hash_content(content: object) -> str:
-    """SHA-256 of a JSON-like value, independent of the order of keys; a path counts by what its file holds, if any."""
+    """SHA-256 of a JSON-like value, independent of the order of keys; a path counts by the content of its file."""
     text = json.dumps(_plain(content, _read_hash), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hash_json(content: object) -> str:
-    """SHA-256 of a value as `write_json` writes it: `hash_content`, but for paths, which count as text."""
+    """SHA-256 of a value as written by `write_json`: `hash_content`, except that paths count as text."""
     return hash_content(_plain(content))
 
 
 @functools.cache
 def hash_code(*modules: str) -> str:
-    """SHA-256 of the source of modules of this package and of all in it that they import, directly or not."""
+    """SHA-256 of the source of modules of this package and of all that they import from it, directly or not."""
     sources: dict[str, bytes] = {}
     wanted = [*modules]
     while wanted:
         name = wanted.pop()
         path = _source_of(name)
-        if path is None or name in sources:  # what is imported may be a name within a module
+        if path is None or name in sources:  # the imported name may be one within a module
             continue
         sources[name] = path.read_bytes()
         for node in ast.walk(ast.parse(sources[name])):
@@ -292,7 +292,7 @@ def hash_code(*modules: str) -> str:
 
 
 def _source_of(module: str) -> Path | None:
-    """The file of a module of this package; nothing is imported to find it."""
+    """The file of a module of this package, found without importing anything."""
     package, *parts = module.split(".")
     if package != __name__.partition(".")[0]:
         return None
@@ -305,18 +305,18 @@ def _read_hash(path: os.PathLike) -> str:
     return hash_file(path) if Path(path).is_file() else os.fspath(path)
 
 
-def _plain(value: Any, spell: Callable[[os.PathLike], str] = os.fspath) -> object:
-    """A value as JSON takes it; ``spell`` makes text of paths."""
+def _plain(value: Any, path_to_text: Callable[[os.PathLike], str] = os.fspath) -> object:
+    """A value in types that JSON supports; ``path_to_text`` turns paths into text."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, spell) for key, item in value.items()}
+        return {str(key): _plain(item, path_to_text) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, spell) for item in value]
+        return [_plain(item, path_to_text) for item in value]
     if hasattr(value, "tolist"):  # numpy scalars and arrays
-        return _plain(value.tolist(), spell)
+        return _plain(value.tolist(), path_to_text)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, os.PathLike):
-        return spell(value)
+        return path_to_text(value)
     return value
 
 

@@ -1,4 +1,4 @@
-"""A finished run, read back: what it says of its cases, each table and volume read when it is first asked for, once."""
+"""The results of a finished run; each table and volume is read once, on first use."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from datxai.cohort.dataset import VolumeStore
 
 GROUPS = ("TN", "FP", "FN", "TP")
-UNLABELLED = "unlabelled"  # the set of the cases that a run was applied to, and of which nobody says what they are
+UNLABELLED = "unlabelled"  # the set of cases without a label to which a run was applied
 SET = one_of("train", "validation", "test", UNLABELLED)
 VERDICT = one_of("green", "amber", "red")
 
@@ -67,9 +67,9 @@ def _find_group(case: Mapping) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What a run has found so far. A table that is missing, damaged or not of its columns is an `InputError`.
+    """The results of a run so far. `InputError` for a table that is missing, damaged or lacks its columns.
 
-    ``radiological``: figures have the patient's left on the right.
+    ``radiological``: figures show the patient's left on the right.
     """
 
     run: Run
@@ -77,7 +77,7 @@ class Findings:
 
     @cached_property
     def cohort(self) -> list[dict]:
-        """``participant_id``, ``set`` and ``label`` of every case, before anything is predicted."""
+        """``participant_id``, ``set`` and ``label`` of every case, available before predictions."""
         rows = read_columns(self.run.split, {"participant_id": TEXT, "set": SET})
         sets = ByCase(self.run.split, rows)
         people = read_columns(self.run.participants, {"participant_id": TEXT, "label": LABEL.or_unknown()})
@@ -90,7 +90,7 @@ class Findings:
     @cached_property
     def predictions(self) -> list[dict]:
         """predictions.tsv: every case with its ``group``, TN, FP, FN or TP (None without a label), and its ``margin``,
-        the logit of reduced less that of normal."""
+        the logit of reduced minus that of normal."""
         return [
             {**row, "group": _find_group(row), "margin": margin_of(row)}
             for row in read_columns(self.run.predictions, PREDICTION)
@@ -98,14 +98,14 @@ class Findings:
 
     @cached_property
     def tested(self) -> list[dict]:
-        """The test cases: predictions, and what was measured in their relevance maps."""
+        """The test cases: predictions, and the measures of their relevance maps."""
         return [case | self.roi_relevance[case["participant_id"]] for case in self.of_set("test")]
 
     def require_tested(self, needed_by: str) -> None:
-        """Refuse a run that was applied to a cohort without labels, for what is about them (`InputError`)."""
+        """Raise `InputError` for a run that was applied to a cohort without labels, if a task needs them."""
         if not self.of_set("test"):
             raise InputError(
-                f"{self.run.predictions}: no case has a label, and '{needed_by}' is about labelled test cases; give "
+                f"{self.run.predictions}: no case has a label, and '{needed_by}' needs labelled test cases; give "
                 f"labels to the cohort, or choose another run."
             )
 
@@ -115,7 +115,7 @@ class Findings:
 
     @property
     def misclassified(self) -> list[dict]:
-        """The test cases that are."""
+        """The misclassified test cases."""
         return [case for case in self.tested if case["label"] != case["predicted"]]
 
     @property
@@ -130,15 +130,15 @@ class Findings:
 
     @cached_property
     def people(self) -> Mapping[str, dict]:
-        """participants.tsv by case: ``age`` in years (None: not known), ``label``, and the rest as text."""
+        """participants.tsv by case: ``age`` in years (None if unknown), ``label``, and the rest as text."""
         columns = {"participant_id": TEXT, "label": LABEL.or_unknown()}
         rows = read_columns(self.run.participants, columns, others=TEXT, optional={"age": NUMBER.or_unknown()})
         return ByCase(self.run.participants, rows)
 
     @cached_property
     def sbr(self) -> Mapping[str, dict]:
-        """Specific binding ratios of the patient's own sides, by case; those of the putamen's halves may be None, and
-        are not in a run of an earlier version."""
+        """Specific binding ratios of the patient's own sides, by case. Those of the putamen's halves may be None, and
+        are missing in a run of an earlier version."""
         rows = read_columns(self.run.sbr, {"participant_id": TEXT}, others=MEASURE)
         ratios = ByCase(self.run.sbr, rows)
         for name, row in ratios.items():
@@ -147,8 +147,8 @@ class Findings:
 
     @cached_property
     def normals(self) -> list[dict]:
-        """The cases labelled normal: ``subject``, ``age`` in years and ``sex`` (None: not known), and what is measured,
-        see `datxai.case.tabulate_measures`."""
+        """The cases labelled normal: ``subject``, ``age`` in years and ``sex`` (None if unknown), and the measures of
+        `datxai.case.tabulate_measures`."""
         return [
             {
                 "subject": person.get("subject", name),
@@ -162,11 +162,11 @@ class Findings:
 
     @cached_property
     def ranges(self) -> dict[str, NormalRange]:
-        """What the normal cases let expect of each measure."""
+        """The normal range of each measure, from the normal cases."""
         return fit_ranges(self.normals)
 
     def ranges_without(self, subject: str, names: Iterable[str]) -> dict[str, NormalRange]:
-        """The same for some measures, of the normal cases of other people."""
+        """Normal ranges of some measures, from the normal cases of other subjects."""
         others = [case for case in self.normals if case["subject"] != subject]
         if len(others) == len(self.normals):
             return self.ranges
@@ -190,8 +190,8 @@ class Findings:
 
     @cached_property
     def quality(self) -> Mapping[str, dict]:
-        """qc.tsv by scan, those that were left out too: ``verdict``, ``reason`` for one that is not green, measures
-        (None: not known)."""
+        """qc.tsv by scan, including those left out: ``verdict``, its ``reason`` if not green, and measures (None if
+        unknown)."""
         columns = {"participant_id": TEXT, "verdict": VERDICT, "reason": TEXT, "similarity": MEASURE}
         return ByCase(self.run.qc, read_columns(self.run.qc, columns, others=MEASURE))
 
@@ -203,8 +203,8 @@ class Findings:
 
     @cached_property
     def roi_relevance(self) -> Mapping[str, dict]:
-        """roi_relevance.tsv by case: relevance in the ipsilateral putamen, and whether the map is consistent (None: not
-        known)."""
+        """roi_relevance.tsv by case: relevance in the ipsilateral putamen, and whether the map is consistent (None if
+        unknown)."""
         columns = {"participant_id": TEXT, "putamen_ipsilateral": NUMBER, "consistent": FLAG.or_unknown()}
         rows = ByCase(self.run.roi_relevance, read_columns(self.run.roi_relevance, columns))
         for name, row in rows.items():
@@ -213,7 +213,7 @@ class Findings:
 
     @cached_property
     def map_measures(self) -> list[dict]:
-        """roi_relevance.tsv: all that was measured in the map of each test case (None: not known)."""
+        """roi_relevance.tsv: all measures of the map of each test case (None if unknown)."""
         columns = {"participant_id": TEXT, "group": one_of(*GROUPS).or_unknown()}
         return read_columns(self.run.roi_relevance, columns, others=MEASURE)
 
@@ -224,18 +224,18 @@ class Findings:
 
     @cached_property
     def doubt(self) -> list[dict]:
-        """doubt.tsv: whether each test case is misclassified, and the scores that speak for it (None: not known)."""
+        """doubt.tsv: whether each test case is misclassified, and scores that predict it (None if unknown)."""
         columns = {"participant_id": TEXT, "misclassified": FLAG}
         return read_columns(self.run.doubt, columns, others=MEASURE, may_be_empty=True)
 
     @cached_property
     def regions(self) -> list[dict]:
-        """regions.tsv: relevance by region of the atlas, with intervals (None: not known)."""
+        """regions.tsv: relevance by region of the atlas, with intervals (None if unknown)."""
         return read_columns(self.run.regions, {"region": TEXT, "striatal": FLAG}, others=MEASURE)
 
     @cached_property
     def training(self) -> list[dict]:
-        """model/history.tsv: what each epoch of training came to."""
+        """model/history.tsv: the results of each training epoch."""
         return read_columns(self.run.model / "history.tsv", {"epoch": WHOLE}, others=MEASURE)
 
     @cached_property
@@ -245,8 +245,8 @@ class Findings:
 
     @cached_property
     def shift(self) -> Shift | None:
-        """shift.safetensors: what a scan is held against to tell whether it is like the training cases; None for runs
-        of versions that did not look."""
+        """shift.safetensors: the measures that compare a scan with the training cases; None for a run of a version that
+        did not compute them."""
         path = self.run.shift
         if not path.is_file():
             return None
@@ -254,13 +254,13 @@ class Findings:
             return Shift.unpack(*read_arrays(path))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
-                f"{path}: does not hold what scans are held against ({error!r}); delete it, and run "
+                f"{path}: does not hold the measures of the training cases ({error!r}); delete it, and run "
                 f"`{self.run.command('evaluate')}`, which makes it again."
             ) from error
 
     @cached_property
     def unlike(self) -> dict[str, bool]:
-        """shift.tsv: whether each held-out case is unlike the training cases; empty where nothing is judged."""
+        """shift.tsv: whether each held-out case is unlike the training cases; empty if none was judged."""
         columns = {"participant_id": TEXT, "marked": FLAG}
         path = self.run.shift_cases
         rows = read_columns(path, columns, others=TEXT, may_be_empty=True) if path.is_file() else []
@@ -278,11 +278,11 @@ class Findings:
 
     @cached_property
     def half_width(self) -> float:
-        """Half the width of what is called uncertain about 0.5; 0 where there is no validation case, and that of the
-        run that was applied where one was."""
-        known = self.metrics["calibration"].get("half_width")
-        if known is not None:
-            return known
+        """Half-width of the uncertain range of probabilities around 0.5; that of the applied run, if one was applied,
+        and 0 without validation cases."""
+        recorded = self.metrics["calibration"].get("half_width")
+        if recorded is not None:
+            return recorded
         validation = [case["margin"] for case in self.of_set("validation")]
         return choose_uncertain(self.calibrate(validation)) if validation else 0.0
 
@@ -295,7 +295,7 @@ class Findings:
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        """The atlas that the run was evaluated with, on its grid."""
+        """The atlas used for the evaluation of the run, on its grid."""
         atlas = self.run.entry("evaluate", "report")["config"]["atlas"]
         return Anatomy(
             self.store.grid, atlas["labels"], atlas["names"], cache=self.run.anatomy, radiological=self.radiological
@@ -306,15 +306,15 @@ class Findings:
         return load(self.run.relevance_of(case), blank=True)
 
     def record_of_map(self, case: str) -> dict:
-        """How the relevance map of a case was made: ``method``, ``seed``, ``sum``, ``ledger``."""
+        """The record of the relevance map of a case: ``method``, ``seed``, ``sum``, ``ledger``."""
         return read_document(sidecar_path(self.run.relevance_of(case)), MAP_RECORD)
 
     def measures_of(self, case: str) -> dict:
-        """What was measured when a scan was preprocessed, see `datxai.case.Imaging.process`."""
+        """The measures of a scan's preprocessing, see `datxai.case.Imaging.process`."""
         return read_document(sidecar_path(self.run.scan_of(case)), SCAN_RECORD)["measures"]
 
     def mean_of(self, name: str) -> np.ndarray | None:
-        """A mean over test cases, such as ``TP_relevance``, or the ``heat_map``; None where there is none."""
+        """A mean over test cases, such as ``TP_relevance``, or the ``heat_map``; None if it does not exist."""
         if name not in self._means:
             path = self.run.mean_of(name)
             self._means[name] = load(path, blank=True).data if path.is_file() else None
@@ -343,7 +343,7 @@ class Findings:
     def average_ledger(self, cases: Sequence[str]) -> list[dict]:
         """Where relevance went, layer by layer from the output down: means over the relevance maps of ``cases``.
 
-        Each map's entries are taken relative to what its explanation started with, so that maps weigh the same. Empty
+        The entries of each map are divided by the seed of its explanation, so that all maps have the same weight. Empty
         for methods without a ledger.
         """
         totals: dict[str, dict] = {}

@@ -1,4 +1,4 @@
-"""What a file is, told by its content: names and suffixes are what people and archives make of them."""
+"""The form of a file, recognised by its content, since names and suffixes are not reliable."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from datxai.files import require_file
 NIFTI, PAIR, DICOM, DICOMDIR = "NIfTI", "the header of a NIfTI or Analyze pair", "DICOM", "DICOMDIR"
 READ = "NIfTI (.nii, .nii.gz, .hdr with .img) and DICOM are read"
 GZIP = b"\x1f\x8b"
-PREFIX = b"DICM"  # of DICOM, behind 128 bytes of a preamble that some programs leave out
-HEAD = 544  # bytes that tell what a file is: a NIfTI-2 header and a little more
+PREFIX = b"DICM"  # of DICOM, after 128 bytes of a preamble that some programs leave out
+HEAD = 544  # bytes needed to recognise a form: a NIfTI-2 header and a little more
 MEDIA_DIRECTORY = b"1.2.840.10008.1.3.10"  # the class of a DICOMDIR, which lists files and holds no scan
 REPRESENTATIONS = {
     b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"OB", b"OW", b"PN", b"SH",
     b"SL", b"SQ", b"SS", b"ST", b"TM", b"UC", b"UI", b"UL", b"UN", b"UR", b"US", b"UT",
 }  # fmt: skip
-OTHERS = {  # what begins like this is of a form that is not read
+OTHERS = {  # first bytes of forms that are not read
     b"PK\3\4": "a ZIP archive",
     b"NRRD": "NRRD",
     b"ObjectType": "MetaImage",
@@ -38,9 +38,9 @@ OTHERS = {  # what begins like this is of a form that is not read
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether a file is to be read as NIfTI or Analyze, else as DICOM; `InputError` for forms that are not read.
+    """Whether a file is to be read as NIfTI or Analyze, or else as DICOM; `InputError` for forms that are not read.
 
-    What has no mark at all is taken for what its name says: whoever reads it says what is wrong with it.
+    A file without a magic number is classified by its suffix; errors are raised when it is read.
     """
     try:
         form = tell_form(path)
@@ -53,7 +53,7 @@ def is_nifti(path: Path) -> bool:
 
 
 def walk(root: Path, leave_out: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Files below ``root`` in order, links to folders followed once; not hidden ones nor those to ``leave_out``."""
+    """Files below ``root`` in order, without hidden ones and folders to ``leave_out``; linked folders once."""
     seen = set()
     for folder, names, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -64,7 +64,7 @@ def walk(root: Path, leave_out: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def tell_form_of_part(path: Path) -> str:
-    """`tell_form` of a file that may be a part of a scan; `InputError` if it cannot be read."""
+    """`tell_form` of a file that may belong to a scan; raises `InputError` if it cannot be read."""
     try:
         return tell_form(path)
     except OSError as error:
@@ -75,9 +75,10 @@ def tell_form_of_part(path: Path) -> str:
 
 
 def tell_form(path: str | os.PathLike) -> str:
-    """The form of a file: one of the names above, that of another form, or empty. A gzip file is what is in it.
+    """The form of a file: one of the names above, or empty if unknown. A gzip file has the form of its content.
 
-    The image of a pair, which has no mark, is known by the header beside it. Raises OSError if it cannot be read.
+    The image of a pair, which has no magic number, is recognised by the header beside it. Raises `OSError` if the file
+    cannot be read.
     """
     path = Path(path)
     require_file(path)
@@ -95,7 +96,7 @@ def tell_form(path: str | os.PathLike) -> str:
 
 
 def tell_form_of(head: bytes) -> str:
-    """The form of a file that begins so; at least `HEAD` bytes of it where there are as many."""
+    """The form of a file from its first `HEAD` bytes, or all of them if it is shorter."""
     if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0":
         return NIFTI
     if PREFIX in (head[:4], head[128:132]):
@@ -110,7 +111,7 @@ def tell_form_of(head: bytes) -> str:
 
 
 def header_of(path: Path) -> Path:
-    """The header that the image of a pair goes with; other files are their own."""
+    """The header file of the image of a pair; any other file itself."""
     name = path.name
     for image, header in ((".img", ".hdr"), (".IMG", ".HDR"), (".img.gz", ".hdr.gz"), (".img.gz", ".hdr")):
         if name.endswith(image) and (candidate := path.with_name(name.removesuffix(image) + header)).is_file():
@@ -119,7 +120,7 @@ def header_of(path: Path) -> Path:
 
 
 def _begins_with_element(head: bytes) -> bool:
-    """Whether a file without DICOM's preamble begins with an element of group 2 or 8, in any byte order."""
+    """Whether a file without DICOM's preamble begins with an element of group 2 or 8, in either byte order."""
     for order in ("little", "big"):
         group, element = int.from_bytes(head[:2], order), int.from_bytes(head[2:4], order)
         if len(head) < 16 or group not in (2, 8) or element > 0x2000:

@@ -1,4 +1,4 @@
-"""What ``datxai --help`` says: stages, commands, choices of the installed configuration tree."""
+"""The text of ``datxai --help``: stages, commands, and choices of the installed configuration tree."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Hydra's own
   --hydra-help     everything else
 """
 
-OF_ONE = """\
+HELP_ON_ONE = """\
 datxai {name}: {text}
 
   {usage}
@@ -46,7 +46,7 @@ datxai {name}: {text}
 Every setting of a group: datxai --cfg job -p GROUP. All else: datxai --help
 """
 
-SETTINGS = {  # what shapes what a stage or command makes
+SETTINGS = {  # settings that affect a stage or command
     "simulate": ("data", "seed"),
     "preprocess": ("data", "grid", "reconstruction", "registration", "atlas", "preprocessing", "on_error"),
     "split": ("split", "seed"),
@@ -104,4 +104,4 @@ def _help_on(topic: str) -> str:
     settings_text = f"Settings\n{chr(10).join(lines)}\n" if lines else "It has no settings of its own.\n"
     text, _, usage = COMMANDS.get(topic, f"{STAGES.get(topic)}: [overrides] run=RUN_DIR").rpartition(": ")
     text, usage = (text, usage) if text else (usage, "")
-    return OF_ONE.format(name=topic, text=text, usage=f"datxai {topic} {usage}".rstrip(), groups=settings_text)
+    return HELP_ON_ONE.format(name=topic, text=text, usage=f"datxai {topic} {usage}".rstrip(), groups=settings_text)

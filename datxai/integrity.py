@@ -1,4 +1,4 @@
-"""Whether files are as they were written: what a manifest says of each, and what is wrong with those that are not."""
+"""Integrity of files: their description in a manifest, and what is wrong with changed ones."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from datxai.errors import InputError
 from datxai.files import hash_content, hash_file, hash_once
 
-NOT_READ = (".png", ".pdf", ".html", ".js")  # what people look at: no later stage rests on it
-TIMES = "history.tsv"  # holds the seconds that each epoch took
+FOR_PEOPLE = (".png", ".pdf", ".html", ".js")  # suffixes of files that no later stage reads
+TIMES = "history.tsv"  # contains the duration of each epoch
 
 
 def describe_files(folder: Path, outputs: Iterable[Path]) -> dict[str, str]:
-    """SHA-256, size in bytes and time of the last change (ns) of ``outputs`` and of all files within them.
+    """SHA-256, size in bytes and modification time (ns) of ``outputs`` and of all files within them.
 
-    Keys are paths relative to ``folder``. Hidden files are left out: what is being written, and a desktop's own.
+    Keys are paths relative to ``folder``. Hidden files are left out: unfinished ones, and those of a desktop.
     """
     paths = [path for output in outputs for path in (sorted(output.rglob("*")) if output.is_dir() else [output])]
     relative = {path: path.relative_to(folder) for path in paths if path.is_file()}
@@ -29,18 +29,18 @@ def describe_files(folder: Path, outputs: Iterable[Path]) -> dict[str, str]:
 
 
 def find_damage(folder: Path, files: Mapping[str, str], full: bool = False) -> tuple[dict[Path, str], dict[str, str]]:
-    """What is wrong with files that `describe_files` has described, and how the others are described now.
+    """What is wrong with files described by `describe_files`, and the present descriptions of intact ones.
 
-    Size and time are looked at first. A file of the same size that has been changed since (or copied) is read, and its
-    SHA-256 decides; with ``full`` every file is read.
+    Size and time are compared first. A file of the same size but another time (changed or copied) is read, and its
+    SHA-256 decides; with ``full``, every file is read.
     """
     faults, now = {}, {}
-    for name, known in files.items():
-        path, (sha256, size, changed) = folder / name, known.split()
+    for name, description in files.items():
+        path, (sha256, size, changed) = folder / name, description.split()
         try:
             state = os.stat(path)
             if not stat.S_ISREG(state.st_mode):
-                faults[path] = "is no file"
+                faults[path] = "is not a file"
             elif state.st_size != int(size):
                 faults[path] = f"has {state.st_size} bytes, expected {size}"
             elif (full or state.st_mtime_ns != int(changed)) and hash_once(path) != sha256:
@@ -55,9 +55,9 @@ def find_damage(folder: Path, files: Mapping[str, str], full: bool = False) -> t
 
 
 def hash_of_all(files: Mapping[str, str]) -> str:
-    """One hash of what later stages read of such files, whenever they were written."""
-    read = {name: known.split()[0] for name, known in files.items() if not name.endswith((*NOT_READ, TIMES))}
-    return hash_content(read)
+    """One hash of the files that later stages read, whatever their times."""
+    suffixes = (*FOR_PEOPLE, TIMES)
+    return hash_content({name: text.split()[0] for name, text in files.items() if not name.endswith(suffixes)})
 
 
 def _describe(sha256: str, state: os.stat_result) -> str:

@@ -1,4 +1,4 @@
-"""One job of an order: the run folder is had, its record is kept, and the pipeline goes to work."""
+"""One job of an order: lock the run folder, keep its record, and run the pipeline."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ log = logging.getLogger("datxai")
 def carry_out(
     plan: Plan, cfg: DictConfig, folder: Path, choices: Mapping[str, str | None], sweeps: bool = False
 ) -> float | None:
-    """Carry out an order with the configuration composed for it, of which ``choices`` are Hydra's.
+    """Carry out an order with its composed configuration and Hydra's group ``choices``.
 
-    Returns the objective of a sweep's job, None where there is none. Raises `InputError`.
+    Returns the objective of a sweep's job, if there is one. Raises `InputError`.
     """
     from datxai import applying, compose, pipeline
     from datxai.record import Record, recording
@@ -53,7 +53,7 @@ def carry_out(
         log.info("Settings taken over from %s: %s", plan.rests_on, compose.describe(plan.record))
     if plan.bundle is not None:
         plan.bundle.require_same(now, settings.stage)
-    follows = int(os.environ.get("RANK", 0)) > 0  # another process of torchrun, which keeps the record
+    follows = int(os.environ.get("RANK", 0)) > 0  # the first process of torchrun keeps the record
     leaves_record = not (settings.stage in COMMANDS or settings.dry_run or follows)
     with _locking(settings, folder, leaves_record):
         record = plan.record
@@ -70,10 +70,10 @@ def carry_out(
 
 @contextmanager
 def _locking(settings: Config, folder: Path, writes: bool) -> Iterator[None]:
-    """Have the run folder, alone if it is written to, and the base that it rests on.
+    """Lock the run folder, exclusively if it is written to, and the runs that it is based on.
 
-    Shards of one stage write different files of one run side by side, and share it as readers do. `serve` has the run
-    only while it reads it.
+    Shards of one stage write different files of one run in parallel, and share the lock like readers. `serve` locks the
+    run only while reading it.
     """
     from datxai.lock import holding
 
@@ -93,27 +93,27 @@ def _locking(settings: Config, folder: Path, writes: bool) -> Iterator[None]:
 
 
 def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):  # there is something in it
+    with suppress(OSError):  # not empty
         folder.rmdir()
 
 
 def _find_record(plan: Plan, now: Record, settings: Config) -> Record | None:
-    """The record that is there now that the run is ours; settings that shaped what a stage goes on with are refused."""
+    """The record of the run, now that it is locked; raises `InputError` if settings of earlier stages would change."""
     from datxai.record import read_record, require_same
 
     assert plan.run is not None
-    found = read_record(plan.run)
-    if plan.rests_on != plan.run and found is not None:
+    current = read_record(plan.run)
+    if plan.rests_on != plan.run and current is not None:
         raise InputError(f"run={plan.run}: another command has begun a run there meanwhile; give the command again.")
     if plan.record is None or plan.rests_on != plan.run:
         return plan.record
-    record = found.of_explanation(settings.explanation) if found is not None and found.choices else plan.record
+    record = current.of_explanation(settings.explanation) if current is not None and current.choices else plan.record
     require_same(plan.run, record, now, settings.stage, settings.explanation)
     return record
 
 
 def _settings(cfg: DictConfig, given: Mapping[str, str]) -> Config:
-    """A composed configuration as our schema has it, or `InputError`."""
+    """A composed configuration as a `Config`; raises `InputError` if it does not fit the schema."""
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -132,8 +132,8 @@ def _settings(cfg: DictConfig, given: Mapping[str, str]) -> Config:
 
 
 def _require_given(settings: object, given: Mapping[str, str], place: str = "") -> None:
-    """Refuse code, a file of rules or the class of a network, that was not named on the command line itself: a run
-    folder, or a configuration file that came with one, must not choose what is executed here."""
+    """Raise `InputError` for code, a file of rules or the class of a network, that was not named on the command line: a
+    run folder, or a configuration file that came with one, must not choose what is executed."""
     for key, value in settings.items() if isinstance(settings, dict) else []:
         is_code = key == "rules_from" or place + key == "network.target"
         if is_code and value is not None and place + key not in given:

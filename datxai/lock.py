@@ -1,8 +1,7 @@
-"""Who uses a run folder now: one command that writes, or any number that read.
+"""Locks of run folders: one command that writes, or any number that read.
 
 The lock is the operating system's (flock, on the file ``.lock`` of the folder). It ends with the process that holds it,
-however that ends, so none is ever stale. Where a file system has no locks, or the folder may only be read, there is
-none.
+however that ends, so it is never stale. On a file system without locks, or in a read-only folder, there is none.
 """
 
 from __future__ import annotations
@@ -21,30 +20,30 @@ from typing import Any
 from datxai.errors import InputError
 from datxai.files import remove_unfinished
 
-fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None  # POSIX alone has it
+fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None  # on POSIX only
 NAME = ".lock"
-PATIENCE_S = 5.0  # with one who is done in a moment
+PATIENCE_S = 5.0  # for commands that end in a moment
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextmanager
 def holding(folder: Path, command: str | None = None, patience: float = PATIENCE_S) -> Iterator[None]:
-    """Use a run folder: write there by ``command``, alone; without it read there, beside others that read.
+    """Lock a run folder: exclusively for a ``command`` that writes, or shared, without a ``command``, for reading.
 
-    Raises `InputError`, which names who has the folder, if it is not free within ``patience`` seconds.
+    Raises `InputError`, which names the holder, if the folder is not free within ``patience`` seconds.
     """
     path, deadline = folder / NAME, time.monotonic() + patience
     descriptor = _acquire(path, command is not None)
     while descriptor == BUSY:
         if time.monotonic() >= deadline:
-            raise InputError(f"{folder}: {_tell_holder(path)}; give the command again when it has ended.")
+            raise InputError(f"{folder}: {_describe_holder(path)}; give the command again when it has ended.")
         time.sleep(0.1)
         descriptor = _acquire(path, command is not None)
     if descriptor is None:
         yield
         return
     try:
-        with suppress(OSError):  # a reader's may be open for reading alone
+        with suppress(OSError):  # a reader may have opened it read-only
             os.ftruncate(descriptor, 0)
             if command is not None:
                 os.write(descriptor, json.dumps(_describe(command)).encode())
@@ -59,7 +58,7 @@ BUSY = -1
 
 
 def _acquire(path: Path, writes: bool) -> int | None:
-    """The descriptor that holds the lock, `BUSY`, or None where there is no lock to be had."""
+    """The descriptor that holds the lock, `BUSY`, or None where locks are not available."""
     if fcntl is None:
         return None
     while True:
@@ -76,7 +75,7 @@ def _acquire(path: Path, writes: bool) -> int | None:
             return None
         if _is_still(path, descriptor):
             return descriptor
-        os.close(descriptor)  # of a file that its last holder has removed
+        os.close(descriptor)  # the last holder has removed this file
 
 
 def _open(path: Path, writes: bool) -> int | None:
@@ -92,7 +91,7 @@ def _open(path: Path, writes: bool) -> int | None:
 
 
 def _release(path: Path, descriptor: int) -> None:
-    """Give the lock back; the last holder removes the file, and what killed ones have left."""
+    """Release the lock; the last holder removes the file, and leftovers of killed processes."""
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,7 +103,7 @@ def _release(path: Path, descriptor: int) -> None:
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
-    """Whether the file that is open is the one of that name."""
+    """Whether the open file is still the one at the path."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except OSError:
@@ -120,7 +119,7 @@ def _describe(command: str) -> dict:
     }
 
 
-def _tell_holder(path: Path) -> str:
+def _describe_holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
         return (

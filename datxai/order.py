@@ -1,6 +1,6 @@
-"""What a command line asks for: a pure function from its words to an `Order`.
+"""Parsing of a command line: a pure function from its words to an `Order`.
 
-Nothing is looked up here, neither files nor configurations, and nothing is imported that takes time.
+It reads neither files nor configurations, and imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ FLAGS_WITH_VALUE = (
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
     "--info", "-i", "--experimental-rerun",
 )  # fmt: skip
-SHOWING = ("--cfg", "-c", "--info", "-i")  # something is shown, nothing is made
-OF_HYDRA = ("--hydra-help", "--shell-completion", "-sc")  # flags that ask nothing of a run
+SHOWING = ("--cfg", "-c", "--info", "-i")  # the configuration is shown, nothing is run
+OF_HYDRA = ("--hydra-help", "--shell-completion", "-sc")  # flags that need no run
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be done, and with which words.
+    """The task of a command line, its overrides and its flags.
 
-    ``task`` is a stage, a command, all stages (`ALL`), `HELP` (on ``topic``) or `VERSION`. ``words`` are overrides as
-    Hydra's grammar takes them, ``flags`` the options with their values.
+    ``task`` is a stage, a command, all stages (`ALL`), `HELP` (on ``topic``) or `VERSION`. ``words`` are overrides in
+    Hydra's grammar, ``flags`` the options with their values.
     """
 
     task: str
@@ -45,12 +45,12 @@ class Order:
 
     @cached_property
     def given(self) -> Mapping[str, str]:
-        """What the words say, setting by setting."""
+        """The values of the words by setting."""
         return {key_of(word): _unquote(word.partition("=")[2]) for word in self.words}
 
     @cached_property
     def explanation(self) -> str:
-        """Which of a run's explanations the words are about."""
+        """The run's explanation to which the words refer."""
         return self.given.get("explanation", DEFAULT)
 
     @cached_property
@@ -60,12 +60,12 @@ class Order:
 
     @cached_property
     def shows(self) -> bool:
-        """Whether a configuration is to be shown and nothing to be made."""
+        """Whether a configuration is shown and nothing is run."""
         return bool({*SHOWING} & {*self.flags})
 
     @cached_property
     def asks_hydra(self) -> bool:
-        """Whether Hydra itself is asked for something: its help, or completions."""
+        """Whether Hydra itself is to answer, with its help or completions."""
         return bool({*OF_HYDRA} & {*self.flags})
 
     @cached_property
@@ -75,11 +75,11 @@ class Order:
 
     @cached_property
     def config_dir(self) -> str | None:
-        """The configuration directory of one's own, if one is given."""
+        """The user's configuration directory, if given."""
         return self.value_of("--config-dir", "-cd")
 
     def value_of(self, *names: str) -> str | None:
-        """The value of an option under any of its names, as the word after it or behind an equals sign."""
+        """The value of an option under any of its ``names``, from the next word or after an equals sign."""
         for flag, following in zip(self.flags, [*self.flags[1:], None]):
             name, equals, value = flag.partition("=")
             if name in names:
@@ -88,8 +88,8 @@ class Order:
 
 
 def read_order(arguments: Sequence[str]) -> Order:
-    """What a command line asks for. Raises `InputError` for a first word that is neither stage nor command."""
-    words, flags = _part(["dry_run=true" if word == "--dry-run" else word for word in arguments])
+    """Parse a command line. Raises `InputError` for a first word that is neither a stage nor a command."""
+    words, flags = _separate(["dry_run=true" if word == "--dry-run" else word for word in arguments])
     plain = [word for word in words if "=" not in word and not word.startswith("~")]
     task = plain[0] if plain else ALL
     if task == HELP or {"--help", "-h"} & {*flags}:
@@ -107,14 +107,14 @@ def read_order(arguments: Sequence[str]) -> Order:
     if task == "case":
         words = _name_first(words)
     if task in FROM_TRAINING_ON and not any(key_of(word) == "training.seed" for word in words):
-        # Cohort and split are those of the run, whatever the seed; what the seed is left to choose is the training.
+        # Cohort and split are those of the run, whatever the seed; only the training still depends on it.
         words = [f"training.{word}" if key_of(word) == "seed" else word for word in words]
     sweeps = _sweeps(flags, words)
     return Order(task, tuple(quote(word, sweeps) for word in words), tuple(flags))
 
 
 def key_of(word: str) -> str:
-    """The setting, or the group, that an override is about."""
+    """The setting or group that an override changes."""
     return word.partition("=")[0].lstrip("+~")
 
 
@@ -124,12 +124,12 @@ def group_of(key: str) -> str:
 
 
 def quote(word: str, sweeps: bool = False) -> str:
-    """An override in quotes where Hydra's grammar needs them: the value is a path, with blanks, commas or umlauts
-    maybe, or holds an equals sign, as the folders of a sweep do."""
+    """An override, quoted if Hydra's grammar requires it: for paths, which may have blanks, commas or umlauts, and for
+    values with an equals sign, such as the folders of a sweep."""
     key, _, value = word.partition("=")
     if not value or value == "null" or value[0] in "'\"":
         return word
-    is_path = key_of(word) in PATHS and not sweeps  # a sweep may name several, and choices between commas
+    is_path = key_of(word) in PATHS and not sweeps  # a sweep may name several, separated by commas
     holds_equals = "=" in value and value[0] not in "[{" and "(" not in value
     if key_of(word) == "scan" and value[0] == "[" and value[-1] == "]":
         return f"{key}={_quote_items(value)}"
@@ -138,7 +138,7 @@ def quote(word: str, sweeps: bool = False) -> str:
 
 
 def _quote_items(value: str) -> str:
-    """A list of paths with each of them in quotes; a path that holds a comma comes in quotes."""
+    """A list of paths with each of them quoted; a path with a comma must be quoted already."""
     items = re.findall(r"""'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|[^,]+""", value[1:-1])
     plain = (_unquote(item.strip()) for item in items if item.strip())
     return "[" + ",".join("'" + item.replace("'", r"\'") + "'" for item in plain) + "]"
@@ -150,14 +150,14 @@ def _unquote(value: str) -> str:
     return value
 
 
-def _part(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Overrides and options: Hydra wants its overrides together, a user puts them anywhere."""
+def _separate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides and options: Hydra expects its overrides together, users put them anywhere."""
     words, flags = [], []
-    for before, word in zip([None, *arguments], arguments):
-        (flags if before in FLAGS_WITH_VALUE or word.startswith("-") else words).append(word)
-    if "--hydra-help" in flags:  # of Hydra alone, which knows none of our settings
+    for previous, word in zip([None, *arguments], arguments):
+        (flags if previous in FLAGS_WITH_VALUE or word.startswith("-") else words).append(word)
+    if "--hydra-help" in flags:  # Hydra's own help does not know our settings
         return [], ["--hydra-help"]
-    if {*OF_HYDRA} & {*flags}:  # what is to be completed or installed
+    if {*OF_HYDRA} & {*flags}:  # shell completion needs the words unchanged
         return [], [*arguments]
     return words, flags
 
@@ -167,7 +167,7 @@ def _sweeps(flags: Sequence[str], words: Sequence[str]) -> bool:
 
 
 def _gather_runs(words: list[str]) -> list[str]:
-    """The words after ``compare``, with the folders among them as one override: runs=[...]; run=DIR is one too."""
+    """The words after ``compare``, with the folders among them, and run=DIR, as one override: runs=[...]."""
     runs = [word for word in words if "=" not in word or word.startswith("run=") or Path(word).is_dir()]
     folders = [_unquote(word.removeprefix("run=")) if not Path(word).is_dir() else word for word in runs]
     named = ",".join("'" + folder.replace("'", r"\'") + "'" for folder in folders)
@@ -175,23 +175,23 @@ def _gather_runs(words: list[str]) -> list[str]:
 
 
 def _name_applied(words: list[str]) -> list[str]:
-    """The words of ``apply``, which is the whole journey of another cohort in a folder of its own: run=RUN to=DIR are
+    """The words of ``apply``, which runs all stages for another cohort in a separate folder: run=RUN to=DIR become
     applied=RUN run=DIR."""
-    given = {key_of(word) for word in words}
-    whose = "RUN_DIR, the folder of a finished run, or a bundle of one"
-    for key, what in (("run", whose), ("to", "DIR, the folder of what is made")):
-        if key not in given:
-            raise InputError(f"`datxai apply` needs {key}={what}.")
+    keys = {key_of(word) for word in words}
+    run_description = "RUN_DIR, the folder of a finished run, or a bundle of one"
+    for key, description in (("run", run_description), ("to", "DIR, the folder of what is made")):
+        if key not in keys:
+            raise InputError(f"`datxai apply` needs {key}={description}.")
     renamed = {"run": "applied", "to": "run"}
     return [f"{renamed.get(key_of(word), key_of(word))}={word.partition('=')[2]}" if key_of(word) in renamed else word
             for word in words]  # fmt: skip
 
 
 def _name_first(words: list[str]) -> list[str]:
-    """The words of ``case``: of several explanations the first is the one that the numbers are of."""
-    given = {key_of(word): word.partition("=")[2] for word in words}
-    first = given.get("explanations", "").strip("[]").split(",")[0].strip(" '\"")
-    return [*words, f"explanation={first}"] if first and "explanation" not in given else words
+    """The words of ``case``: the first of several explanations is the one for which numbers are given."""
+    values = {key_of(word): word.partition("=")[2] for word in words}
+    first = values.get("explanations", "").strip("[]").split(",")[0].strip(" '\"")
+    return [*words, f"explanation={first}"] if first and "explanation" not in values else words
 
 
 def _name_what_is_close(task: str) -> str:

@@ -1,4 +1,4 @@
-"""What photons leave a head: the physics that the simulated camera and the template of a scan share."""
+"""Transmission of photons through a head, shared by the simulated camera and the template."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from scipy import ndimage
 
 
 def average_transmission(thickness: np.ndarray, views: int = 12) -> np.ndarray:
-    """Fraction of the photons of each voxel that leave, mean over transaxial directions, (X, Y, Z).
+    """Fraction of the photons from each voxel that leave the head, averaged over transaxial directions, (X, Y, Z).
 
-    ``thickness`` (X, Y, Z) is attenuation times the edge of a voxel, whose X and Y edges are equal.
+    ``thickness`` (X, Y, Z) is attenuation times the voxel's edge; X and Y edges are equal.
     """
     passed = np.zeros_like(thickness)
     for angle in np.arange(views) * 360.0 / views:

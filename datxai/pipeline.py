@@ -1,4 +1,4 @@
-"""The journey: which stage follows which, and whether a stage has to run at all."""
+"""The pipeline: the order of the stages, and whether a stage has to run at all."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from datxai.stages import FromOutside, Sharded, Stage
 
 log = logging.getLogger("datxai")
 
-SHARDED = ("preprocess", "explain")  # stages with ``make_part``, which makes files of some cases and no table
+SHARDED = ("preprocess", "explain")  # stages with ``make_part``, which writes the files of some cases and no table
 
 
 def run(settings: Config) -> None:
-    """Run one stage, all stages, or a command, as ``settings.stage`` says, in the run folder ``settings.run``.
+    """Run one stage, all stages, or a command, depending on ``settings.stage``, in the run folder ``settings.run``.
 
-    Raises `InputError` for everything that the user has to mend.
+    Raises `InputError` for everything that the user has to correct.
     """
     require_sensible(settings)
     require_name(settings.explanation)
@@ -50,9 +50,9 @@ def run(settings: Config) -> None:
 
 
 def perform(name: str, settings: Config, folder: Run) -> None:
-    """Make a stage's output, unless it was made from the same settings and inputs here or in the base run.
+    """Run a stage, unless its output was made from the same settings and inputs here or in the base run.
 
-    A stage's input is the stage before it; that of the first stage, what its own ``inputs`` says, if it has any.
+    A stage's input is the stage before it; the first stage's is given by its own ``inputs``, if it has any.
     """
     stage, config, inputs = _find(name, settings, folder)
     fingerprint, base = folder.fingerprint(name, config, inputs), _base(settings, folder)
@@ -67,9 +67,9 @@ def perform(name: str, settings: Config, folder: Run) -> None:
     elif settings.shard is not None:
         log.info("%s, shard %s", title, settings.shard)
         folder.release(name, stage.outputs(folder))
-        assert isinstance(stage, Sharded), name  # as all in SHARDED are
-        stage.make_part(settings, folder, _part(settings))
-    elif int(os.environ.get("RANK", 0)) > 0:  # of the processes of torchrun the first keeps the record
+        assert isinstance(stage, Sharded), name  # like all in SHARDED
+        stage.make_part(settings, folder, _select_shard(settings))
+    elif int(os.environ.get("RANK", 0)) > 0:  # the first process of torchrun keeps the record
         stage.make(settings, folder)
     else:
         log.info(title)
@@ -78,18 +78,18 @@ def perform(name: str, settings: Config, folder: Run) -> None:
 
 
 def _find(name: str, settings: Config, folder: Run) -> tuple[Stage, dict, dict]:
-    """The module of a stage, the settings that shape its output, and the fingerprints of its inputs."""
+    """The module of a stage, the settings on which its output depends, and the fingerprints of its inputs."""
     stage = cast(Stage, importlib.import_module(f"datxai.stages.{name}"))
     journey = _journey(settings)
-    before = journey[journey.index(name) - 1] if name != journey[0] else None
-    inputs = {before: folder.identity(before, name)} if before else {}
-    if before is None and isinstance(stage, FromOutside):
+    previous = journey[journey.index(name) - 1] if name != journey[0] else None
+    inputs = {previous: folder.identity(previous, name)} if previous else {}
+    if previous is None and isinstance(stage, FromOutside):
         inputs = stage.inputs(settings, folder)
     return stage, stage.depends(settings), inputs
 
 
 def _take_over(settings: Config, folder: Run) -> None:
-    """Take the stages before the one asked for from the base run, where there is one and the folder lacks them."""
+    """Adopt missing stages before the requested one from the base run, if there is one."""
     journey = _journey(settings)
     base = _base(settings, folder)
     if base is None:
@@ -108,7 +108,7 @@ def _take_over(settings: Config, folder: Run) -> None:
 
 
 def _base(settings: Config, folder: Run) -> Run | None:
-    """The run that stages are taken over from; it is not the run itself."""
+    """The run from which stages are adopted, if it is not the run itself."""
     if settings.base is None or Path(settings.base).resolve() == folder.folder.resolve():
         return None
     base = Run(settings.base, settings.explanation, folder.full)
@@ -117,8 +117,8 @@ def _base(settings: Config, folder: Run) -> Run | None:
     return base
 
 
-def _part(settings: Config) -> slice:
-    """Which of a stage's cases are those of the shard K/N: every N-th, from K on."""
+def _select_shard(settings: Config) -> slice:
+    """The slice of a stage's cases that belong to the shard K/N: every N-th, from K on."""
     assert settings.shard is not None
     first, slash, n = settings.shard.partition("/")
     if not (slash and first.isdecimal() and n.isdecimal() and int(first) < int(n)):
@@ -127,15 +127,15 @@ def _part(settings: Config) -> slice:
 
 
 def _journey(settings: Config) -> list[str]:
-    """The stages in order; scans that are there already are not simulated, and but for a run that is applied there is
-    nothing to set a cohort beside."""
-    without = {"simulate"} if settings.data.kind != "phantom" else set()
-    without |= {"external"} if settings.applied is None else set()
-    return [name for name in STAGES if name not in without]
+    """The stages in order, without `simulate` if there are real scans, and without `external` unless a run is
+    applied."""
+    excluded = {"simulate"} if settings.data.kind != "phantom" else set()
+    excluded |= {"external"} if settings.applied is None else set()
+    return [name for name in STAGES if name not in excluded]
 
 
 def _announce(folder: Run) -> None:
-    """Say where the report is and how well the test set was classified."""
+    """Log the test results and the path of the report."""
     classifiers = read_json(folder.metrics)["classifiers"]
     if classifiers:
         log.info("\nTest set, estimate and 95 % interval in percent")
@@ -153,15 +153,15 @@ def _announce(folder: Run) -> None:
 
 
 def find_objective(settings: Config) -> float | None:
-    """The number that a sweep looks for the best of, as ``settings.objective`` says; None before it has been made.
+    """The number that a sweep optimises, named by ``settings.objective``; None before it is available.
 
     Raises `InputError` if metrics.json has no number of that name.
     """
     folder = Run(settings.run, settings.explanation)
     if settings.objective == "validation_accuracy":
         rows = read_table(folder.predictions) if folder.predictions.is_file() else []
-        right = [row["predicted"] == row["label"] for row in rows if row["set"] == "validation"]
-        return sum(right) / len(right) if right else None
+        correct = [row["predicted"] == row["label"] for row in rows if row["set"] == "validation"]
+        return sum(correct) / len(correct) if correct else None
     if not folder.metrics.is_file():
         return None
     value = read_json(folder.metrics)

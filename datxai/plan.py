@@ -1,4 +1,4 @@
-"""How an order is carried out: in which folder and on which settings, if it may be. Nothing is written here."""
+"""Planning of an order: its folder and settings, and whether it is allowed. Nothing is written here."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from datxai.bundle import Bundle
     from datxai.record import Record
 
-CHOICE = {"benchmark": "default", "search": "training"}  # commands with a group of settings, and its first choice
-MAKE_FOLDERS = ("benchmark", "spectral")  # commands that read a run and make a folder of their own name in it
+CHOICE = {"benchmark": "default", "search": "training"}  # commands with a group of settings, and its default choice
+MAKE_FOLDERS = ("benchmark", "spectral")  # commands that read a run and write a folder of their name in it
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How an order is carried out: the configuration and the words that Hydra composes, and what they rest on."""
+    """The configuration and the words that Hydra composes for an order, and the run or bundle they are based on."""
 
     order: Order
     config: str
     words: tuple[str, ...]
     run: Path | None = None
-    record: Record | None = None  # that the run goes on with, if it has been begun
-    rests_on: Path | None = None  # the folder that has it
-    fixed: tuple[str, ...] = ()  # settings that shaped what has been made before
-    bundle: Bundle | None = None  # in the place of a run folder
+    record: Record | None = None  # with which the run continues, if it exists
+    rests_on: Path | None = None  # the folder of this record
+    fixed: tuple[str, ...] = ()  # settings on which earlier stages depend
+    bundle: Bundle | None = None  # instead of a run folder
 
 
 def prepare(order: Order) -> Plan:
-    """Where an order is carried out and on which settings; nothing is written.
+    """Find the folder and the settings of an order; nothing is written.
 
-    Raises `InputError` if it cannot be, and what Hydra raises where its words do not compose.
+    Raises `InputError` if it is not possible, and Hydra's exceptions if its words do not compose.
     """
     from datxai import compose
 
@@ -47,12 +47,12 @@ def prepare(order: Order) -> Plan:
     if order.asks_hydra:
         return Plan(replace(order, flags=(*order.flags, *_help_to_complete())), compose.PRIMARY, order.words)
     _require_possible(order)
-    without = Plan(order, compose.PRIMARY, (*order.words, "run=."))
-    plan = without if order.task in NEED_NO_RUN else _place(order)
+    without_run = Plan(order, compose.PRIMARY, (*order.words, "run=."))
+    plan = without_run if order.task in NEED_NO_RUN else _plan_on_run(order)
     of_call = {"stage": order.task, "hydra": {}}
-    if "shard" in order.given:  # all shards are of one run
+    if "shard" in order.given:  # all shards share one run
         of_call["hydra"] |= {"sweep": {"dir": "${run}", "subdir": "."}}
-    if order.given.get("dry_run") == "true" or plan.bundle is not None:  # no trace of it
+    if order.given.get("dry_run") == "true" or plan.bundle is not None:  # write no log
         of_call["hydra"] |= {"run": {"dir": "."}, "job_logging": {"loggers": {"datxai": {"handlers": ["console"]}}}}
     plan = _choose_method(plan, of_call)
     config = _register(plan, of_call)
@@ -83,15 +83,15 @@ def _require_possible(order: Order) -> None:
         )
 
 
-def _place(order: Order) -> Plan:
-    """The run folder of an order, the words with it, and the record that it goes on with; jobs of a sweep lie in the
-    folder of their base."""
+def _plan_on_run(order: Order) -> Plan:
+    """The plan with the run folder of an order, its words, and the record with which it continues; jobs of a sweep lie
+    in the folder of their base."""
     from datxai import applying, compose
     from datxai.record import made_before, read_record, require_own
 
     given, run = order.given, _find_run(order)
     if run.is_file() and "run" in given:
-        return _place_on_bundle(order, run)
+        return _plan_on_bundle(order, run)
     base = Path(given["base"]) if "base" in given else None
     if base is None and order.sweeps and (run / "manifest.json").is_file():
         base = run
@@ -108,8 +108,8 @@ def _place(order: Order) -> Plan:
     if not order.leaves_nothing:
         _require_writable(run)
         jobs = [path for name in ("datxai.log", ".hydra") for path in (run / name, *run.glob(f"*/{name}"))]
-        made = ("multirun.yaml", "cases", "compare", "search", *MAKE_FOLDERS)
-        require_own(run, *jobs, *(run / name for name in made))
+        written = ("multirun.yaml", "cases", "compare", "search", *MAKE_FOLDERS)
+        require_own(run, *jobs, *(run / name for name in written))
     words = [word for word in order.words if key_of(word) not in ("run", "base")]
     words += [quote(f"{key}={folder}") for key, folder in (("run", run), ("base", base)) if folder is not None]
     if order.task in CHOICE and order.task not in given:
@@ -131,8 +131,8 @@ def _place(order: Order) -> Plan:
     return Plan(order, compose.PRIMARY, tuple(words), run)
 
 
-def _place_on_bundle(order: Order, path: Path) -> Plan:
-    """The plan of a command that takes a bundle, whose settings are those of its run; a stage is refused."""
+def _plan_on_bundle(order: Order, path: Path) -> Plan:
+    """The plan of a command on a bundle, with the settings of its run; a stage is refused."""
     from datxai import compose
     from datxai.bundle import SETTINGS, Bundle, is_bundle, say_what_it_holds
 
@@ -143,7 +143,7 @@ def _place_on_bundle(order: Order, path: Path) -> Plan:
     if order.sweeps:
         raise InputError(f"run={path}: a bundle is for one command at a time; leave out -m.")
     bundle = Bundle.open(path, only=[SETTINGS])
-    record = bundle.record.without("data")  # of which the kind of the new scan is not
+    record = bundle.record.without("data")  # which need not fit the new scan
     words = [word for word in order.words if key_of(word) != "run"]
     orientation = bundle.record.values["data"].get("orientation", "header")
     words = [f"data.orientation={orientation}", *words, quote(f"run={path}")]
@@ -151,7 +151,7 @@ def _place_on_bundle(order: Order, path: Path) -> Plan:
 
 
 def _find_run(order: Order) -> Path:
-    """The run folder that the words name, or the configuration that they make, but for what a sweep varies."""
+    """The run folder named by the words, or by the configuration that they compose, without swept settings."""
     from datxai import compose
 
     given = order.given
@@ -167,13 +167,13 @@ def _find_run(order: Order) -> Path:
 
 
 def _leave_out_repeated(words: list[str], record: Record) -> list[str]:
-    """The words without an experiment that the run has been made with: its record has that, and what was changed."""
-    known = f"experiment={record.choices.get('experiment')}"
-    return [word for word in words if word != known]
+    """The words without the run's own experiment, which its record already includes, with later changes."""
+    experiment = f"experiment={record.choices.get('experiment')}"
+    return [word for word in words if word != experiment]
 
 
 def _choose_method(plan: Plan, of_call: Mapping) -> Plan:
-    """A composite chosen now is one of LRP, whatever method the run, or an experiment, has chosen before."""
+    """If a composite is chosen now, choose LRP, whatever method the run or an experiment had before."""
     from datxai import compose
 
     keys = {group_of(key_of(word)) for word in plan.words}
@@ -216,14 +216,14 @@ def _require_writable(run: Path) -> None:
         raise InputError(f"run={run}: {place} is a file, expected a folder; choose another run=DIR.")
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(
-            f"run={run}: nothing can be written to {place}; choose another run=DIR or mend its permissions."
+            f"run={run}: nothing can be written to {place}; choose another run=DIR or change its permissions."
         )
 
 
 def _help_to_complete() -> list[str]:
-    """Take the stage out of the line that a shell wants completed, which Hydra would stumble over; complete it too.
+    """Complete the stage in a line that a shell wants completed, and remove it, since Hydra cannot parse it.
 
-    Returns the flags that say where the line looks for configurations."""
+    Returns the flags of the line for its configuration directories."""
     from datxai.config import STAGES
 
     line = os.environ.get("COMP_LINE")

@@ -1,4 +1,4 @@
-"""Long work shows where it is: a bar in a terminal, a line now and then in a log."""
+"""Progress of long tasks: a bar in a terminal, an occasional line in a log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger("datxai")
 
 
 class EscapingFormatter(logging.Formatter):
-    """What is logged, as a terminal may show it."""
+    """Escapes log messages, so that they are safe for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escape(super().format(record))
@@ -40,11 +40,11 @@ class Bar:
         self._bar.close()
 
     def update(self, n: int = 1) -> None:
-        """``n`` more are done."""
+        """Advance the bar by ``n``."""
         self._bar.update(n)
 
     def say(self, line: str) -> None:
-        """A line above the bar, in the log too."""
+        """Log a line, shown above the bar."""
         self._bar.clear()
         log.info(line)
 
@@ -54,8 +54,8 @@ def parallel(
 ) -> Iterator:
     """Results of ``function(*task)`` in the order of the ``n`` tasks, over processes, with progress.
 
-    Tasks are taken as they are needed, so memory does not grow with their number. ``n_jobs`` -1 is one process per
-    core, 1 stays in this process. ``sizes`` says how many of ``what`` each task makes; one, if it is not given.
+    Tasks are consumed lazily, so memory does not grow with their number. ``n_jobs`` -1 is one process per core, 1 uses
+    this process only. ``sizes`` is the number of ``what`` that each task makes, one if left out.
     """
     import joblib
 

@@ -1,8 +1,8 @@
-"""A trained run that judges new scans: what `datxai case` does once and `datxai serve` again and again.
+"""A trained run that reads new scans, as used by `datxai case` for one and by `datxai serve` for many.
 
-    reader = Reader.open("runs/phantom")                 # or what `datxai bundle` has made of one: model.datxai
+    reader = Reader.open("runs/phantom")                 # or a bundle made by `datxai bundle`: model.datxai
     reading = reader.read("scan.dcm")
-    reading.result["probability"], reading.relevance     # the map in MNI space, the patient's own sides
+    reading.result["probability"], reading.relevance     # the map in MNI space, on the patient's own sides
     reader.write(reading, "out/scan")
 """
 
@@ -46,7 +46,7 @@ MAX_AGE = 120  # years
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """Holds what every scan needs: network, template, regions, mean maps, normal cases. Load once, read many."""
+    """Everything needed to read scans, loaded once: network, template, regions, mean maps, normal cases."""
 
     settings: Config
     imaging: Imaging
@@ -55,15 +55,14 @@ class Reader:
     reference: Reference
     timings: Mapping[str, float]  # of loading, in seconds
     beside: Mapping[str, tuple[Explainer, Reference]] = field(default_factory=dict)  # other explanations of the run
-    source: Run | Bundle | None = None  # where all of it comes from
+    source: Run | Bundle | None = None  # the run or bundle from which all of it was loaded
 
     @classmethod
     def open(cls, path: str | os.PathLike, **changes) -> Reader:
-        """The reader of a finished run, or of a bundle made of one, with the settings it was made with; ``changes``
-        replace some of them.
+        """The reader of a finished run, or of a bundle made from one, with its settings; ``changes`` replace some.
 
-        ``Reader.open("runs/phantom", target="difference", device="cpu")``. Raises `InputError` if the folder holds no
-        finished run, or the file is no bundle as it was written.
+        ``Reader.open("runs/phantom", target="difference", device="cpu")``. Raises `InputError` if the folder does not
+        hold a finished run, or the file is not an intact bundle.
         """
         run = Run(Path(path), changes.get("explanation", DEFAULT))
         if run.folder.is_file():
@@ -74,7 +73,7 @@ class Reader:
 
     @classmethod
     def of(cls, settings: Config, run: Run) -> Reader:
-        """The reader of a run, or of the bundle that its ``folder`` names, for settings that are known already."""
+        """The reader of a run, or of the bundle named by its ``folder``, for given settings."""
         if run.folder.is_file():
             bundle = Bundle.open(run.folder)
             if settings.explanation not in (DEFAULT, bundle.explanation):
@@ -99,7 +98,7 @@ class Reader:
                 imaging = Imaging.of(settings, anatomy.keep())
                 if settings.registration.kind == "affine":
                     importlib.import_module("datxai.imaging.registration").prepare(imaging.bases)
-            with timed(timings, "load figures"):  # for which the first scan would else wait
+            with timed(timings, "load figures"):  # so that the first scan does not wait for them
                 importlib.import_module("datxai.pages.document").prepare()
             in_bundle = isinstance(run, Bundle)
             reference = Reference.of_bundle(settings, run) if in_bundle else Reference.of(settings, run)
@@ -110,8 +109,8 @@ class Reader:
     def read(self, path: str | os.PathLike | Scan, age: float | None = None, sex: str | None = None) -> Reading:
         """Read one scan: a NIfTI file, a DICOM file, or a folder with one DICOM series; projections are reconstructed.
 
-        ``age`` in years and ``sex`` (F or M); where they are not given, those of the DICOM header. Raises `InputError`
-        with one sentence for what cannot be used. Nothing is written.
+        ``age`` in years and ``sex`` (F or M) default to those of the DICOM header. Raises `InputError` with one
+        sentence for an unusable scan. Nothing is written.
         """
         import torch
 
@@ -138,9 +137,9 @@ class Reader:
                 ((relevance, record),) = self.explainer.explain(x)
             others = {name: explainer.explain(x)[0] for name, (explainer, _) in self.beside.items()}
         with timed(timings, "compare"):
-            spect, shown, own = _turn_back(volume, relevance, record["method"], measures, voxels)
+            spect, shown, own_relevance = _transform_back(volume, relevance, record["method"], measures, voxels)
             judged = self._judge(relevance, record, measures, shown, age, sex)
-            judged["shift"] = self._hold_against_training(volume, measures, features)
+            judged["shift"] = self._compare_with_training(volume, measures, features)
             beside = {
                 name: self._describe_beside(name, data, other, volume, measures, voxels)
                 for name, (data, other) in others.items()
@@ -151,22 +150,22 @@ class Reader:
             **({"scan_date": day.isoformat()} if day and not (source and source.deidentified) else {}),
             "explanation": self.settings.explanation,
             **judged,
-            **({"beside": {other: its.result for other, its in beside.items()}} if beside else {}),
+            **({"beside": {other: map_.result for other, map_ in beside.items()}} if beside else {}),
             "timings": timings,
             "made_by": {"datxai": __version__, "run": self.reference.evaluated["fingerprint"], **self._identify()},
         }  # fmt: skip
         result["warnings"] = [*find_doubts(result), *([subject["doubt"]] if subject["doubt"] and age is None else [])]
         name = re.sub(r"(\.nii|\.dcm|\.hdr|\.img)?(\.gz)?$", "", name, flags=re.IGNORECASE)
-        reading = Reading(name, voxels, spect, shown, own, result, source, beside)
+        reading = Reading(name, voxels, spect, shown, own_relevance, result, source, beside)
         if source is not None and source.deidentified:
             return forget_files(reading, str(source.elements["PatientID"]))
         return reading
 
     def read_many(self, paths: Iterable[str | os.PathLike], on_error: str = "raise") -> Iterator[Reading]:
-        """Read scans one after the other, each as `read` does, when its reading is asked for.
+        """Read scans one after the other by `read`, lazily.
 
-        A scan that cannot be used raises its `InputError`, and those after it are not read; with ``on_error="skip"`` a
-        warning says so, and the next one follows.
+        An unusable scan raises `InputError`, and later ones are not read; with ``on_error="skip"`` it is logged as a
+        warning and skipped.
         """
         if on_error not in ("raise", "skip"):
             raise InputError(f"on_error is {on_error}, expected raise or skip.")
@@ -192,8 +191,8 @@ class Reader:
         age: float | None,
         sex: str | None,
     ) -> dict:
-        """What the run says of a scan: the decision, how sure it is, binding ratios with their normal range, where the
-        relevance lies, and whether the map is consistent. ``shown`` is the map on the patient's own sides."""
+        """The results of a scan: decision and its probability, binding ratios with their normal range, location of the
+        relevance, and consistency of the map. ``shown`` is the map on the patient's own sides."""
         from datxai.analysis.calibration import margin_of, probability
         from datxai.analysis.normal_range import judge_measures
 
@@ -213,22 +212,22 @@ class Reader:
         }
 
     def _identify(self) -> dict[str, str]:
-        """Where the network comes from, and of which kind it is, in words."""
+        """The source of the network and its architecture, for the results."""
         folder = {} if self.source is None else {"folder": self.source.folder.resolve().name}
         return {**folder, "network": self.settings.network.architecture}
 
-    def _hold_against_training(
+    def _compare_with_training(
         self, volume: Volume, measures: Mapping, features: Sequence[np.ndarray]
     ) -> dict | None:
-        """Whether a scan is like the run's training cases; ``features`` are those of each batch that the network has
-        had, the scan itself first."""
+        """Whether a scan is like the run's training cases; ``features`` are those of each batch of the network, the
+        scan itself first."""
         if self.reference.shift is None or not self.reference.shift.measures:
             return None
-        seen = describe_appearance(volume.data, measures, self.anatomy)
-        return self.reference.shift.judge(seen | ({"activations": features[0][0]} if features else {}))
+        appearance = describe_appearance(volume.data, measures, self.anatomy)
+        return self.reference.shift.judge(appearance | ({"activations": features[0][0]} if features else {}))
 
     def _measure(self, relevance: np.ndarray, predicted: int, shown: Volume, reference: Reference) -> dict:
-        """Where the relevance of a map lies, and whether it is consistent."""
+        """Location of the relevance in a map, and whether the map is consistent."""
         from datxai.analysis.relevance import check_consistency, find_peak
 
         likeness = {"consistent": None}
@@ -244,11 +243,11 @@ class Reader:
     def _describe_beside(
         self, name: str, relevance: np.ndarray, record: Mapping, volume: Volume, measures: Mapping, voxels: Volume
     ) -> MapOf:
-        """The map of another explanation, turned back as the first one is."""
-        _, shown, own = _turn_back(volume, relevance, record["method"], measures, voxels)
+        """The map of another explanation, transformed back like the first one."""
+        _, shown, own = _transform_back(volume, relevance, record["method"], measures, voxels)
         predicted = predict_label(record["logits"])["predicted"]
-        found = self._measure(relevance, predicted, shown, self.beside[name][1])
-        return MapOf(shown, own, {**{key: record[key] for key in ("method", "seed", "sum", "ledger")}, **found})
+        measured = self._measure(relevance, predicted, shown, self.beside[name][1])
+        return MapOf(shown, own, {**{key: record[key] for key in ("method", "seed", "sum", "ledger")}, **measured})
 
     def write(self, reading: Reading, folder: str | os.PathLike, home: str | None = None) -> Path:
         """Write a reading to ``folder``, see `datxai.case_folder.write_reading`. Returns the folder."""
@@ -257,7 +256,7 @@ class Reader:
         return write_reading(reading, Path(folder), self.anatomy, self.reference, home)
 
     def _find_source(self, scan: Scan) -> Source | None:
-        """Whose scan it is, where results are to be filed as DICOM."""
+        """Patient and study of the scan, if results are to be filed as DICOM."""
         if not self.settings.dicom:
             if self.settings.deidentify:
                 raise InputError("deidentify=true needs dicom=true: only DICOM results name a patient; give both.")
@@ -268,7 +267,7 @@ class Reader:
 
 
 def _restore(run: Run, **changes) -> Config:
-    """The settings that an explanation of a run was made with, some of them replaced."""
+    """The recorded settings of a run's explanation, with ``changes``."""
     record = read_record(run.folder)
     if record is None or not record.values:
         raise InputError(f"{run.folder / RECORD}: no settings of the run are recorded; make the run again.")
@@ -287,7 +286,7 @@ def _restore(run: Run, **changes) -> Config:
 
 
 def _require_explanations(settings: Config, run: Run | Bundle) -> None:
-    """Refuse explanations that are not there, before anything is loaded, or kept in the run folder."""
+    """Raise `InputError` for missing explanations, before anything is loaded or cached in the run folder."""
     if isinstance(run, Bundle):
         if settings.explanations:
             raise InputError(
@@ -304,16 +303,16 @@ def _require_explanations(settings: Config, run: Run | Bundle) -> None:
 def _find_beside(
     settings: Config, run: Run, explainer: Explainer, anatomy: Anatomy
 ) -> Iterator[tuple[str, tuple[Explainer, Reference]]]:
-    """The other explanations of the run that are asked for; all of them explain the network that the run has now."""
+    """The other requested explanations of the run, all for its present network."""
     for name in dict.fromkeys(settings.explanations):
         if name != settings.explanation:
             other = Run(run.folder, name)
-            own = _restore(other, network=settings.network)
-            own = replace(settings, **{key: getattr(own, key) for key in EXPLAINING}, explanation=name)
-            if own.target == "label":
+            merged = _restore(other, network=settings.network)
+            merged = replace(settings, **{key: getattr(merged, key) for key in EXPLAINING}, explanation=name)
+            if merged.target == "label":
                 raise InputError(f"explanation={name}: its target=label needs a labelled case; leave it out.")
-            prepared = Explainer.prepare(explainer.model, explainer.device, own, anatomy)
-            yield name, (prepared, Reference.of(own, other))
+            prepared = Explainer.prepare(explainer.model, explainer.device, merged, anatomy)
+            yield name, (prepared, Reference.of(merged, other))
 
 
 def _load_network(settings: Config, run: Run | Bundle, anatomy: Anatomy, timings: dict[str, float]) -> Explainer:
@@ -324,7 +323,7 @@ def _load_network(settings: Config, run: Run | Bundle, anatomy: Anatomy, timings
         return Explainer.of(settings, run, anatomy)
 
 
-def _turn_back(
+def _transform_back(
     volume: Volume, relevance: np.ndarray, method: Mapping, measures: Mapping, voxels: Volume
 ) -> tuple[Volume, Volume, Volume]:
     """Scan and map in MNI space on the patient's own sides, and the map in the scan's own space."""
@@ -332,11 +331,11 @@ def _turn_back(
 
     spect = unmirror(volume, measures["mirrored"])
     shown = unmirror(volume.after("explain", relevance, **method), measures["mirrored"])
-    own = resample(shown, voxels.grid, np.linalg.inv(measures["transform"]), step="to_scan_space")
-    return spect, shown, own
+    own_relevance = resample(shown, voxels.grid, np.linalg.inv(measures["transform"]), step="to_scan_space")
+    return spect, shown, own_relevance
 
 
 def _name(path: Path) -> str:
-    """What a scan is called: as given, since a link may lead to content that is named by its hash."""
-    given = Path(os.path.abspath(path))
-    return (given.parent if given.name.upper() == "DICOMDIR" else given).name
+    """The name of a scan from the given path, since a link may point to a file named by a hash."""
+    absolute = Path(os.path.abspath(path))
+    return (absolute.parent if absolute.name.upper() == "DICOMDIR" else absolute).name

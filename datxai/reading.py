@@ -1,4 +1,4 @@
-"""What a run says of one scan, and what a person should know before relying on it."""
+"""The results of a run for one scan, and doubts about them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class MapOf:
-    """The map of a scan by one explanation: in MNI space and in the scan's own space, and what is known of it."""
+    """The map of a scan by one explanation, in MNI space and in the scan's own space, and its measures."""
 
     relevance: Volume
     own_relevance: Volume
@@ -26,18 +26,18 @@ class MapOf:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What a run says of one scan. Left and right are the patient's own.
+    """The results of a run for one scan. Left and right are the patient's own.
 
     Attributes
     ----------
     name : of the scan's file or folder, without suffix
-    scan, own_relevance : Volume in the scan's own space, as far as it is RAS+
+    scan, own_relevance : Volume in the scan's own space, with axes in RAS+ order
     spect, relevance : Volume in MNI space on the network's grid; scaled uptake, and relevance
-    result : what is written as ``prediction.json``: ``predicted``, ``p_reduced``, ``probability``, binding ratios with
+    result : the content of ``prediction.json``: ``predicted``, ``p_reduced``, ``probability``, binding ratios with
         their ``normal_range``, ``quality``, ``shift`` (see `datxai.analysis.shift.Shift.judge`; None: not judged),
         ``consistent``, ``warnings``, ``peak``, ``ledger``, ``timings`` in seconds
-    source : of the DICOM results, where these are asked for
-    beside : the maps of the same decision by the run's other explanations that were asked for
+    source : of the DICOM results, if requested
+    beside : the maps of the same decision by other requested explanations of the run
     prior : the reading of an earlier scan of the same person, see `compare`
     """
 
@@ -53,21 +53,21 @@ class Reading:
 
 
 def compare(reading: Reading, prior: Reading, years: float | None = None) -> Reading:
-    """A reading beside that of an earlier scan of the same person, so many ``years`` before (None: not known).
+    """A reading with that of an earlier scan of the same person, ``years`` before (None if unknown).
 
     Its ``result`` has ``prior``: the ``scan``, ``years``, and the ``change`` of each binding ratio, see
-    `datxai.analysis.change.measure_change`. The name is all that is told of the earlier scan: no date.
+    `datxai.analysis.change.measure_change`. Of the earlier scan only the name is given, not the date.
     """
     from datxai.analysis.change import measure_change
 
     names = (*SBR, *HALVES)
-    now, before = ({name: its.result[name] for name in names} for its in (reading, prior))
-    told = {"scan": prior.result["scan"], "years": years, "change": measure_change(now, before, years)}
-    return replace(reading, prior=prior, result=reading.result | {"prior": told})
+    now, before = ({name: each.result[name] for name in names} for each in (reading, prior))
+    comparison = {"scan": prior.result["scan"], "years": years, "change": measure_change(now, before, years)}
+    return replace(reading, prior=prior, result=reading.result | {"prior": comparison})
 
 
 def find_doubts(result: Mapping) -> list[str]:
-    """Why a reading is not to be relied on, a sentence each."""
+    """Reasons to doubt a reading, one sentence each."""
     doubts, judged = [], result["quality"]
     if judged["verdict"] != "green":
         doubts.append(f"The scan or its registration is doubtful: {judged['reason']}.")
@@ -82,8 +82,8 @@ def find_doubts(result: Mapping) -> list[str]:
 
         if not is_dat_tracer(result["tracer"]):
             doubts.append(
-                f"The header names the tracer {result['tracer']}; the network knows scans of the dopamine transporter "
-                f"alone, and calls any other normal or reduced as well."
+                f"The header names the tracer {result['tracer']}; the network was trained on scans of the dopamine "
+                f"transporter only, and calls any other scan normal or reduced as well."
             )
     if result["uncertain"]:
         doubts.append("The probability is close to one half: the network is uncertain.")
@@ -93,7 +93,7 @@ def find_doubts(result: Mapping) -> list[str]:
 
 
 def deidentify_subject(subject: Mapping) -> dict:
-    """What a header says of a person, without age, sex and words that somebody has typed."""
+    """The subject of a header without age, sex and free text."""
     from datxai.imaging.dicom import is_dat_tracer
 
     other = subject["tracer"] is not None and not is_dat_tracer(subject["tracer"])
@@ -101,26 +101,26 @@ def deidentify_subject(subject: Mapping) -> dict:
 
 
 def forget_files(reading: Reading, name: str) -> Reading:
-    """The reading under another name, without names and hash of the scan's files."""
+    """The reading under another name, without the names and the hash of the scan's files."""
     fields = ("scan", "spect", "relevance", "own_relevance")
     beside = {
-        other: MapOf(_forget_file(its.relevance), _forget_file(its.own_relevance), its.result)
-        for other, its in reading.beside.items()
+        other: MapOf(_forget_file(map_.relevance), _forget_file(map_.own_relevance), map_.result)
+        for other, map_ in reading.beside.items()
     }
     result = {key: value for key, value in reading.result.items() if key != "scan_hash"} | {"scan": name}
-    forgetful = {field: _forget_file(getattr(reading, field)) for field in fields}
-    return replace(reading, name=name, result=result, beside=beside, **forgetful)
+    anonymous = {field: _forget_file(getattr(reading, field)) for field in fields}
+    return replace(reading, name=name, result=result, beside=beside, **anonymous)
 
 
 def _forget_file(volume: Volume) -> Volume:
-    """Without the names of files in the record."""
+    """The volume without file names in its history."""
     steps = ({key: value for key, value in step.items() if key != "file"} for step in volume.history)
     return replace(volume, history=tuple(steps))
 
 
 @contextmanager
 def timed(timings: dict[str, float], name: str) -> Iterator[None]:
-    """Add the seconds that something takes to ``timings``."""
+    """Add the duration of the block in seconds to ``timings``."""
     begin = time.perf_counter()
     yield
     timings[name] = round(time.perf_counter() - begin, 3)

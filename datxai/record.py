@@ -1,9 +1,8 @@
 """The record of a run: its settings as data, in one file of the run folder, `RECORD`.
 
-It holds the values of our own schema, what was chosen for each group, and which settings follow which others; and of
-further explanations of the run the settings that are their own. A run folder may come from somebody else. The record is
-therefore read with a safe loader and checked against the schema; it is no configuration of Hydra's, holds no
-interpolation, and names no place where others lie.
+It holds the values of our own schema, the choice for each group, references between settings, and the separate settings
+of further explanations. A run folder may come from somebody else, so the record is read with a safe loader and
+validated against the schema: it is not a Hydra configuration, has no interpolations, and names no search paths.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ from datxai.errors import InputError
 from datxai.files import hash_content, read_json, write_text
 
 RECORD = Path(".hydra", "config.yaml")
-OF_0_1 = ("overrides.yaml", "hydra.yaml")  # what version 0.1 kept beside it
-CODE = ("composite.rules_from", "network.target")  # which is executed where the command line names it
-MOST_BYTES = 2**20
-OF_COHORT = ("data", "split", "reconstruction")  # groups of which another cohort has its own
+OF_0_1 = ("overrides.yaml", "hydra.yaml")  # further files of version 0.1
+CODE = ("composite.rules_from", "network.target")  # code, executed only if named on the command line
+MAX_BYTES = 2**20
+OF_COHORT = ("data", "split", "reconstruction")  # groups that are specific to a cohort
 OF_ONE_SCAN = ("seed", "reconstruction.centre", "reconstruction.start_angle_deg", "reconstruction.flip")
 GROUPS = tuple(name for name, kind in get_type_hints(Config).items() if is_dataclass(kind) and name not in CALL)
 
@@ -50,11 +49,11 @@ class Record:
 
     values: Mapping[str, Any]
     choices: Mapping[str, str] = field(default_factory=dict)  # group: name
-    references: Mapping[str, str] = field(default_factory=dict)  # setting: the setting whose value it takes
-    explanations: Mapping[str, Record] = field(default_factory=dict)  # name: what `EXPLAINING` is there
+    references: Mapping[str, str] = field(default_factory=dict)  # setting: the setting that it follows
+    explanations: Mapping[str, Record] = field(default_factory=dict)  # name: its settings of `EXPLAINING`
 
     def text(self) -> str:
-        """The file that `read_record` reads."""
+        """The content of the file, as read by `read_record`."""
         content = self._content()
         if self.explanations:
             content["explanations"] = {name: record._content() for name, record in self.explanations.items()}
@@ -65,46 +64,46 @@ class Record:
         return {**self.values, "references": dict(self.references), "choices": dict(self.choices)}
 
     def of_explanation(self, name: str) -> Record:
-        """What an explanation of the run is made with; one that is new begins with what ``default`` has."""
+        """The record of one explanation of the run; a new one starts with the settings of ``default``."""
         if name == DEFAULT:
             return self
-        default, own = self._explaining(), self.explanations.get(name)
-        return replace(self if own is None else self._with(own), explanations={**self.explanations, DEFAULT: default})
+        default, part = self._explaining(), self.explanations.get(name)
+        return replace(self if part is None else self._with(part), explanations={**self.explanations, DEFAULT: default})
 
     def keep(self, now: Record, explanation: str) -> Record:
-        """The record of the run once an explanation has been made with ``now``: what the others have stays theirs.
+        """The record of the run after an explanation was made with ``now``; other explanations keep their settings.
 
-        The record itself is that of `of_explanation`, or holds nothing yet.
+        The record itself is that of `of_explanation`, or empty.
         """
         others = {**self.explanations, explanation: now._explaining()}
         default = others.pop(DEFAULT, None)
         return replace(now if default is None else now._with(default), explanations=others)
 
     def _explaining(self) -> Record:
-        """The part of it that each explanation has of its own."""
+        """The part that is specific to an explanation."""
         parts = (self.values, self.choices, self.references)
         values, choices, references = ({key: part[key] for key in part if _explains(key)} for part in parts)
         return Record(values, choices, references)
 
     def _with(self, other: Record) -> Record:
-        """The same with what ``other`` says of `EXPLAINING`."""
+        """This record with the explanation settings of ``other``."""
         pairs = zip((self.values, self.choices, self.references), (other.values, other.choices, other.references))
         values, choices, references = (
-            {key: own[key] for key in own if key in new or not _explains(key)} | {**new} for own, new in pairs
+            {key: old[key] for key in old if key in new or not _explains(key)} | {**new} for old, new in pairs
         )
         return Record(values, choices, references, self.explanations)
 
     def with_references(self, fixed: Collection[str] = ()) -> dict[str, Any]:
-        """The values, with OmegaConf's ``${setting}`` where one follows another, but for ``fixed`` settings.
+        """The values, with OmegaConf's ``${setting}`` for references, except those of ``fixed`` settings.
 
-        A file of rules and the class of a network are code, and never taken over.
+        A file of rules and the class of a network are code and are never taken over.
         """
         values = copy.deepcopy(dict(self.values))
         for setting, target in self.references.items():
             if setting not in fixed:
-                *way, last = setting.split(".")
+                *parents, last = setting.split(".")
                 node: Any = values
-                for part in way:
+                for part in parents:
                     node = node[int(part) if isinstance(node, list) else part]
                 node[int(last) if isinstance(node, list) else last] = f"${{{target}}}"
         for setting in CODE:
@@ -113,35 +112,35 @@ class Record:
         return values
 
     def without(self, group: str) -> Record:
-        """The record with nothing said of a group."""
+        """The record without a group."""
         values = {name: value for name, value in self.values.items() if name != group}
         references = {place: target for place, target in self.references.items() if place.partition(".")[0] != group}
         return replace(self, values=values, references=references)
 
     def settings(self) -> dict[str, Any]:
-        """Values by the names of settings, such as ``data.n_subjects``; lists are values."""
+        """Values by full setting name, such as ``data.n_subjects``; lists count as values."""
         return flatten(self.values)
 
 
 def _explains(name: str) -> bool:
-    """Whether a setting, or a choice, is one that each explanation has of its own; its experiment is."""
+    """Whether a setting or choice is specific to an explanation, which includes its experiment."""
     return name.partition(".")[0] in (*EXPLAINING, "experiment")
 
 
 def flatten(values: Mapping, place: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with names joined by dots."""
-    found = {}
+    """Flatten nested mappings, with names joined by dots."""
+    flat = {}
     for key, value in values.items():
         inner = flatten(value, f"{place}{key}.") if isinstance(value, Mapping) and value else {place + str(key): value}
-        found |= inner
-    return found
+        flat |= inner
+    return flat
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record of a run folder; None where no run has been begun.
+    """The record of a run folder; None if no run has been started there.
 
-    Raises `InputError` if the record cannot be trusted, or is missing although the folder holds a run. A record of
-    version 0.1 has neither choices nor references nor a checksum, but other files beside it.
+    Raises `InputError` if the record is invalid, or missing although the folder holds a run. A record of version 0.1
+    has neither choices nor references nor a checksum, but further files beside it.
     """
     path = folder / RECORD
     if not path.is_file():
@@ -151,22 +150,22 @@ def read_record(folder: Path) -> Record | None:
             return Record({})
         return None
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise _refuse(path, f"has more than {MOST_BYTES} bytes")
+        if path.stat().st_size > MAX_BYTES:
+            raise _refuse(path, f"has more than {MAX_BYTES} bytes")
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise _refuse(path, f"cannot be read ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(content, dict):
         raise _refuse(path, "does not hold settings")
-    found = content.pop("sha256", None)
-    of_0_1 = "choices" not in content and found is None and any((path.parent / name).is_file() for name in OF_0_1)
-    if not of_0_1 and found != hash_content(content):  # one that is cut off may look as those of version 0.1
+    checksum = content.pop("sha256", None)
+    is_0_1 = "choices" not in content and checksum is None and any((path.parent / name).is_file() for name in OF_0_1)
+    if not is_0_1 and checksum != hash_content(content):  # a truncated one may look like one of version 0.1
         raise _refuse(path, "is not as it was written: its checksum differs")
-    explanations = content.pop("explanations", {}) if found is not None else {}
+    explanations = content.pop("explanations", {}) if checksum is not None else {}
     choices, references = (content.pop(name, {}) for name in ("choices", "references"))
     values = {name: value for name, value in content.items() if name not in CALL}
     missing = [name for name in GROUPS if name not in values]
-    if missing and (found is not None or content):
+    if missing and (checksum is not None or content):
         raise _refuse(path, f"says nothing of {', '.join(missing)}")
     if values:
         _require_fit(values, Config, "", path)
@@ -176,7 +175,7 @@ def read_record(folder: Path) -> Record | None:
 
 
 def check_record(content: Mapping[str, Any], path: Path) -> Record:
-    """Settings as data (``values, choices, references``), of some groups maybe, checked as those of a run are.
+    """A record from data (``values, choices, references``), possibly of some groups only, validated like that of a run.
 
     Raises `InputError`, which names ``path``.
     """
@@ -190,7 +189,7 @@ def check_record(content: Mapping[str, Any], path: Path) -> Record:
 
 
 def _read_explanations(content: Any, record: Record, path: Path) -> Iterator[tuple[str, Record]]:
-    """The settings of each further explanation, checked as those of the run are."""
+    """The settings of each further explanation, validated like those of the run."""
     if not _has_plain_keys(content):
         raise _refuse(path, f"explanations is {content!r:.80}")
     for name, part in content.items():
@@ -202,38 +201,37 @@ def _read_explanations(content: Any, record: Record, path: Path) -> Iterator[tup
             raise _refuse(path, f"explanations.{name} is {part!r:.80}")
         choices, references = part.pop("choices"), part.pop("references")
         _require_fit(part, Config, f"explanations.{name}", path)
-        own = Record(part, choices, references)
+        explanation = Record(part, choices, references)
         _require_links({**record.values, **part}, choices, references, path)
-        yield str(name), own
+        yield str(name), explanation
 
 
 def _require_links(values: Mapping, choices: Mapping, references: Mapping, path: Path) -> None:
-    """Refuse choices that are no names, and settings that follow what is not there."""
-    for mapping, whose in ((choices, "choices"), (references, "references")):
-        _require_fit(mapping, dict[str, str], whose, path)
-    known = flatten_all(values)
-    wrong = next((pair for pair in references.items() if not {*pair} <= known.keys()), None)
-    if wrong:
-        raise _refuse(path, f"lets {wrong[0]} follow {wrong[1]}, expected settings that it holds")
+    """Raise `InputError` for choices that are not names, and for references to missing settings."""
+    for mapping, name in ((choices, "choices"), (references, "references")):
+        _require_fit(mapping, dict[str, str], name, path)
+    flat = flatten_all(values)
+    broken = next((pair for pair in references.items() if not {*pair} <= flat.keys()), None)
+    if broken:
+        raise _refuse(path, f"lets {broken[0]} follow {broken[1]}, expected settings that it holds")
 
 
 def flatten_all(value: Any, place: str = "") -> dict[str, Any]:
-    """Every value at whatever depth, by its place; parts of lists by their number, from 0."""
+    """All values at any depth, by their path; elements of lists by their index, from 0."""
     if not isinstance(value, (Mapping, list)):
         return {place: value}
-    found = {place: value} if place else {}
+    flat = {place: value} if place else {}
     for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
-        found |= flatten_all(inner, f"{place}.{key}" if place else str(key))
-    return found
+        flat |= flatten_all(inner, f"{place}.{key}" if place else str(key))
+    return flat
 
 
 @contextmanager
 def recording(folder: Path, record: Record) -> Iterator[None]:
-    """Put the record into a run folder; if what follows fails, the folder has the record that it had; the first one
-    stays, if stages have been made by then.
+    """Write the record to a run folder, and restore the previous one if the block fails.
 
-    The file is one, written whole, and what it replaces is kept under a second name meanwhile, so that going back
-    needs no room on the disk. Nothing is written through a link.
+    A first record stays if stages have been finished by then. The file is replaced atomically, and the previous one is
+    kept as a hard link meanwhile, so that restoring it needs no disk space. Nothing is written through a link.
     """
     path, text = folder / RECORD, record.text()
     require_own(folder, path.parent)
@@ -243,81 +241,79 @@ def recording(folder: Path, record: Record) -> Iterator[None]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _kept(path) as kept:
+        with _linked(path) as backup:
             write_text(path, text, durable=True)
             try:
                 yield
             except Exception:
-                begun = old is None and (folder / "manifest.json").is_file()  # stages made before the one that failed
-                if not begun and path.is_file() and path.read_text(encoding="utf-8") == text:  # no other command's
-                    _put_back(path, old, kept)
+                begun = old is None and (folder / "manifest.json").is_file()  # stages finished before the failure
+                if not begun and path.is_file() and path.read_text(encoding="utf-8") == text:  # not another command's
+                    _restore(path, old, backup)
                 raise
         for name in OF_0_1:
             (path.parent / name).unlink(missing_ok=True)
     finally:
-        with suppress(OSError):  # what was made for nothing, if nothing else is in it
+        with suppress(OSError):  # remove new folders that are still empty
             path.parent.rmdir()
             folder.rmdir()
 
 
 @contextmanager
-def _kept(path: Path) -> Iterator[Path]:
-    """A second name for what a file holds now; where there are no second names, or no file, it leads nowhere."""
-    kept = path.with_name(".before")
-    kept.unlink(missing_ok=True)
+def _linked(path: Path) -> Iterator[Path]:
+    """A hard link to a file's present content; the path does not exist if there are no hard links, or no file."""
+    backup = path.with_name(".before")
+    backup.unlink(missing_ok=True)
     with suppress(OSError):
-        os.link(path, kept)
+        os.link(path, backup)
     try:
-        yield kept
+        yield backup
     finally:
-        kept.unlink(missing_ok=True)
+        backup.unlink(missing_ok=True)
 
 
-def _put_back(path: Path, old: str | None, kept: Path) -> None:
-    """What a file held before; ``kept`` is it by another name, unless another command has taken that."""
+def _restore(path: Path, old: str | None, backup: Path) -> None:
+    """Restore a file's old content, from the link ``backup`` unless another command has replaced that."""
     if old is None:
         path.unlink()
-    elif kept.is_file() and kept.read_text(encoding="utf-8") == old:
-        os.replace(kept, path)
+    elif backup.is_file() and backup.read_text(encoding="utf-8") == old:
+        os.replace(backup, path)
     else:
         write_text(path, old, durable=True)
 
 
 def require_own(folder: Path, *paths: Path) -> None:
-    """Refuse links among what is to be written: a run folder of somebody's may lead to files that are not its own."""
+    """Raise `InputError` for links among paths to be written: a foreign run folder may link to files outside it."""
     for path in paths:
         if path.is_symlink():
             raise InputError(f"{path}: is a link, expected a file or folder of the run's own; remove it ({folder}).")
 
 
 def made_before(folder: Path, task: str, explanation: str = DEFAULT) -> dict[str, str]:
-    """Settings that shaped what a run has made before a stage, or what a command goes on with: their names, and the
-    stage that depends on each.
+    """Settings on which the input of a stage or command depends: their names, and the stage that depends on each.
 
-    Commands explain anew, but for `spectral`, and take what concerns the one scan before them, not the cohort; `search`
-    trains anew.
+    All commands but `spectral` explain anew, and settings of a single scan are free for them; `search` trains anew.
     """
     manifest, journey = folder / "manifest.json", list(STAGES)
     if task in (*journey, "search"):
-        before, free = journey[: journey.index("train" if task == "search" else task)], ()
+        stages, free = journey[: journey.index("train" if task == "search" else task)], ()
     else:
-        before, free = [name for name in journey if name != "explain" or task == "spectral"], OF_ONE_SCAN
-    entries = read_json(manifest) if manifest.is_file() and (before and task in (*journey, *COMMANDS)) else {}
-    found: dict[str, str] = {}
-    for name in before:
+        stages, free = [name for name in journey if name != "explain" or task == "spectral"], OF_ONE_SCAN
+    entries = read_json(manifest) if manifest.is_file() and (stages and task in (*journey, *COMMANDS)) else {}
+    makers: dict[str, str] = {}
+    for name in stages:
         entry = entries.get(entry_name(name, explanation))
         config = entry.get("config") if isinstance(entry, Mapping) else None
-        found = dict.fromkeys(flatten(config) if isinstance(config, Mapping) else (), name) | found
+        makers = dict.fromkeys(flatten(config) if isinstance(config, Mapping) else (), name) | makers
     groups = OF_COHORT if task == "apply" else ()
     return {
         setting: name
-        for setting, name in found.items()
+        for setting, name in makers.items()
         if setting not in free and setting.partition(".")[0] not in groups
     }
 
 
 def require_same(folder: Path, before: Record, now: Record, task: str, explanation: str = DEFAULT) -> None:
-    """Refuse settings that shaped what a stage or command goes on with, if they are others than it was made with."""
+    """Raise `InputError` if settings on which the input of a stage or command depends differ from the recorded ones."""
     old, new = before.settings(), now.settings()
     for setting, maker in made_before(folder, task, explanation).items():
         if setting in old and old[setting] != new.get(setting) and setting not in CODE:
@@ -332,7 +328,7 @@ def require_same(folder: Path, before: Record, now: Record, task: str, explanati
 
 
 def say(value: Any) -> str:
-    """A value as one would give it on the command line."""
+    """A value as on the command line."""
     if isinstance(value, list):
         return f"[{','.join(map(say, value))}]"
     if isinstance(value, Mapping):
@@ -351,7 +347,7 @@ def _refuse(path: Path, why: str) -> InputError:
 
 
 def _require_fit(value: Any, kind: Any, place: str, path: Path) -> None:
-    """Refuse what the schema does not have: other keys, other types, interpolations."""
+    """Raise `InputError` for keys and types that are not in the schema, and for interpolations."""
     if kind is Data:
         kind = KINDS.get(str(value.get("kind")), Data) if isinstance(value, Mapping) else Data
     if is_dataclass(kind):
@@ -360,7 +356,7 @@ def _require_fit(value: Any, kind: Any, place: str, path: Path) -> None:
             raise _refuse(path, f"{place} is {value!r:.80}")
         for key, inner in value.items():
             if key not in types_of:
-                raise _refuse(path, f"{f'{place}.{key}'.strip('.')} is no setting of this version")
+                raise _refuse(path, f"{f'{place}.{key}'.strip('.')} is not a setting of this version")
             _require_fit(inner, types_of[key], f"{place}.{key}".strip("."), path)
         return
     if not any(_is_of(value, each) for each in _alternatives(kind)):
@@ -373,7 +369,7 @@ def _require_fit(value: Any, kind: Any, place: str, path: Path) -> None:
         for number, inner in enumerate(value):
             _require_fit(inner, inner_kinds[0] if get_origin(kind) is list else Any, f"{place}.{number}", path)
     elif isinstance(value, str) and ("${" in value or value == MISSING):
-        raise _refuse(path, f"{place} is {value!r:.80}, which is no value")
+        raise _refuse(path, f"{place} is {value!r:.80}, which is not a value")
 
 
 def _alternatives(kind: Any) -> tuple:
@@ -398,7 +394,7 @@ def _has_plain_keys(value: Any) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain data; without aliases, which let a small file stand for a huge one."""
+    """Reads plain data, without aliases, with which a small file can expand to a huge one."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):

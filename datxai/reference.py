@@ -1,4 +1,4 @@
-"""What a finished run, or a bundle of one, holds a new scan against."""
+"""The reference of a finished run, or a bundle of one, with which new scans are compared."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a run holds a new scan against.
+    """The results of a run with which a new scan is compared.
 
     Attributes
     ----------
-    means : mean relevance maps (X, Y, Z) of the true negative and true positive test cases; None if one has no case, or
-        if these maps were made another way, which a map must not be held against
-    calibration : the ``temperature`` of the run's validation cases, whether it is ``determined``, and ``half_width`` of
-        what is called uncertain about 0.5
-    ranges : what the run's normal cases let expect of each measure, by age and sex
-    normals : age, sex and measures of these cases, to be drawn; empty where they are not at hand
+    means : mean relevance maps (X, Y, Z) of the true negative and true positive test cases; None if one group has no
+        case, or if these maps were made by another method and must not be compared
+    calibration : the ``temperature`` of the run's validation cases, whether it is ``determined``, and the
+        ``half_width`` of the uncertain range around 0.5
+    ranges : normal range of each measure by age and sex, from the run's normal cases
+    normals : age, sex and measures of these cases, for plots; empty if not available
     evaluated : the manifest's entry of the stage `evaluate`
-    identity : of all that the run holds up to there, see `Run.identity`
-    shift : what tells whether a scan is like the training cases; None for a run of a version that did not look
-    alike : whether the run's own maps were made the same way as those to come
+    identity : of the run up to that stage, see `Run.identity`
+    shift : the measures that compare a scan with the training cases; None for a run of a version without them
+    alike : whether the run's own maps were made by the same method as new ones
     """
 
     means: Sequence[np.ndarray] | None
@@ -50,7 +50,7 @@ class Reference:
 
     @classmethod
     def of(cls, settings: Config, run: Run) -> Reference:
-        """What the run found, for maps made by the method of these settings."""
+        """The reference of a run, for maps made by the method of these settings."""
         findings = Findings(run)
         explained = run.entry("explain", "case")
         alike = run.fingerprint("explain", describe_method(settings), explained["inputs"]) == explained["fingerprint"]
@@ -69,25 +69,25 @@ class Reference:
 
     @classmethod
     def of_bundle(cls, settings: Config, bundle: Bundle) -> Reference:
-        """What the run of a bundle found, for maps made by the method of these settings."""
+        """The reference of a bundle's run, for maps made by the method of these settings."""
         from datxai.analysis.normal_range import NormalRange
 
-        held = bundle.reference
+        recorded = bundle.reference
         try:
-            ranges = {str(name): NormalRange.unpack(data) for name, data in held["ranges"].items()}
-            for one in ranges.values():
+            ranges = {str(name): NormalRange.unpack(data) for name, data in recorded["ranges"].items()}
+            for range_ in ranges.values():
                 for age, sex in ((None, None), (60.0, "F")):
-                    expected = one.expect(age, sex)
+                    expected = range_.expect(age, sex)
                     if expected is not None and not np.isfinite(expected.limits).all():
                         raise ValueError("a range without limits")
         except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError, IndexError) as error:
             raise InputError(f"{bundle.folder}: its normal ranges cannot be used; make the bundle again.") from error
-        alike = hash_content(describe_method(settings)) == held["method"]
+        alike = hash_content(describe_method(settings)) == recorded["method"]
         return cls(
             means=bundle.means if alike else None,
-            calibration=held["calibration"],
+            calibration=recorded["calibration"],
             ranges=ranges,
-            evaluated=held["evaluated"],
+            evaluated=recorded["evaluated"],
             identity=bundle.identity,
             shift=bundle.shift,
             alike=alike,

@@ -1,15 +1,15 @@
-"""The run folder: where everything lies, what made it, and what is still up to date.
+"""The run folder: its paths, their provenance, and what is still up to date.
 
-``manifest.json`` holds one entry per finished stage: its configuration, what it was made from, versions, time. A
-stage is current if its configuration and its inputs hash to the same fingerprint and its outputs are as it left them:
-the entry holds size, time and SHA-256 of every file. The input of a stage is the ``identity`` of the stage before it,
-its fingerprint and what its files hold, so a change upstream reaches everything downstream.
+``manifest.json`` holds one entry per finished stage: its configuration, inputs, versions, time. A stage is current if
+its configuration and its inputs hash to the same fingerprint and its outputs are unchanged: the entry has size, time
+and SHA-256 of every file. The input of a stage is the ``identity`` of the stage before it, its fingerprint and the
+content of its files, so a change upstream reaches everything downstream.
 
-A run may have several explanations beside one another. What rests on the maps of one, and its entries in the
-manifest, are its own: those of ``default`` lie in the run folder itself, those of NAME in ``explanations/NAME``.
+A run may have several explanations. Each has separate maps, results based on them, and entries in the manifest: those
+of ``default`` are in the run folder itself, those of NAME in ``explanations/NAME``.
 
-A run may take over stages from a base run that has made them with the same fingerprint. Its folder then holds links
-to what lies there, and the entry names the base.
+A run may take over stages from a base run that has made them with the same fingerprint. Its folder then has links to
+the files of the base, and the entry names the base.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ PACKAGES = ("torch", "zennit", "numpy", "scipy", "nibabel", "pydicom", "scikit-l
 class Run:
     """Paths and provenance of one run folder, and of one of its explanations."""
 
-    making: str | None = None  # fingerprint of the stage that is being made
+    making: str | None = None  # fingerprint of the running stage
 
     def __init__(self, folder: str | Path, explanation: str = DEFAULT, full: bool = False):
         self.folder, self.explanation = Path(folder), explanation
         self.explained = self.folder if explanation == DEFAULT else self.folder / "explanations" / explanation
-        self.full = full  # whether files are read to be checked, not only looked at
+        self.full = full  # whether files are checked by reading them, not only by size and time
 
     manifest = property(lambda self: self.folder / "manifest.json")
     simulated = property(lambda self: self.folder / "simulated")
@@ -80,7 +80,7 @@ class Run:
         return self.preprocessed / f"{case}_space-MNI_spect.nii.gz"
 
     def sheet(self, number: int) -> Path:
-        """A contact sheet of quality control, without its suffix; they count from 1, the doubtful scans first."""
+        """A contact sheet of quality control, without its suffix; numbered from 1, with doubtful scans first."""
         return self.sheets / f"sheet_{number:02d}"
 
     def relevance_of(self, case: str) -> Path:
@@ -93,12 +93,12 @@ class Run:
 
     @staticmethod
     def made_with(path: Path, fingerprint: str) -> bool:
-        """Whether a volume is there, as it was written, and marked with this fingerprint."""
+        """Whether a volume exists, is intact, and has this fingerprint."""
         return is_whole(path) and read_json(sidecar_path(path)).get("fingerprint") == fingerprint
 
     @staticmethod
     def keep_only(folder: Path, paths: Iterable[Path]) -> None:
-        """Remove volumes that an earlier cohort or setting left, so that a folder holds what its tables name."""
+        """Remove volumes of an earlier cohort or setting, so that a folder holds only what its tables name."""
         kept = {path.name for path in paths}
         for path in [*folder.glob("*.nii.gz"), *folder.glob("*.dcm")]:
             if path.name not in kept:
@@ -106,7 +106,7 @@ class Run:
                 sidecar_path(path).unlink(missing_ok=True)
 
     def entries(self) -> dict:
-        """The manifest, stage by stage; empty where nothing has been made yet. `InputError` if it is damaged."""
+        """The manifest's entries by stage; empty if nothing has been made yet. Raises `InputError` if damaged."""
         if not self.manifest.is_file():
             return {}
         entries = read_json(self.manifest)
@@ -117,26 +117,26 @@ class Run:
     @property
     def explanations(self) -> list[str]:
         """The names of the explanations that have been made."""
-        made = [name.partition("/") for name in self.entries()]
-        return [explanation or DEFAULT for stage, _, explanation in made if stage == "explain"]
+        names = [name.partition("/") for name in self.entries()]
+        return [explanation or DEFAULT for stage, _, explanation in names if stage == "explain"]
 
     def find(self, stage: str) -> dict | None:
         """The manifest's entry of a stage of this explanation; None before it has been made."""
         return self.entries().get(entry_name(stage, self.explanation))
 
     def command(self, stage: str) -> str:
-        """What makes a stage of this explanation, as a user gives it."""
+        """The command that runs a stage of this explanation."""
         named = f" explanation={self.explanation}" if self.explanation != DEFAULT and stage in EXPLAINED else ""
         return f"datxai {stage} run={self.folder}{named}"
 
     def entry(self, stage: str, needed_by: str) -> dict:
         """The manifest's entry of a finished stage.
 
-        `InputError` names the stage to run first, if it or one before it is not there, damaged, or older than what it
-        rests on.
+        Raises `InputError` that names the stage to run first, if it or an earlier one is missing, damaged, or older
+        than its input.
         """
-        made, command = self.find(stage), self.command(stage)
-        if made is None:
+        entry, command = self.find(stage), self.command(stage)
+        if entry is None:
             others = self.explanations
             have = "" if self.explanation in [DEFAULT, *others] else f" (what is there: {', '.join(others)})"
             raise InputError(
@@ -150,31 +150,31 @@ class Run:
                 f"{path}: {fault}{others}, and '{needed_by}' needs what '{stage}' made; run `{command}` first, which "
                 f"makes it again."
             )
-        for before, identity in made["inputs"].items():
-            if self.find(before) is not None and identity not in _identities(self.entry(before, stage)):
+        for upstream, identity in entry["inputs"].items():
+            if self.find(upstream) is not None and identity not in _identities(self.entry(upstream, stage)):
                 raise InputError(
-                    f"{self.explained}: '{before}' has been made again since '{stage}', which '{needed_by}' needs; "
+                    f"{self.explained}: '{upstream}' has been made again since '{stage}', which '{needed_by}' needs; "
                     f"run `{command}` first."
                 )
-        return made
+        return entry
 
     def fingerprint(self, stage: str, config: Mapping, inputs: Mapping[str, str]) -> str:
-        """What identifies the output of a stage: its name, its configuration, and the hashes of its inputs."""
+        """A hash that identifies a stage: its name, its configuration, and the hashes of its inputs."""
         return hash_content({"stage": stage, "config": config, "inputs": inputs})
 
     def holds(self, stage: str) -> bool:
-        """Whether the stage has been made, with whatever settings, and its outputs still exist."""
+        """Whether the stage has been made, with any settings, and its outputs are intact."""
         return self.find(stage) is not None and not self.find_damage(stage)
 
     def is_current(self, stage: str, fingerprint: str) -> bool:
-        """Whether the stage has been made with this fingerprint, here or in a base run, and its outputs are whole."""
+        """Whether the stage has been made with this fingerprint, here or in a base run, and its outputs are intact."""
         entry = self.find(stage)
         return entry is not None and entry["fingerprint"] == fingerprint and not self.find_damage(stage)
 
     def find_damage(self, stage: str) -> dict[Path, str]:
-        """What a stage has made, in a base run maybe, that is not as it left it, and what is wrong with it.
+        """Outputs of a stage, possibly in a base run, that have changed since, and what is wrong with each.
 
-        Of stages made by versions that kept no checksums, only what is missing.
+        For stages made by versions without checksums, only missing outputs are found.
         """
         entry = self.find(stage)
         assert entry is not None, stage
@@ -186,8 +186,8 @@ class Run:
             if replaced := [link for link in links if not link.is_symlink()]:
                 return dict.fromkeys(replaced, f"is no longer the link to what was taken over from {entry['base']}")
             base = Run(self.folder / entry["base"], self.explanation, self.full)
-            theirs = base.find(stage)
-            if theirs is None or _identities(theirs) != _identities(entry):
+            base_entry = base.find(stage)
+            if base_entry is None or _identities(base_entry) != _identities(entry):
                 return {base.folder: f"has made '{stage}' again since it was taken over from there"}
             try:
                 return base.find_damage(stage)
@@ -195,21 +195,21 @@ class Run:
                 return {base.folder: "rests on itself"}
         files = entry.get("files", {})
         damage, now = find_damage(self.folder, files, self.full)
-        if not damage and now != files:  # copied: next time their sizes and times will do
+        if not damage and now != files:  # copied: next time, sizes and times suffice
             with suppress(OSError):
                 name = entry_name(stage, self.explanation)
                 self._write({**self.entries(), name: {**entry, "files": now}})
         return damage
 
     def identity(self, stage: str, needed_by: str) -> str:
-        """What identifies the output of a stage, its settings and all that its files hold; see `entry`."""
+        """A hash that identifies the output of a stage, its settings and the content of its files; see `entry`."""
         return _identities(self.entry(stage, needed_by))[-1]
 
     def adopt(self, stage: str, fingerprint: str, base: Run) -> bool:
-        """Take a stage over from ``base``, if it is current there with this fingerprint; nothing is copied.
+        """Take over a stage from ``base``, if it is current there with this fingerprint; nothing is copied.
 
-        The outputs are linked to (relative paths, so that base and run may be moved together). False where ``base``
-        does not have them, or files of this run's own stand in their place.
+        The outputs become links with relative paths, so that base and run may be moved together. Returns False if
+        ``base`` does not have them, or this run has files of its own at their paths.
         """
         entry = base.find(stage)
         if entry is None or not base.is_current(stage, fingerprint):
@@ -219,7 +219,7 @@ class Run:
             return False
         here, there = self.folder.resolve(), base.folder.resolve()
         for link in links:
-            with replacing(link) as temporary:  # processes of torchrun may do this all at once
+            with replacing(link) as temporary:  # processes of torchrun may do this concurrently
                 temporary.unlink()
                 temporary.symlink_to(os.path.relpath(there / link.relative_to(self.folder), link.parent.resolve()))
         name = entry_name(stage, self.explanation)
@@ -227,9 +227,9 @@ class Run:
         return True
 
     def release(self, stage: str, outputs: Sequence[Path]) -> None:
-        """Forget the stage, whose outputs are about to be written; of what was taken over only the links go.
+        """Remove the stage's entry before its outputs are written; of adopted outputs, only the links are removed.
 
-        Of its own outputs those go that are damaged, so that none is taken for a finished one.
+        Damaged outputs of its own are removed, so that none is mistaken for a finished one.
         """
         entries = self.entries()
         name = entry_name(stage, self.explanation)
@@ -248,19 +248,19 @@ class Run:
     def recording(
         self, stage: str, config: Mapping, inputs: Mapping[str, str], outputs: Sequence[Path]
     ) -> Iterator[str]:
-        """Run a stage's body; write its manifest entry when, and only when, it ends well. Yields the fingerprint.
+        """Run a stage's body; write its manifest entry if, and only if, it succeeds. Yields the fingerprint.
 
-        A body that fails before it has changed what was there leaves the entry of that as well.
+        If the body fails before it has changed the existing outputs, their entry is restored.
         """
         fingerprint = self.fingerprint(stage, config, inputs)
         begin = time.perf_counter()
-        made = [path.relative_to(self.folder).as_posix() for path in outputs]
-        before = self.find(stage)
+        output_names = [path.relative_to(self.folder).as_posix() for path in outputs]
+        previous = self.find(stage)
         self.release(stage, outputs)
         try:
             yield fingerprint
         except BaseException:
-            self._put_back(stage, before)
+            self._restore_entry(stage, previous)
             raise
         files = describe_files(self.folder, outputs)
         entries = self.entries()
@@ -269,7 +269,7 @@ class Run:
             "config": config,
             "config_hash": hash_content(config),
             "inputs": dict(inputs),
-            "outputs": made,
+            "outputs": output_names,
             "output_hash": hash_of_all(files),
             "files": files,
             "versions": versions(),
@@ -279,8 +279,8 @@ class Run:
         }
         self._write(entries)
 
-    def _put_back(self, stage: str, entry: Mapping | None) -> None:
-        """The entry that a stage had before it failed, if all that it says has been made is still there and whole."""
+    def _restore_entry(self, stage: str, entry: Mapping | None) -> None:
+        """Restore the entry that a stage had before it failed, if its outputs are still intact."""
         others = self.entries()
         if entry is not None:
             self._write({**others, entry_name(stage, self.explanation): entry})
@@ -294,7 +294,7 @@ class Run:
 
 
 def _require_entry(manifest: Path, stage: str, entry: Any) -> None:
-    """Refuse an entry of a manifest that is not as it was written, or, of older ones, of another form."""
+    """Raise `InputError` for a manifest entry that fails its checksum or has an invalid form."""
     kinds = {"fingerprint": str, "config": dict, "inputs": dict, "outputs": list}
     is_entry = isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
     content = {key: entry[key] for key in entry if key != "checksum"} if is_entry else {}
@@ -306,25 +306,25 @@ def _require_entry(manifest: Path, stage: str, entry: Any) -> None:
 
 
 def _identities(entry: Mapping) -> list[str]:
-    """The fingerprint of a stage; and, where its outputs have been hashed, that with what they hold."""
-    made = [entry["output_hash"]] if "output_hash" in entry else []
-    return [entry["fingerprint"], *(hash_content([entry["fingerprint"], content]) for content in made)]
+    """The fingerprint of a stage and, if its outputs have been hashed, the hash of both."""
+    output_hashes = [entry["output_hash"]] if "output_hash" in entry else []
+    return [entry["fingerprint"], *(hash_content([entry["fingerprint"], content]) for content in output_hashes)]
 
 
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of datxai, Python, and the packages that numbers depend on."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"datxai": __version__, "python": platform.python_version(), **found}
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"datxai": __version__, "python": platform.python_version(), **packages}
 
 
 @functools.cache
 def git_revision() -> str | None:
     """Revision of the checkout that datxai runs from (``-dirty`` if changed); None for an installed package."""
-    here = Path(__file__).resolve().parent
-    if not (here.parent / ".git").exists():
+    package = Path(__file__).resolve().parent
+    if not (package.parent / ".git").exists():
         return None
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    command = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -332,6 +332,6 @@ def git_revision() -> str | None:
 
 
 def _top_level(outputs: Iterable[str]) -> list[str]:
-    """The files and folders of the run folder, or of an explanation's, that outputs are, or lie in."""
+    """The top-level files and folders, of the run folder or of an explanation's, that contain the outputs."""
     parts = [Path(name).parts for name in outputs]
     return sorted({"/".join(names[:3] if names[0] == "explanations" else names[:1]) for names in parts})

@@ -1,4 +1,4 @@
-"""The figures of a finished run, by name: what the report, and the examples, draw."""
+"""The figures of a finished run, by name, for the report and the examples."""
 
 from __future__ import annotations
 
@@ -53,5 +53,5 @@ FIGURES: dict[str, Callable[[Findings], figures.Figure]] = {
 
 
 def draw(name: str, run: Findings, folder: Path) -> None:
-    """Draw a figure of `FIGURES` and write it to ``folder`` as PNG and PDF."""
+    """Draw one of `FIGURES` and write it to ``folder`` as PNG and PDF."""
     save_figure(FIGURES[name](run), folder / name)

@@ -1,4 +1,4 @@
-"""One scan as it comes in: its files, what they say of themselves, and its voxels.
+"""One incoming scan: its files, their headers, and its voxels.
 
     scan = Scan.find(Path("scan.dcm"))
     scan.form, scan.subject["age"], scan.hash
@@ -31,14 +31,14 @@ log = logging.getLogger("datxai")
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """The files of one scan, ``form`` 'nifti' or 'dicom'. Headers are read once, voxels when they are asked for.
+    """The files of one scan, ``form`` 'nifti' or 'dicom'. Headers are read once, voxels on demand.
 
-    ``place`` is the file or folder that it is called after.
+    ``place`` is the file or folder after which the scan is named.
     """
 
     files: tuple[Path, ...]
     form: str
-    opened: Series | None = None  # of DICOM files whose headers have been read already
+    opened: Series | None = None  # of DICOM files with headers that have been read already
     given: Path | None = None
 
     @property
@@ -47,10 +47,9 @@ class Scan:
 
     @classmethod
     def find(cls, path: Path) -> Scan:
-        """The scan that a path leads to, by content: a NIfTI file, a DICOM file, or a folder with one DICOM series.
+        """The scan at a path, recognised by content: a NIfTI file, a DICOM file, or a folder with one DICOM series.
 
-        What lies beside a scan in a folder is passed over, and named on the screen. Raises `InputError` where there is
-        no scan.
+        Other files in the folder are skipped and logged. Raises `InputError` if there is no scan.
         """
         if not path.exists():
             raise InputError(f"scan={path}: no such file or folder.")
@@ -60,15 +59,15 @@ class Scan:
 
         series = Series.of(path)
         scan = cls(series.paths, "dicom", series, path)
-        scan._tell_others()
+        scan._log_others()
         return scan
 
     @classmethod
     def find_all(cls, path: Path, skipped: list[tuple[Path, str]] | None = None) -> list[Scan]:
-        """The scans that a path leads to: one, or those of a folder, at any depth: DICOM series and NIfTI files.
+        """The scans at a path: one, or the DICOM series and NIfTI files of a folder at any depth.
 
-        NIfTI that lies beside the files of a DICOM series is passed over: it is one made of them. Where ``skipped`` is
-        given, what cannot be opened goes there with the reason, in place of an `InputError`.
+        NIfTI files beside those of a DICOM series are skipped, since they are conversions of it. If ``skipped`` is
+        given, files that cannot be opened are added to it with the reason, instead of raising `InputError`.
         """
         from datxai.imaging.dicom import part_series
 
@@ -85,15 +84,15 @@ class Scan:
             return niftis
         series = part_series(path, skipped)
         single = len(series) + len(niftis) == 1
-        scans = [Scan(one.paths, "dicom", one, path if single else None) for one in series]
-        apart = {scan.files[0] for scan in niftis}
+        scans = [Scan(part.paths, "dicom", part, path if single else None) for part in series]
+        separate = {scan.files[0] for scan in niftis}
         for scan in scans:
-            scan._tell_others(apart)
+            scan._log_others(separate)
         return scans + niftis
 
-    def _tell_others(self, apart: Collection[Path] = ()) -> None:
+    def _log_others(self, separate: Collection[Path] = ()) -> None:
         for other, reason in self.others:
-            if other not in apart:
+            if other not in separate:
                 log.info("%s: %s, passed over", other, reason)
 
     @cached_property
@@ -105,17 +104,17 @@ class Scan:
 
     @property
     def others(self) -> tuple[tuple[Path, str], ...]:
-        """Files given with the scan that are no part of it, and why they are passed over."""
+        """Files beside the scan that do not belong to it, and why they are skipped."""
         return () if self.form == "nifti" else self.series.others
 
     @cached_property
     def hash(self) -> str:
-        """A hash of what the files hold, whatever they are called."""
+        """A hash of the files' content, independent of their names."""
         return hash_content(sorted(map(hash_file, self.files)))
 
     @property
     def subject(self) -> dict:
-        """``age``, ``sex``, ``tracer`` and ``doubt``, as far as a DICOM header tells them; see
+        """``age``, ``sex``, ``tracer`` and ``doubt`` from the DICOM header, None if missing; see
         `datxai.imaging.dicom.read_subject`."""
         if self.form == "nifti":
             return {"age": None, "sex": None, "tracer": None, "doubt": None}
@@ -125,8 +124,9 @@ class Scan:
 
     @property
     def visit(self) -> tuple[str | None, date | None]:
-        """Of whom the scan is, as a word that is the same for each scan of a person, and of which day; None where it
-        does not tell. A NIfTI file tells whom it is of if it is named as BIDS does, ``sub-ID_ses-...``, and no day."""
+        """An identifier of the person, the same for all of their scans, and the date of the scan; each None if unknown.
+
+        A NIfTI file has an identifier if it is named as in BIDS, ``sub-ID_ses-...``, and no date."""
         if self.form == "nifti":
             named = re.match(r"(sub-[0-9A-Za-z]+)_ses-", self.files[0].name)
             return (named and named[1]), None
@@ -136,13 +136,13 @@ class Scan:
 
     @property
     def source(self) -> Source:
-        """Whose scan it is, for results to be filed as DICOM; NIfTI, which does not tell, is an `InputError`."""
+        """Patient and study of the scan, for DICOM results; raises `InputError` for NIfTI, which has neither."""
         from datxai.imaging.dicom import read_source
 
         return read_source(self.series)
 
     def read(self, reconstruction: Reconstruction) -> Volume:
-        """The voxels; raw projections are reconstructed. What cannot be used is an `InputError`."""
+        """The voxels; raw projections are reconstructed. Raises `InputError` for an unusable scan."""
         if self.form == "nifti":
             return load(self.files[0])
         from datxai.imaging import dicom

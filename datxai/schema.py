@@ -1,7 +1,7 @@
-"""Tables and documents of a run, read with the types that they were written with.
+"""Typed reading of a run's tables and documents.
 
-Whatever departs from them (a column that is missing, text in the place of a number, a line that is cut off, an empty
-file) is an `InputError` that names the file, the line and the column.
+Any deviation (a missing column, text instead of a number, a truncated line, an empty file) is an `InputError` that
+names the file, the line and the column.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from datxai.errors import InputError
 from datxai.files import read_json, read_rows
 
 UNKNOWN = "n/a"
-AGAIN = "run the stage that writes it again"
+REMEDY = "run the stage that writes it again"
 
 
 class Kind(NamedTuple):
-    """What a cell holds: in words, and how its text is converted; `KeyError` or `ValueError` if it holds else."""
+    """The type of a cell: its description, and a conversion that raises `KeyError` or `ValueError` for other text."""
 
     expected: str
     convert: Callable[[str], Any]
 
     def or_unknown(self) -> Kind:
-        """The same, or ``n/a``, which becomes None."""
+        """The same type, or ``n/a``, which becomes None."""
         return Kind(f"{self.expected}, or {UNKNOWN}", lambda text: None if text == UNKNOWN else self.convert(text))
 
 
@@ -49,14 +49,14 @@ FLAG = Kind("true or false", {"true": True, "false": False}.__getitem__)
 
 
 class ByCase(dict):
-    """Rows of a table by case; a case that it lacks is an `InputError`."""
+    """Rows of a table by case; raises `InputError` for a missing case."""
 
     def __init__(self, path: str | os.PathLike, rows: list[dict]):
         super().__init__({row["participant_id"]: row for row in rows})
         self.path = path
 
     def __missing__(self, case: str) -> dict:
-        raise InputError(f"{self.path}: has no line for {case}, expected one for every case; {AGAIN}.")
+        raise InputError(f"{self.path}: has no line for {case}, expected one for every case; {REMEDY}.")
 
 
 def read_columns(
@@ -66,31 +66,31 @@ def read_columns(
     optional: Mapping[str, Kind] | None = None,
     may_be_empty: bool = False,
 ) -> list[dict]:
-    """The rows of a table, each a dict with the columns named, converted.
+    """The rows of a table, each a dict with the requested columns, converted.
 
     Parameters
     ----------
-    columns : name to kind of the columns that must be there
-    others : kind of every other column; they are left out where it is None
-    optional : name to kind of columns that may be there
-    may_be_empty : whether a table without rows is one; a header is expected in any case
+    columns : name to kind of required columns
+    others : kind of all other columns, which are left out if it is None
+    optional : name to kind of columns that may be missing
+    may_be_empty : whether a table without rows is allowed; a header is required in any case
 
     Raises
     ------
     InputError
-        If the file is missing, empty or no table, lacks a column, or has a cell that is not of its kind.
+        If the file is missing, empty or not a table, lacks a column, or has a cell of another kind.
     """
     rows = read_rows(path)
     if not rows:
         if may_be_empty:
             return []
-        raise InputError(f"{path}: holds a header and no rows, expected one row at least; {AGAIN}.")
+        raise InputError(f"{path}: holds a header and no rows, expected at least one row; {REMEDY}.")
     present = rows[0][1].keys()
     for name in columns:
         if name not in present:
-            raise InputError(f"{path}: line 1 has no column {name!r}, expected {', '.join(columns)}; {AGAIN}.")
-    known = {**(optional or {}), **columns}
-    kinds = {name: kind for name in present if (kind := known.get(name, others))}
+            raise InputError(f"{path}: line 1 has no column {name!r}, expected {', '.join(columns)}; {REMEDY}.")
+    named_kinds = {**(optional or {}), **columns}
+    kinds = {name: kind for name in present if (kind := named_kinds.get(name, others))}
     return [
         {name: _convert(path, line, name, row[name], kind) for name, kind in kinds.items()} for line, row in rows
     ]
@@ -101,17 +101,17 @@ def _convert(path: str | os.PathLike, line: int, name: str, text: str, kind: Kin
         return kind.convert(text)
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"{path}: line {line}, column {name!r} holds {text!r}, expected {kind.expected}; {AGAIN}."
+            f"{path}: line {line}, column {name!r} holds {text!r}, expected {kind.expected}; {REMEDY}."
         ) from error
 
 
 def read_document(path: str | os.PathLike, fields: Mapping[str, Any]) -> dict:
-    """A JSON document; ``fields`` names what it must hold: types, or mappings of such for what lies deeper.
+    """A JSON document with the required ``fields``: types by name, or nested mappings of types.
 
     Raises `InputError` if the file is missing or damaged, or a field is missing or of another type.
     """
     if not os.path.isfile(path):
-        raise InputError(f"{path}: no such file; {AGAIN}.")
+        raise InputError(f"{path}: no such file; {REMEDY}.")
     content = read_json(path)
     _require_fields(path, content, fields, "")
     return content
@@ -125,7 +125,8 @@ def _require_fields(path: str | os.PathLike, content: object, fields: Mapping[st
             word = {dict: "a mapping", list: "a list", float: "a number", bool: "true or false", str: "text"}
             fault = "is missing" if value is None else f"is {value!r}"
             raise InputError(
-                f"{path}: {where}{name} {fault}, expected {word[dict if isinstance(kind, Mapping) else kind]}; {AGAIN}."
+                f"{path}: {where}{name} {fault}, expected {word[dict if isinstance(kind, Mapping) else kind]}; "
+                f"{REMEDY}."
             )
         if isinstance(kind, Mapping):
             _require_fields(path, value, kind, f"{where}{name}.")

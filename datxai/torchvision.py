@@ -1,7 +1,7 @@
-"""Lets torchvision be imported beside a torch of another build.
+"""Makes torchvision importable with a torch of another build.
 
-Where torch is a CPU build and torchvision is not, torchvision cannot be imported, because its compiled operators are
-missing; declaring those that it asks for is enough. Import this module before torchvision.
+If torch is a CPU build and torchvision is not, torchvision cannot be imported, because its compiled operators are
+missing; declaring the ones that it needs is enough. Import this module before torchvision.
 """
 
 import sys
@@ -9,11 +9,11 @@ import sys
 import torch
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_library = torch.library.Library("torchvision", "FRAGMENT")  # undone when collected, so kept by its name
+_library = torch.library.Library("torchvision", "FRAGMENT")  # undone when garbage-collected, hence the reference
 
 
-class _Door:
-    """Asked by Python's import for every module, before it looks for it itself."""
+class _OperatorHook:
+    """Import hook that Python calls for every module before its own search."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -24,4 +24,4 @@ class _Door:
         return None
 
 
-sys.meta_path.insert(0, _Door)
+sys.meta_path.insert(0, _OperatorHook)

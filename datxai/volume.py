@@ -1,8 +1,8 @@
-"""Volumes: float32 arrays in RAS+ millimetre space, with a record of what was done to them.
+"""Volumes: float32 arrays in RAS+ millimetre space, with a history of processing steps.
 
-Inside datxai there is one kind of image. Array axes are (X, Y, Z), growing to the patient's right, front
+Inside datxai there is one kind of image. Array axes are (X, Y, Z), increasing to the patient's right, front
 and top as closely as the scanner's axes allow; the affine maps voxel indices to world millimetres.
-Conversion from other conventions happens here, when a file is read, and nowhere else.
+Conversion from other conventions happens only here, when a file is read.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from datxai import nifti
 from datxai.errors import InputError
 from datxai.files import hash_file, hash_json, read_json, replacing, write_json
 
-UPTAKE, RELEVANCE = "uptake ratio", "relevance"  # what volumes show: names of an intent, of 15 letters at most
+UPTAKE, RELEVANCE = "uptake ratio", "relevance"  # what volumes show: NIfTI intent names, of at most 15 letters
 MNI_CODE, SCANNER_CODE = 4, 1  # NIfTI-1 xform codes
-AFFINE_TOLERANCE_MM = 1e-3  # two grids are the same if no affine element differs by more
+AFFINE_TOLERANCE_MM = 1e-3  # two grids are the same if no affine element differs by more than this
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +78,8 @@ class Grid:
 class Volume:
     """A scan, a template, a mask or a relevance map.
 
-    ``data`` is float32 of shape (X, Y, Z), ``affine`` maps indices to RAS+ mm, ``history`` lists what was done,
-    oldest first: one mapping per step with its ``step`` name and its parameters, JSON-like.
+    ``data`` is float32 of shape (X, Y, Z), ``affine`` maps indices to RAS+ mm, ``history`` lists processing steps,
+    oldest first: one JSON-like mapping per step with its ``step`` name and its parameters.
     """
 
     data: np.ndarray
@@ -99,11 +99,11 @@ class Volume:
 
     @property
     def grid(self) -> Grid:
-        """Its lattice, without a name."""
+        """The volume's lattice, without a name."""
         return Grid(self.data.shape, self.affine)
 
     def after(self, step: str, data: np.ndarray, affine: np.ndarray | None = None, **parameters) -> Volume:
-        """The volume that ``step`` made of this one; the step and its parameters are added to the history."""
+        """The result of ``step`` on this volume; the step and its parameters are added to the history."""
         return replace(
             self,
             data=data,
@@ -119,8 +119,8 @@ class Volume:
 def load(path: str | os.PathLike, blank: bool = False) -> Volume:
     """Read a NIfTI file as a `Volume`, axes permuted and flipped to the closest RAS+ order.
 
-    Raises `InputError` for what cannot be one scan: what `datxai.nifti.read` refuses, several frames, infinite values
-    and NaN within the scan, and, unless ``blank`` is allowed, an image that is zero everywhere. NaN outside is zero.
+    NaN outside the scan becomes zero. Raises `InputError` for files that `datxai.nifti.read` refuses, several frames,
+    infinite values, NaN within the scan, and, unless ``blank`` is allowed, an image that is zero everywhere.
     """
     path = Path(path)
     if not path.is_file():
@@ -135,7 +135,7 @@ def load(path: str | os.PathLike, blank: bool = False) -> Volume:
         raise InputError(
             f"{path}: has shape {data.shape}, expected one 3-D volume; extract or average the frames first."
         )
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are refused as such
         data = data.astype(np.float32)
     data = require_signal(data, path, blank)
     volume = to_ras(data, affine)
@@ -147,9 +147,9 @@ def save(
 ) -> None:
     """Write NIfTI-1 float32 atomically, and beside it a JSON with ``history`` and the entries of ``sidecar``.
 
-    The JSON is written last: where it exists, the volume is complete. ``mni`` says which space the header names
-    (MNI 152, else scanner space), and ``shows`` what the values are (`UPTAKE`, `RELEVANCE`), with where other viewers
-    begin and end their scale of colours.
+    The JSON is written last: where it exists, the volume is complete. ``mni`` sets the space in the header (MNI 152,
+    else scanner space), and ``shows`` the kind of values (`UPTAKE`, `RELEVANCE`) and the display range for other
+    viewers.
     """
     path = Path(path)
     image = nib.Nifti1Image(volume.data, volume.affine)
@@ -169,14 +169,14 @@ def save(
 
 
 def write_sidecar(path: str | os.PathLike, content: Mapping) -> None:
-    """Write the JSON beside a volume, with a ``checksum`` of its ``content`` and of the volume, which is there."""
+    """Write the JSON beside an existing volume, with a ``checksum`` of its ``content`` and of the volume."""
     entries = {key: value for key, value in content.items() if key != "checksum"}
     write_json(sidecar_path(path), {**entries, "checksum": hash_json([entries, hash_file(path)])})
 
 
 def is_whole(path: str | os.PathLike) -> bool:
-    """Whether a volume and the JSON beside it are there, as they were written; of older ones, which have no checksum,
-    whether they are there."""
+    """Whether a volume and the JSON beside it exist and are intact; older ones without a checksum only have to
+    exist."""
     path = Path(path)
     try:
         content = read_json(sidecar_path(path)) if path.is_file() else None
@@ -189,20 +189,20 @@ def is_whole(path: str | os.PathLike) -> bool:
 
 
 def sidecar_path(path: str | os.PathLike) -> Path:
-    """The JSON that stands beside a NIfTI file."""
+    """The path of the JSON beside a NIfTI file."""
     path = Path(path)
     return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
 
 
 def to_ras(data: np.ndarray, affine: np.ndarray) -> Volume:
-    """Permute and flip array axes to the closest RAS+ order; the affine follows, world positions stay."""
+    """Permute and flip array axes to the closest RAS+ order; the affine is adapted to keep world positions."""
     orientation = nib.io_orientation(affine)
     affine = affine @ nib.orientations.inv_ornt_aff(orientation, data.shape)
     return Volume(np.ascontiguousarray(nib.apply_orientation(data, orientation), dtype=np.float32), affine)
 
 
 def require_signal(data: np.ndarray, name: object, blank: bool = False) -> np.ndarray:
-    """The data with zero where NaN says that there is nothing: outside the field of view, or around a head.
+    """The data with NaN replaced by zero where it marks missing data, outside the field of view or around a head.
 
     Raises `InputError` for infinite values, NaN within the scan (values on both sides along all axes, or a whole slice
     between others), and, unless ``blank`` is allowed, if there are only zeros.
@@ -211,8 +211,8 @@ def require_signal(data: np.ndarray, name: object, blank: bool = False) -> np.nd
     if unknown.any():
         within = _surrounded(np.logical_not(unknown))
         for axis in range(3):
-            known = ~np.asarray(unknown.all(axis=tuple({0, 1, 2} - {axis})))
-            np.moveaxis(within, axis, 0)[_surrounded(known) & ~known] = True
+            seen = ~np.asarray(unknown.all(axis=tuple({0, 1, 2} - {axis})))
+            np.moveaxis(within, axis, 0)[_surrounded(seen) & ~seen] = True
         if bad := int((within & unknown).sum()):
             raise InputError(
                 f"{name}: {bad} voxels within the scan are NaN, expected values; export the scan again or replace them."
@@ -229,7 +229,7 @@ def require_signal(data: np.ndarray, name: object, blank: bool = False) -> np.nd
 
 
 def _surrounded(filled: np.ndarray) -> np.ndarray:
-    """What has something filled on both sides along all axes."""
+    """Voxels with filled ones on both sides along all axes."""
     enclosed = np.ones(filled.shape, bool)
     for axis in range(filled.ndim):
         back = np.flip(np.maximum.accumulate(np.flip(filled, axis), axis=axis), axis)
@@ -238,11 +238,11 @@ def _surrounded(filled: np.ndarray) -> np.ndarray:
 
 
 def resample(volume: Volume, grid: Grid, transform: np.ndarray | None = None, step: str = "resample") -> Volume:
-    """Sample a volume on another grid, averaging where the grid is coarser than the volume.
+    """Resample a volume to another grid, averaging where the grid is coarser than the volume.
 
-    Trilinear interpolation; zero outside the volume, whose voxels reach out to their edges. Where a voxel of ``grid``
-    is larger than the source's along an axis, it is the mean of evenly spaced points within it, so that no source
-    voxel is passed over.
+    Interpolation is trilinear, with zero outside the volume, which extends to the edges of its voxels. A voxel of
+    ``grid`` that is larger than the source's along an axis is the mean of evenly spaced points within it, so that no
+    source voxel is missed.
 
     Parameters
     ----------
@@ -250,29 +250,29 @@ def resample(volume: Volume, grid: Grid, transform: np.ndarray | None = None, st
     grid : Grid
         The target lattice.
     transform : array (4, 4), optional
-        Maps world mm of ``grid`` to world mm of ``volume`` (as a registration gives it). Identity if left out.
+        Maps world mm of ``grid`` to world mm of ``volume``, as found by registration. Identity if left out.
     """
     transform = np.eye(4) if transform is None else np.asarray(transform, float)
     index_map = np.linalg.inv(volume.affine) @ transform @ grid.affine  # target index -> source index
     record = _resample_record(grid, transform)
     offset = _integer_offset(index_map, grid.shape, volume.shape)
-    if offset is not None:  # a crop: the values themselves
+    if offset is not None:  # a crop: values are copied
         data = volume.data[tuple(slice(o, o + n) for o, n in zip(offset, grid.shape))]
         return volume.after(step, np.ascontiguousarray(data), grid.affine, **record)
     box = _reach(index_map, grid.shape, volume.shape)
     shape = tuple(s.stop - s.start for s in box)
     data = np.zeros(grid.shape, np.float32)
     if all(shape):
-        inner = index_map.copy()
-        inner[:3, 3] += index_map[:3, :3] @ [s.start for s in box]
-        data[box] = _sample(volume.data, inner, shape)
+        box_map = index_map.copy()
+        box_map[:3, 3] += index_map[:3, :3] @ [s.start for s in box]
+        data[box] = _sample(volume.data, box_map, shape)
     return volume.after(step, data, grid.affine, **record)
 
 
 def field_of_view(volume: Volume) -> Grid:
-    """The part of a volume's lattice that shows anything: the box outside which there is nothing but zeros.
+    """The part of a volume's lattice with data: the box outside which there are only zeros.
 
-    Files are padded with zeros to a size that a reader wants; a zero within the box has been measured.
+    Files are often padded with zeros to a standard size; a zero within the box has been measured.
     """
     filled = volume.data != 0
     axes = [filled.any(axis=tuple({0, 1, 2} - {axis})).nonzero()[0] for axis in range(3)]
@@ -297,7 +297,7 @@ def find_covered(field: Grid, grid: Grid, transform: np.ndarray | None = None) -
 
 
 def distance_from(mask: np.ndarray, spacing: ArrayLike | None = None) -> np.ndarray:
-    """Distance of every voxel's centre from the nearest one in a mask, in units of ``spacing``; 0 within it."""
+    """Distance of every voxel's centre from the nearest one in a mask, in units of ``spacing``; 0 within the mask."""
     distance = ndimage.distance_transform_edt(~mask, spacing)
     assert isinstance(distance, np.ndarray)  # no indices were asked for
     return distance
@@ -324,7 +324,7 @@ def _integer_offset(index_map: np.ndarray, shape: Sequence[int], source: Sequenc
 
 
 def _reach(index_map: np.ndarray, shape: Sequence[int], source: Sequence[int]) -> tuple[slice, ...]:
-    """The box of a target lattice outside which no voxel touches the source; all that is there is zero."""
+    """The box of a target lattice outside which no voxel touches the source, so that all values there are zero."""
     ends = np.array(list(product(*((-0.5, n - 0.5) for n in source))))
     corners = (ends - index_map[:3, 3]) @ np.linalg.inv(index_map[:3, :3]).T  # in target voxels
     low = np.clip(np.floor(corners.min(axis=0)) - 1, 0, shape).astype(int)
@@ -333,21 +333,21 @@ def _reach(index_map: np.ndarray, shape: Sequence[int], source: Sequence[int]) -
 
 
 def _sample(source: np.ndarray, index_map: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Trilinear samples, or means over sub-voxels, on a lattice of ``shape`` whose indices ``index_map`` takes to those
+    """Trilinear samples, or means over sub-voxels, on a lattice of ``shape``; ``index_map`` maps its indices to those
     of ``source``."""
     steps = np.linalg.norm(index_map[:3, :3], axis=0)  # source voxels per target voxel, along target axes
     factors = np.maximum(1, np.ceil(steps - 1e-3).astype(int))
-    if not (index_map[:3, :3] - np.diag(index_map.diagonal()[:3])).any():  # axis by axis, which takes far less
+    if not (index_map[:3, :3] - np.diag(index_map.diagonal()[:3])).any():  # axis by axis, which is much faster
         data = source
         for step, start, n, factor in zip(index_map.diagonal(), index_map[:3, 3], shape, factors):
             mixed = _weigh_samples(data.shape[0], step, start, n, factor) @ data.reshape(data.shape[0], -1)
-            data = np.moveaxis(mixed.reshape(n, *data.shape[1:]), 0, -1)  # after three, in their old order again
+            data = np.moveaxis(mixed.reshape(n, *data.shape[1:]), 0, -1)  # after three turns, in the original order
         return data
-    fine = np.diag([*(1.0 / factors), 1.0])
-    fine[:3, 3] = (1.0 / factors - 1.0) / 2.0  # centres of the sub-voxels of target voxel 0
-    fine_map = index_map @ fine
+    sub_voxels = np.diag([*(1.0 / factors), 1.0])
+    sub_voxels[:3, 3] = (1.0 / factors - 1.0) / 2.0  # centres of the sub-voxels of target voxel 0
+    fine_map = index_map @ sub_voxels
     fine_shape = tuple(int(n) for n in np.asarray(shape) * factors)
-    offset: Any = fine_map[:3, 3]  # a number for each axis; SciPy's stub has one for all
+    offset: Any = fine_map[:3, 3]  # one number per axis; SciPy's stub has one for all
     data = ndimage.affine_transform(
         source, fine_map[:3, :3], offset, fine_shape, order=1, mode="nearest", prefilter=False
     )
@@ -360,7 +360,7 @@ def _sample(source: np.ndarray, index_map: np.ndarray, shape: tuple[int, ...]) -
 
 
 def _weigh_samples(source: int, step: float, start: float, target: int, factor: int) -> sparse.csr_array:
-    """What `_sample` makes of one axis of ``source`` voxels, as a matrix (target, source)."""
+    """The interpolation of `_sample` along one axis of ``source`` voxels, as a matrix (target, source)."""
     index = start + step * ((np.arange(target * factor) + 0.5) / factor - 0.5)
     inside = (index >= -0.5) & (index <= source - 0.5)
     index = np.clip(index, 0, source - 1)

@@ -264,8 +264,8 @@ def with_member(name, size=4):
         (with_member("../../etc/passwd"), "has a member '../../etc/passwd', expected manifest.json, card.md"),
         (with_member("code.py"), "has a member 'code.py'"),
         (with_member(MEANS, 2**40), "means.safetensors has 1099511627776 bytes, expected 268435456 at most"),
-        (with_member(MEANS, -1), "which is no size and hash"),
-        (with_member(MEANS, "many"), "which is no size and hash"),
+        (with_member(MEANS, -1), "which is not a size and hash"),
+        (with_member(MEANS, "many"), "which is not a size and hash"),
         (with_member(WEIGHTS, 2**31), "is cut off"),
         (lambda content: {**content, "members": {}}, "lacks card.md, settings.json"),
         (lambda content: {**content, "members": []}, "lacks card.md, settings.json"),
@@ -301,8 +301,8 @@ def change(members, name, *way, value):
         (SETTINGS, ("values", "grid", "shape"), "???", "grid.shape"),
         (SETTINGS, ("values", "grid", "shape"), [3, 3, 3], "grid slab_12mm"),
         (SETTINGS, ("values", "grid"), {}, "says nothing of grid.name"),
-        (SETTINGS, ("values", "target"), "${oc.env:HOME}", "which is no value"),
-        (SETTINGS, ("values", "evil"), 1, "evil is no setting"),
+        (SETTINGS, ("values", "target"), "${oc.env:HOME}", "which is not a value"),
+        (SETTINGS, ("values", "evil"), 1, "evil is not a setting"),
         (SETTINGS, ("references",), {"a": "b"}, "lets a follow b"),
         (SETTINGS, ("values",), [], "does not hold settings"),
         (REFERENCE, ("calibration", "temperature"), 0, "the calibration cannot be used"),
@@ -368,7 +368,7 @@ def test_files_of_the_runs_own_go_with_it(folder, members, tmp_path):
 def test_a_place_that_something_else_has(folder, path, tmp_path):
     (tmp_path / "folder.datxai").mkdir()
     (tmp_path / "thesis.datxai").write_text("of somebody")
-    for name, words in (("folder", "is a folder"), ("thesis", "is a file that is no bundle")):
+    for name, words in (("folder", "is a folder"), ("thesis", "is a file that is not a bundle")):
         with pytest.raises(InputError, match=f"{words}, which is not replaced"):
             make(folder, tmp_path / f"{name}.datxai")
     with pytest.raises(InputError, match=r"expected a name that ends with \.datxai"):

@@ -113,7 +113,7 @@ def test_rows_know_their_lines(tmp_path):
         (b"a\tb\n1\n1\t2\n\n1\t2\t3\n", "line 2 has 1 cells, line 5 has 3 cells, the header has 2"),
         (b"\xff\xfe\x00", "UTF-8"),
         (b"a\tb\n1\t2\nJos\xe9\t2\n", "line 3 is not text in UTF-8"),
-        (b"a\ta\n1\t2\n", "'a' stands there more"),
+        (b"a\ta\n1\t2\n", "'a' occurs more"),
         (b'a\tb\n1\t"left > right\n2\tok\n', "line 2 cannot be read"),
         (b'a\tb\n1\t"left\n2\t"ok"\n3\tx\n', "line 2 cannot be read"),
         (b'a\tb\n1\t2\n3\t"left\n2\t5"\n3\tx\n', "line 3 cannot be read"),

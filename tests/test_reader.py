@@ -243,12 +243,12 @@ def test_an_age_that_is_a_placeholder_is_unknown_and_the_page_says_so(folder, re
     dataset.save_as(tmp_path / "scan.dcm")
     result = reader.read(tmp_path / "scan.dcm").result
     assert result["age"] == age
-    assert (f"The header tells the age {told}" in " ".join(result["warnings"])) == (age is None)
+    assert (f"The header gives the age {told}" in " ".join(result["warnings"])) == (age is None)
     assert reader.read(tmp_path / "scan.dcm", age=60).result["age"] == 60
 
 
 def test_without_identity_nothing_of_the_header_is_told():
-    told = {"age": 61.0, "sex": "F", "doubt": "The header tells the age 61X."}
+    told = {"age": 61.0, "sex": "F", "doubt": "The header gives the age 61X."}
     for tracer, kept in ((None, None), ("DaTSCAN for Mrs Doe", None), ("FDG, Mrs Doe", "(left out)")):
         expected = {"age": None, "sex": None, "tracer": kept, "doubt": None}
         assert deidentify_subject({**told, "tracer": tracer}) == expected

@@ -184,8 +184,8 @@ def edit(folder, change, sealed=True):
         (lambda content: content["data"].update(seed="${oc.env:HOME}"), "data.seed is"),
         (lambda content: content.update(target="${oc.env:HOME}"), "target is"),
         (lambda content: content["data"]["camera"].update({"${oc.env:HOME}": 1.0}), "data.camera is"),
-        (lambda content: content.update(hydra={"callbacks": {}}), "hydra is no setting"),
-        (lambda content: content["grid"].update(defaults=["x"]), "grid.defaults is no setting"),
+        (lambda content: content.update(hydra={"callbacks": {}}), "hydra is not a setting"),
+        (lambda content: content["grid"].update(defaults=["x"]), "grid.defaults is not a setting"),
         (lambda content: content["grid"].update(shape="large"), "grid.shape is"),
         (lambda content: content["training"].update(max_epochs=True), "training.max_epochs is"),
         (lambda content: content.update(network=[1]), "network is"),
@@ -193,7 +193,7 @@ def edit(folder, change, sealed=True):
         (lambda content: content.update(choices=[1]), "choices is"),
         (lambda content: content["references"].update({"training.seed": "oc.env:HOME"}), "lets training.seed follow"),
         (lambda content: content["references"].update({"hydra.run.dir": "seed"}), "lets hydra.run.dir follow"),
-        (lambda content: content["data"].update(kind="../x"), "data.n_subjects is no setting"),
+        (lambda content: content["data"].update(kind="../x"), "data.n_subjects is not a setting"),
     ],
 )
 def test_a_record_that_is_not_ours_is_refused(place, change, words):

@@ -153,7 +153,7 @@ def later(path):
         (lambda path: path.unlink(), "is missing"),
         (lambda path: path.write_text(path.read_text()[:-1]), "expected"),
         (lambda path: path.write_text(path.read_text().swapcase()) and later(path), "SHA-256"),
-        (lambda path: path.unlink() or path.mkdir(), "is no file"),
+        (lambda path: path.unlink() or path.mkdir(), "is not a file"),
     ],
 )
 def test_damage_is_named_and_the_stage_not_current(made, name, change, fault):

@@ -77,7 +77,7 @@ def test_nifti_is_known_by_content_and_tells_nobody(tmp_path):
     scan = Scan.find(path)
     assert (scan.files, scan.form) == ((path,), "nifti")
     assert set(scan.subject.values()) == {None}
-    with pytest.raises(InputError, match="is NIfTI, which tells neither patient nor study"):
+    with pytest.raises(InputError, match="is NIfTI, which names neither patient nor study"):
         scan.source  # noqa: B018
 
 

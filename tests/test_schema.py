@@ -35,7 +35,7 @@ def test_cells_come_back_with_their_types(table):
         ("true", "yes", r"line 2, column 'consistent' holds 'yes', expected true or false"),
         ("\tfalse\t8\n", "\tfal", r"table\.tsv: line 3 has 4 cells, the header has 5"),
         (TABLE, "", r"table\.tsv: the table is empty"),
-        (TABLE[TABLE.index("a\t0") :], "", r"table\.tsv: holds a header and no rows, expected one row at least"),
+        (TABLE[TABLE.index("a\t0") :], "", r"table\.tsv: holds a header and no rows, expected at least one row"),
     ],
 )
 def test_departures_are_named(table, old, new, words):

@@ -1,11 +1,11 @@
-"""A model that is handed on: one file with what reading a scan needs, and nothing of anybody's scans.
+"""A bundle: a model to share, in one file with all that is needed to read a scan and nothing from anybody's scans.
 
-The file is a plain zip archive that any zip program lists and unpacks: members stored in a fixed order without times,
-``manifest.json`` first, which says the version of the format, and of every other member its size, CRC-32 and SHA-256.
-All else of the archive follows from the manifest, so what is read is the very file that `write_bundle` makes of these
-members, to the last bit, or it is refused. A bundle may come from a stranger: no member names a place, none is
-compressed by the archive, none is executed, sizes are looked at before memory is taken. Its checksums tell damage, not
-who made it.
+The file is a plain zip archive that any zip program can list and unpack: members are stored in a fixed order without
+timestamps, ``manifest.json`` first, with the version of the format and the size, CRC-32 and SHA-256 of every other
+member. The rest of the archive follows from the manifest, so a file is either bit for bit the one that `write_bundle`
+writes for these members, or it is refused. A bundle may come from a stranger: no member names a path, none is
+compressed by the archive, none is executed, and sizes are checked before memory is allocated. Its checksums detect
+damage; they do not authenticate its maker.
 
 The weights are safetensors whose highest bytes, sign and exponent of each number, are deflated: `pack_numbers`.
 """
@@ -43,7 +43,7 @@ __all__ = [
 
 
 def say_what_it_holds(path: Path, task: str) -> InputError:
-    """The sentence on a command that needs the cases of a run."""
+    """The error for a command that needs the cases of a run."""
     what = "a stage" if task == ALL else f"`{task}`"
     return InputError(
         f"{path}: is a bundle, which holds network, settings and reference and no case, and {what} needs a run with "

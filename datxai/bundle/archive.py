@@ -1,4 +1,4 @@
-"""The file of a bundle: members, manifest, archive; read whole and as it was written, or refused."""
+"""The file format of a bundle: members, manifest, archive. A file that is not exactly as written is refused."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ MANIFEST, CARD, SETTINGS, NETWORK, REFERENCE = (
     "manifest.json", "card.md", "settings.json", "network.yaml", "reference.json"
 )  # fmt: skip
 MEANS, SHIFT, WEIGHTS = "means.safetensors", "shift.safetensors", "weights.safetensors.planes"
-TEMPLATE, LABELS, NAMES = "template.nii", "labels.nii", "names.tsv"  # files of the run's own, gzipped or not
+TEMPLATE, LABELS, NAMES = "template.nii", "labels.nii", "names.tsv"  # a run's own files, gzipped or not
 NEEDED = (CARD, SETTINGS, NETWORK, REFERENCE, WEIGHTS)
-MOST = {  # bytes of each member, in the order in which they lie in the file
+MOST = {  # largest size of each member in bytes, in the order of the file
     MANIFEST: 2**20, CARD: 2**20, SETTINGS: 2**20, NETWORK: 2**20, REFERENCE: 2**20, NAMES: 2**20,
     TEMPLATE: 2**28, LABELS: 2**28, MEANS: 2**28, SHIFT: 2**28, WEIGHTS: 2**32 - 2**30,
 }  # fmt: skip
-WIDTHS = {"float32": 4, "bf16": 2}  # bytes of most numbers, by precision
+WIDTHS = {"float32": 4, "bf16": 2}  # bytes per number, by precision
 LOCAL, CENTRAL, END = "<4s5H3L2H", "<4s6H3L5H2L", "<4s4H2LH"  # records of a zip archive (PKWARE's APPNOTE 6.3)
 BEGIN = struct.calcsize(LOCAL) + len(MANIFEST)  # bytes before the manifest
-MIDNIGHT = 0x21  # 1 January 1980, 0:00, in which archives begin
+DOS_EPOCH = 0x21  # 1 January 1980, the first date of the format
 
 
 class Entry(NamedTuple):
-    """What the manifest says of a member."""
+    """The manifest's entry for a member."""
 
     size: int
     crc32: int
@@ -50,10 +50,10 @@ class Entry(NamedTuple):
 
 
 def write_bundle(path: Path, given: Mapping[str, bytes | Mapping], about: Mapping[str, Any]) -> None:
-    """Write a bundle atomically; the same members and words of the manifest ``about`` them make the same bytes.
+    """Write a bundle atomically; equal members and equal manifest entries ``about`` them give equal bytes.
 
-    Members are ``given`` as bytes, or as data that becomes JSON. Raises `InputError` where something else has the
-    file's name, or they are too large.
+    Members are ``given`` as bytes, or as data to be written as JSON. Raises `InputError` if the path is taken by
+    something that is not a bundle, or if a member is too large.
     """
     require_place(path)
     members = {name: dump(content) if isinstance(content, Mapping) else content for name, content in given.items()}
@@ -65,79 +65,79 @@ def write_bundle(path: Path, given: Mapping[str, bytes | Mapping], about: Mappin
     first = dump(content | {"sha256": hash_json(content)})
     headers, tail = _lay_out({MANIFEST: Entry.of(first), **entries})
     with replacing(path) as temporary, temporary.open("wb") as stream:
-        for header, part in zip(headers, [first, *(members[name] for name in entries)], strict=True):
+        for header, member in zip(headers, [first, *(members[name] for name in entries)], strict=True):
             stream.write(header)
-            stream.write(part)
+            stream.write(member)
         stream.write(tail)
 
 
 def require_place(path: Path) -> None:
-    """Refuse a place for a bundle where something else is, or whose name is none (`InputError`)."""
+    """Raise `InputError` if the name is not that of a bundle, or the path is taken by something else."""
     if path.suffix != SUFFIX:
         raise InputError(f"out={path}: expected a name that ends with {SUFFIX}; change out=FILE{SUFFIX}.")
     require_file(path)
     if path.is_dir() or (path.exists() and not is_bundle(path)):
-        what = "a folder" if path.is_dir() else "a file that is no bundle"
+        what = "a folder" if path.is_dir() else "a file that is not a bundle"
         raise InputError(f"out={path}: is {what}, which is not replaced; choose another out=FILE{SUFFIX}.")
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a file begins as a bundle does."""
+    """Whether a file begins like a bundle."""
     if not path.is_file():
         return False
     with path.open("rb") as stream:
-        return _begins(stream.read(BEGIN))
+        return _has_signature(stream.read(BEGIN))
 
 
-def _begins(begin: bytes) -> bool:
+def _has_signature(begin: bytes) -> bool:
     return len(begin) == BEGIN and begin.startswith(b"PK\3\4") and begin.endswith(MANIFEST.encode())
 
 def pack_numbers(data: bytes, width: int) -> bytes:
-    """Numbers of ``width`` bytes, little-endian, in less room: all their lowest bytes, all those above, ..., and the
-    highest ones deflated. Of a network's weights these, sign and exponent, are alike; the rest is noise.
+    """Pack little-endian numbers of ``width`` bytes by byte planes, the lowest first and the highest one deflated.
 
-    ``data`` is a whole file, of which a rest of fewer bytes than a number stays as it is.
+    In a network's weights the highest bytes, sign and exponent, are similar; the rest is noise. ``data`` is a whole
+    file; a remainder shorter than a number is stored as it is.
     """
     import numpy as np
 
-    count, rest = divmod(len(data), width)
+    count, tail = divmod(len(data), width)
     planes = np.frombuffer(data, np.uint8, count * width).reshape(count, width).T
     deflater = zlib.compressobj(1, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
     highest = deflater.compress(planes[-1].tobytes()) + deflater.flush()
-    return b"".join([struct.pack("<QB", count, rest), data[len(data) - rest :], planes[:-1].tobytes(), highest])
+    return b"".join([struct.pack("<QB", count, tail), data[len(data) - tail :], planes[:-1].tobytes(), highest])
 
 
 def unpack_numbers(packed: bytes, width: int, name: object) -> np.ndarray:
-    """The bytes, uint8, that `pack_numbers` was given. Raises `InputError` where they cannot have been."""
+    """The bytes packed by `pack_numbers`, uint8. Raises `InputError` for invalid data."""
     import numpy as np
 
     begin = struct.calcsize("<QB")
     if len(packed) > begin:
-        count, rest = struct.unpack_from("<QB", packed)
-        start = begin + rest
+        count, remainder = struct.unpack_from("<QB", packed)
+        start = begin + remainder
         stop = start + count * (width - 1)
-        if stop <= len(packed) and rest < width:
+        if stop <= len(packed) and remainder < width:
             inflater = zlib.decompressobj(-15)
             try:
                 highest = inflater.decompress(memoryview(packed)[stop:], count + 1)
             except zlib.error:
                 highest = b""
             if len(highest) == count and inflater.eof and not inflater.unused_data:
-                data = np.empty(count * width + rest, np.uint8)
+                data = np.empty(count * width + remainder, np.uint8)
                 planes = data[: count * width].reshape(count, width)
                 for k in range(width - 1):
                     planes[:, k] = np.frombuffer(packed, np.uint8, count, start + k * count)
                 planes[:, -1] = np.frombuffer(highest, np.uint8)
-                data[count * width :] = np.frombuffer(packed, np.uint8, rest, begin)
+                data[count * width :] = np.frombuffer(packed, np.uint8, remainder, begin)
                 return data
-    raise InputError(f"{name}: does not hold the numbers that it says; make the bundle again.")
+    raise InputError(f"{name}: does not hold the numbers that it declares; make the bundle again.")
 
 
 def read_members(stream: BinaryIO, path: Path, only: Collection[str]) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Manifest and members; memory is taken for what the file has."""
+    """Manifest and members; memory is allocated only for bytes that are in the file."""
     size, begin = os.fstat(stream.fileno()).st_size, stream.read(BEGIN)
-    if not _begins(begin):
-        raise InputError(f"{path}: is no bundle of datxai, expected a file that `datxai bundle` has made.")
+    if not _has_signature(begin):
+        raise InputError(f"{path}: is not a bundle of datxai, expected a file made by `datxai bundle`.")
     (length,) = struct.unpack_from("<L", begin, 22)
     if length > MOST[MANIFEST]:
         raise InputError(f"{path}: {MANIFEST} has {length} bytes, expected {MOST[MANIFEST]} at most; get it again.")
@@ -172,8 +172,8 @@ def _read_manifest(text: bytes, path: Path) -> tuple[dict[str, Any], dict[str, E
         raise InputError(
             f"{path}: is a bundle of format {version}, this version of datxai reads {FORMAT}; update datxai."
         )
-    rest = {name: value for name, value in manifest.items() if name != "sha256"}
-    if version != FORMAT or manifest.get("sha256") != hash_json(rest) or dump(manifest) != text:
+    signed = {name: value for name, value in manifest.items() if name != "sha256"}
+    if version != FORMAT or manifest.get("sha256") != hash_json(signed) or dump(manifest) != text:
         raise altered(path, MANIFEST)
     entries, members = {}, manifest.get("members")
     for name, entry in members.items() if isinstance(members, dict) else ():
@@ -181,10 +181,10 @@ def _read_manifest(text: bytes, path: Path) -> tuple[dict[str, Any], dict[str, E
             raise InputError(f"{path}: has a member {name!r:.80}, expected {', '.join(MOST)} alone; get it again.")
         entries[name] = _read_entry(entry)
         if entries[name] is None:
-            raise InputError(f"{path}: {MANIFEST} says of {name} {entry!r:.80}, which is no size and hash.")
+            raise InputError(f"{path}: {MANIFEST} says of {name} {entry!r:.80}, which is not a size and hash.")
         if entries[name].size > MOST[name]:
             raise InputError(
-                f"{path}: {name} has {entries[name].size} bytes, expected {MOST[name]} at most; it is none of ours."
+                f"{path}: {name} has {entries[name].size} bytes, expected {MOST[name]} at most; get it again."
             )
     if missing := [name for name in NEEDED if name not in entries]:
         raise InputError(f"{path}: lacks {', '.join(missing)}, which a bundle has; get it again.")
@@ -194,26 +194,27 @@ def _read_manifest(text: bytes, path: Path) -> tuple[dict[str, Any], dict[str, E
 
 
 def _read_entry(entry: Any) -> Any:
-    """An `Entry`, or None if it is none."""
-    kinds = {"size": int, "crc32": int, "sha256": str}
-    if not isinstance(entry, dict) or [*entry] != [*kinds]:
+    """An `Entry`, or None if it is invalid."""
+    types = {"size": int, "crc32": int, "sha256": str}
+    if not isinstance(entry, dict) or [*entry] != [*types]:
         return None
-    fits = all(type(entry[name]) is kind for name, kind in kinds.items())
-    fits = fits and entry["size"] >= 0 and 0 <= entry["crc32"] < 2**32 and re.fullmatch("[0-9a-f]{64}", entry["sha256"])
-    return Entry(**entry) if fits else None
+    if any(type(entry[name]) is not type_ for name, type_ in types.items()):
+        return None
+    in_range = entry["size"] >= 0 and 0 <= entry["crc32"] < 2**32
+    return Entry(**entry) if in_range and re.fullmatch("[0-9a-f]{64}", entry["sha256"]) else None
 
 
 def _lay_out(entries: Mapping[str, Entry]) -> tuple[list[bytes], bytes]:
-    """What a zip archive has before each member, and behind the last one."""
-    headers, central, place = [], io.BytesIO(), 0
+    """The zip header before each member, and the end of the archive after the last one."""
+    headers, central, offset = [], io.BytesIO(), 0
     for name, (size, crc32, _) in entries.items():
         encoded = name.encode()
-        of_both = (20, 0, 0, 0, MIDNIGHT, crc32, size, size, len(encoded), 0)  # version 2.0, stored
-        headers.append(struct.pack(LOCAL, b"PK\3\4", *of_both) + encoded)
-        central.write(struct.pack(CENTRAL, b"PK\1\2", 20, *of_both, 0, 0, 0, 0, place) + encoded)
-        place += len(headers[-1]) + size
+        shared = (20, 0, 0, 0, DOS_EPOCH, crc32, size, size, len(encoded), 0)  # version 2.0, stored
+        headers.append(struct.pack(LOCAL, b"PK\3\4", *shared) + encoded)
+        central.write(struct.pack(CENTRAL, b"PK\1\2", 20, *shared, 0, 0, 0, 0, offset) + encoded)
+        offset += len(headers[-1]) + size
     length = central.tell()
-    end = struct.pack(END, b"PK\5\6", 0, 0, len(entries), len(entries), length, place, 0)
+    end = struct.pack(END, b"PK\5\6", 0, 0, len(entries), len(entries), length, offset, 0)
     return headers, central.getvalue() + end
 
 

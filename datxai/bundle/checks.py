@@ -1,4 +1,4 @@
-"""Whether what a stranger's bundle says of its run's test can be used: classifiers, and numbers over the test cases."""
+"""Validation of the test results in an untrusted bundle: classifiers, and statistics over the test cases."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ from typing import Any
 from datxai.analysis.classification import FEATURES
 from datxai.analysis.cohorts import COUNTS
 
-MOST_CASES = 10**9
+MAX_CASES = 10**9
 SHARES = ("called_reduced", "uncertain", "unlike_training", "accuracy_of_the_rest")
 
 
-def check_classifiers(found: Any) -> Mapping[str, Any]:
-    """The cutoff and the tree of binding ratios. Raises `ValueError` for what is none: a tree whose nodes lead back
-    would never end."""
-    _require(isinstance(found, dict) and {*found} <= {"sbr", "cart"}, "classifiers")
-    if "sbr" in found:
-        _number(found["sbr"]["cutoff"])
-    if "cart" in found:
-        _require(isinstance(found["cart"]["tree"], str), "tree")
-        _check_nodes(found["cart"]["nodes"])
-    return found
+def check_classifiers(classifiers: Any) -> Mapping[str, Any]:
+    """Validate the cutoff and the tree of binding ratios. Raises `ValueError`, also for a tree whose nodes lead back,
+    which would never end."""
+    _require(isinstance(classifiers, dict) and {*classifiers} <= {"sbr", "cart"}, "classifiers")
+    if "sbr" in classifiers:
+        _number(classifiers["sbr"]["cutoff"])
+    if "cart" in classifiers:
+        _require(isinstance(classifiers["cart"]["tree"], str), "tree")
+        _check_nodes(classifiers["cart"]["nodes"])
+    return classifiers
 
 
 def _check_nodes(nodes: Any) -> None:
     _require(isinstance(nodes, list) and len(nodes) > 0, "nodes")
-    for place, node in enumerate(nodes):
+    for index, node in enumerate(nodes):
         _require(_count(node["normal"]) + _count(node["reduced"]) > 0, "a node without a case")
         if node["feature"] is not None:
             _require(node["feature"] in FEATURES, "feature")
             _number(node["threshold"])
-            _require(all(place < _count(node[side]) < len(nodes) for side in ("left", "right")), "a node's place")
+            _require(all(index < _count(node[side]) < len(nodes) for side in ("left", "right")), "a node's place")
 
 
-def check_tested(found: Any) -> Mapping[str, Any]:
-    """The numbers of `datxai.tested.Tested.describe`. Raises `ValueError` for what these cannot be."""
-    _require(isinstance(found, dict), "tested")
-    shares, calls, calibration, groups = (found[name] for name in ("shares", "calls", "calibration", "groups"))
-    _require(all(isinstance(part, dict) for part in (shares, calls, calibration, groups)), "tested")
+def check_tested(tested: Any) -> Mapping[str, Any]:
+    """Validate the statistics of `datxai.tested.Tested.describe`. Raises `ValueError` for impossible values."""
+    _require(isinstance(tested, dict), "tested")
+    shares, calls, calibration, groups = (tested[name] for name in ("shares", "calls", "calibration", "groups"))
+    _require(all(isinstance(section, dict) for section in (shares, calls, calibration, groups)), "tested")
     _require({"called_reduced", "uncertain"} <= {*shares} <= {*SHARES}, "shares")
     for share in shares.values():
         _require(_count(share["hits"]) <= _count(share["n"]), "a share")
-    for side in (*calls.values(), *groups.values()):
-        tn, fp, fn, tp = (_count(side[name]) for name in COUNTS)
-        _require((side["auc"] is None) == (not (tn + fp) or not (fn + tp)), "auc")
-        _require(side["auc"] is None or 0 <= _number(side["auc"]) <= 1, "auc")
-        _require(_number(side["auc_variance"]) >= 0, "variance")
+    for counts in (*calls.values(), *groups.values()):
+        tn, fp, fn, tp = (_count(counts[name]) for name in COUNTS)
+        _require((counts["auc"] is None) == (not (tn + fp) or not (fn + tp)), "auc")
+        _require(counts["auc"] is None or 0 <= _number(counts["auc"]) <= 1, "auc")
+        _require(_number(counts["auc_variance"]) >= 0, "variance")
     _require({*calibration} <= {"raw", "scaled"}, "calibration")
     for fit in calibration.values():
         _check_fit(fit)
-    return found
+    return tested
 
 
 def _check_fit(fit: Mapping) -> None:
@@ -63,7 +63,7 @@ def _check_fit(fit: Mapping) -> None:
 
 
 def _count(value: Any) -> int:
-    _require(type(value) is int and 0 <= value <= MOST_CASES, "a count")
+    _require(type(value) is int and 0 <= value <= MAX_CASES, "a count")
     return value
 
 

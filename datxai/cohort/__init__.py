@@ -1,1 +1,1 @@
-"""Who a subject is: participants, where their scans lie, what readers saw, which set they fall in."""
+"""The subjects of a cohort: participants, their scans, readers' labels, and the split into sets."""

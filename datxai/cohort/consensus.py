@@ -1,4 +1,4 @@
-"""Reads: what two readers saw in each scan, their consensus, and how well they agree."""
+"""Visual reads of scans by two readers, their consensus, and their agreement."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from datxai.files import read_table
 COLUMNS = ("participant_id", "reader", "session", "read")
 CONSENSUS_READER = "consensus"
 READS = {"0": 0, "normal": 0, "1": 1, "reduced": 1, "excluded": None}
-NAMELESS = {"", "n/a"}
+MISSING = {"", "n/a"}
 
 
 @dataclass(frozen=True)
 class RecordedRead:
-    """One read: 0 normal, 1 reduced, None excluded (atypical; by the reader 'consensus' only)."""
+    """One read: 0 normal, 1 reduced, None excluded (atypical; only by the reader 'consensus')."""
 
     participant_id: str
     reader: str
@@ -31,7 +31,7 @@ class RecordedRead:
 
 @dataclass(frozen=True)
 class Kappa:
-    """Cohen's kappa, its standard error, two-sided p value of kappa = 0, share of agreement, and n."""
+    """Cohen's kappa, its standard error, two-sided p-value for kappa = 0, proportion of agreement, and n."""
 
     kappa: float
     standard_error: float
@@ -45,10 +45,10 @@ class Consensus:
     """The consensus of two readers.
 
     ``rows`` has one entry per participant, in order of appearance: participant_id, ``read_<reader>`` with the
-    intra-reader consensus of each, label, status ('agreed', 'consensus', 'excluded' or 'to read') and to_read,
-    what is still to be read. ``intra_reader`` says of each reader how many scans were read in both sessions and in
-    how many of them the sessions disagree. ``kappa`` is between the two readers' intra-reader consensuses where both
-    are complete, excluded scans included; None if there are none.
+    intra-reader consensus of each reader, label, status ('agreed', 'consensus', 'excluded' or 'to read') and to_read,
+    the reads that are still missing. ``intra_reader`` gives for each reader the number of scans read in both sessions
+    and in how many of them the sessions disagree. ``kappa`` is between the readers' intra-reader consensuses where
+    both are complete, including excluded scans; None if there are none.
     """
 
     readers: tuple[str, str]
@@ -58,16 +58,16 @@ class Consensus:
 
     @property
     def labels(self) -> dict[str, int]:
-        """Label by participant, of those who have one."""
+        """Label by participant, for those who have one."""
         return {row["participant_id"]: row["label"] for row in self.rows if row["label"] is not None}
 
     @property
     def columns(self) -> list[str]:
-        """Names of the entries of a row."""
+        """Keys of a row."""
         return ["participant_id", *map(_column, self.readers), "label", "status", "to_read"]
 
     def summarise(self) -> dict:
-        """Agreement and what is left to do, as plain counts and lists of participants."""
+        """Agreement and outstanding reads, as plain counts and lists of participants."""
         to_read = defaultdict(list)
         for row in self.rows:
             for occasion in row["to_read"].split(", ") if row["to_read"] else ():
@@ -91,7 +91,7 @@ class Consensus:
 def read_reads(path: str | os.PathLike) -> list[RecordedRead]:
     """Reads from a table (participant_id, reader, session, read).
 
-    ``session`` is 1, 2 or 3 (it does not matter for the reader 'consensus'). ``read`` is 0 or normal, 1 or
+    ``session`` is 1, 2 or 3 (ignored for the reader 'consensus'). ``read`` is 0 or normal, 1 or
     reduced; 'excluded' is for atypical scans, in rows of the reader 'consensus' only.
     """
     table = read_table(path)
@@ -105,8 +105,8 @@ def read_reads(path: str | os.PathLike) -> list[RecordedRead]:
     for row in table:
         common = row["reader"] == CONSENSUS_READER
         where = f"{path}: participant {row['participant_id']!r}, reader {row['reader']!r}"
-        if row["participant_id"].lower() in NAMELESS or row["reader"].lower() in NAMELESS:
-            raise InputError(f"{where}: participant or reader is not told, expected both; complete the row.")
+        if row["participant_id"].lower() in MISSING or row["reader"].lower() in MISSING:
+            raise InputError(f"{where}: participant or reader is missing, expected both; complete the row.")
         read = row["read"].lower()
         if read not in READS or (READS[read] is None and not common):
             raise InputError(
@@ -123,43 +123,43 @@ def read_reads(path: str | os.PathLike) -> list[RecordedRead]:
 def reach_consensus(reads: Iterable[RecordedRead], source: object = "reads") -> Consensus:
     """Consensus of two readers who read every scan in two sessions (Nazari et al. 2022).
 
-    A reader whose two sessions differ reads a third time, and the majority counts. Where the readers differ,
-    a common read (reader 'consensus') decides, and it may exclude the scan; where there is one it always
-    counts. Sessions may be missing: they are still to be read. ``source`` is named in errors.
+    A reader whose two sessions differ reads a third time, and the majority counts. Where the readers differ, a common
+    read (reader 'consensus') decides; it may exclude the scan, and it takes precedence wherever it exists. Missing
+    sessions are still to be read. ``source`` is named in errors.
     """
-    given: dict[str, dict[str, dict[int, int | None]]] = defaultdict(lambda: defaultdict(dict))
+    by_participant: dict[str, dict[str, dict[int, int | None]]] = defaultdict(lambda: defaultdict(dict))
     for read in reads:
-        sessions = given[read.participant_id][read.reader]
+        sessions = by_participant[read.participant_id][read.reader]
         if read.session in sessions:
             raise InputError(
                 f"{source}: participant {read.participant_id!r} was read twice by {read.reader!r} in session "
                 f"{read.session}, expected once; remove one row."
             )
         sessions[read.session] = read.read
-    readers = sorted({reader for reads_of in given.values() for reader in reads_of} - {CONSENSUS_READER})
+    readers = sorted({reader for by_reader in by_participant.values() for reader in by_reader} - {CONSENSUS_READER})
     if len(readers) != 2:
         raise InputError(
             f"{source}: has {len(readers)} readers ({', '.join(readers) or 'none'}), expected two, and "
             f"'{CONSENSUS_READER}' for their common reads; rename or remove rows."
         )
-    rows = [_conclude(identity, reads_of, readers) for identity, reads_of in given.items()]
+    rows = [_conclude(identity, by_reader, readers) for identity, by_reader in by_participant.items()]
     pairs = [[row[_column(reader)] for reader in readers] for row in rows]
     complete = np.array([pair for pair in pairs if None not in pair], dtype=int).reshape(-1, 2)
     kappa = measure_kappa(*complete.T) if len(complete) else None
-    twice = {reader: [s for g in given.values() if {1, 2} <= (s := g.get(reader, {})).keys()] for reader in readers}
-    intra_reader = {
-        reader: {"n": len(sessions), "disagreed": sum(own[1] != own[2] for own in sessions)}
-        for reader, sessions in twice.items()
-    }
+    intra_reader = {}
+    for reader in readers:
+        read_twice = [s for by_reader in by_participant.values() if {1, 2} <= (s := by_reader.get(reader, {})).keys()]
+        disagreed = sum(sessions[1] != sessions[2] for sessions in read_twice)
+        intra_reader[reader] = {"n": len(read_twice), "disagreed": disagreed}
     return Consensus((readers[0], readers[1]), rows, intra_reader, kappa)
 
 
 def measure_kappa(first: Iterable[int], second: Iterable[int]) -> Kappa:
     """Cohen's kappa of two raters' categories.
 
-    Standard error and, for the p value, the standard error under independence are the large-sample ones of
-    Fleiss, Cohen and Everitt 1969 (doi:10.1037/h0028106). Undefined values, where a rater uses one
-    category only, are NaN.
+    Standard error and, for the p-value, the standard error under independence are the large-sample ones of
+    Fleiss, Cohen and Everitt 1969 (doi:10.1037/h0028106). Values are NaN where undefined because a rater uses only
+    one category.
     """
     first, second = np.asarray(first), np.asarray(second)
     categories = np.union1d(first, second)
@@ -186,12 +186,12 @@ def _column(reader: str) -> str:
     return f"read_{reader}"
 
 
-def _conclude(identity: str, given: Mapping[str, Mapping[int, int | None]], readers: list[str]) -> dict:
-    """The row of one participant."""
-    own = {reader: _settle(given.get(reader, {})) for reader in readers}
-    to_read = [f"{reader} session {session}" for reader, (_, missing) in own.items() for session in missing]
-    reads = [read for read, _ in own.values()]
-    common = given.get(CONSENSUS_READER, {})
+def _conclude(identity: str, by_reader: Mapping[str, Mapping[int, int | None]], readers: list[str]) -> dict:
+    """The row of one participant from their reads by reader and session."""
+    settled = {reader: _settle(by_reader.get(reader, {})) for reader in readers}
+    to_read = [f"{reader} session {session}" for reader, (_, missing) in settled.items() for session in missing]
+    reads = [read for read, _ in settled.values()]
+    common = by_reader.get(CONSENSUS_READER, {})
     label, status = None, "to read"
     if common:
         label = common[1]

@@ -20,7 +20,7 @@ from datxai.volume import Grid
 
 @dataclass(frozen=True, eq=False)
 class VolumeStore:
-    """Volumes on one grid in one .npy file; nothing is read before it is asked for.
+    """Volumes on one grid in one .npy file, read on demand.
 
     ``data`` is a read-only memory map, float32 of shape (n, X, Y, Z), in the order of ``case_ids``.
     """
@@ -30,7 +30,7 @@ class VolumeStore:
     affine: np.ndarray
     case_ids: tuple[str, ...]
 
-    def __reduce__(self):  # pickled for a worker process: the path, not a copy of the data
+    def __reduce__(self):  # for worker processes: pickle the path, not a copy of the data
         return open_store, (self.path,)
 
     def __len__(self) -> int:
@@ -43,7 +43,7 @@ class VolumeStore:
 
     @property
     def grid(self) -> Grid:
-        """On which all volumes lie."""
+        """Grid of all volumes."""
         return Grid(self.shape, self.affine)
 
     @cached_property
@@ -66,20 +66,20 @@ class VolumeStore:
 def write_store(
     path: str | os.PathLike, case_ids: Sequence[str], volumes: Iterable[np.ndarray], grid: Grid
 ) -> VolumeStore:
-    """Write the volumes of cases to ``path``, as `write_store_of` does; `InputError` if there is no case."""
+    """Write the volumes of cases to ``path``, see `write_store_of`; `InputError` if there is no case."""
     if not case_ids:
-        raise InputError(f"{path}: no case to store, expected one at least.")
+        raise InputError(f"{path}: no case to store, expected at least one.")
     if len({*case_ids}) < len(case_ids):
-        double = next(case_id for case_id, n in Counter(case_ids).items() if n > 1)
-        raise InputError(f"{path}: case {double!r} comes twice, expected every case once.")
+        duplicate = next(case_id for case_id, n in Counter(case_ids).items() if n > 1)
+        raise InputError(f"{path}: case {duplicate!r} is listed twice, expected every case once.")
     return write_store_of(path, zip(case_ids, volumes, strict=True), grid)
 
 
 def write_store_of(path: str | os.PathLike, cases: Iterable[tuple[str, np.ndarray]], grid: Grid) -> VolumeStore:
-    """Write cases and their volumes to ``path`` (.npy) as they come, and a manifest beside it (.json).
+    """Write cases and their volumes to ``path`` (.npy) one by one, and a manifest beside it (.json).
 
     Memory holds one volume at a time. The manifest is written last: where it exists, the store is complete.
-    Raises `InputError` if a volume has not the shape of ``grid``.
+    Raises `InputError` if a volume does not have the shape of ``grid``.
     """
     path, case_ids = Path(path), []
 
@@ -107,7 +107,7 @@ def write_store_of(path: str | os.PathLike, cases: Iterable[tuple[str, np.ndarra
 
 
 def open_store(path: str | os.PathLike) -> VolumeStore:
-    """Open what `write_store` wrote; `InputError` if it is missing or incomplete."""
+    """Open a store written by `write_store`; `InputError` if it is missing or incomplete."""
     path = Path(path)
     if not path.is_file() or not _manifest(path).is_file():
         raise InputError(f"{path}: no complete store of volumes; run the stage that writes it.")
@@ -122,9 +122,9 @@ def open_store(path: str | os.PathLike) -> VolumeStore:
 
 
 class CaseDataset(torch.utils.data.Dataset):
-    """Cases of a store with their labels: (float32 tensor of shape [1, X, Y, Z], int label; -1 where it is not known).
+    """Cases of a store with their labels: (float32 tensor of shape [1, X, Y, Z], int label; -1 if unknown).
 
-    Only what is asked for is read from disk; every item is a fresh copy.
+    Items are read from disk on demand; every item is a fresh copy.
     """
 
     def __init__(self, store: VolumeStore, case_ids: Sequence[str], labels: Sequence[int | None]):

@@ -1,4 +1,4 @@
-"""Scans of a PPMI download as it lies on disk, and the collection table that says of whom they are."""
+"""Scans of an unpacked PPMI download, matched to participants by its collection table."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def find_ppmi(
     descriptions: Sequence[str] = PPMI_SERIES,
     require_label: bool = True,
 ) -> tuple[list[CohortScan], list[tuple[str, str]]]:
-    """Reconstructed scans of a PPMI download as it lies on disk, and what was skipped as (name, reason).
+    """Reconstructed scans of an unpacked PPMI download, and what was skipped as (name, reason).
 
-    The tree is ``<subject>/Reconstructed_DaTSCAN/<date>/<image>/*.dcm`` anywhere below ``root``, or with the NIfTI
-    file that a converter made of them. The collection table gives group, sex and age; scans are looked up in it by
-    image identifier, or by subject and date where the last folder has none. Visits of a subject are sessions.
+    The tree is ``<subject>/Reconstructed_DaTSCAN/<date>/<image>/*.dcm`` anywhere below ``root``, or has NIfTI files
+    converted from these. The collection table gives group, sex and age; scans are matched to it by image identifier,
+    or by subject and date if the last folder has no identifier. Visits of a subject become sessions.
 
     Parameters
     ----------
@@ -41,16 +41,16 @@ def find_ppmi(
         The table, relative to ``root`` or absolute. By default the one .csv in or beside ``root`` whose
         header is that of a collection.
     groups : mapping
-        Label of each group that takes part. Scans of other groups (Prodromal, SWEDD...) are skipped.
+        Label of each included group. Scans of other groups (Prodromal, SWEDD...) are skipped.
     skip : bool
-        Whether scans that are listed but not there, there but not listed, or ambiguous are skipped instead of
-        raising `InputError`.
+        Whether to skip scans that are listed but missing, present but not listed, or ambiguous, instead of raising
+        `InputError`.
     columns : mapping, optional
-        Names of the table's columns by those of `PPMI_COLUMNS`, where they differ.
+        The table's column names by those in `PPMI_COLUMNS`, where they differ.
     descriptions : sequence of str
-        Descriptions of the series that are wanted, in the table and, with ``_`` for spaces, in the tree.
+        Descriptions of the wanted series, as in the table and, with ``_`` for spaces, in the tree.
     require_label : bool
-        Whether both labels must occur, and scans of other groups are skipped; else these have no label.
+        Whether both labels must occur and other groups are skipped; if not, scans of other groups have no label.
     """
     root = Path(root)
     if not root.is_dir():
@@ -61,7 +61,7 @@ def find_ppmi(
     if require_label:
         _require_groups(rows, groups, f"{table}: no {descriptions[0]} scan")
     folders = defaultdict(list)
-    for folder, files, form in _find_folders(root, {_spell(description) for description in descriptions}):
+    for folder, files, form in _find_folders(root, {_normalise(description) for description in descriptions}):
         folders[_folder_key(folder, files)].append((folder, files, form))
     if not folders:
         raise InputError(
@@ -77,7 +77,7 @@ def find_ppmi(
         key = next((key for key in (image.removeprefix("I"), _row_key(row)) if key in folders), None)
         used.add(key)
         if row["Group"] not in groups and require_label:
-            skipped.append((image, f"group {row['Group']!r} takes no part"))
+            skipped.append((image, f"group {row['Group']!r} is not included"))
             continue
         if key is None or len(folders[key]) > 1:
             refuse(image, _explain_folders(row, root, table, folders.get(key, [])), collect)
@@ -98,7 +98,7 @@ def find_ppmi(
 
 
 def _map_columns(columns: Mapping[str, str | None] | None) -> dict[str, str]:
-    """The table's name of each of `PPMI_COLUMNS`."""
+    """The table's column name for each of `PPMI_COLUMNS`."""
     named = {name: column for name, column in (columns or {}).items() if column is not None}
     if unknown := named.keys() - {*PPMI_COLUMNS}:
         raise InputError(f"data.columns: unknown column {min(unknown)!r}, expected {', '.join(PPMI_COLUMNS)}.")
@@ -106,13 +106,13 @@ def _map_columns(columns: Mapping[str, str | None] | None) -> dict[str, str]:
 
 
 def _find_collection(root: Path, names: Mapping[str, str]) -> Path:
-    """The one table in or beside ``root`` whose header is that of a collection; others are passed over."""
+    """The one table in or beside ``root`` with the header of a collection; others are ignored."""
     paths = sorted({*root.glob("*.[ct]sv"), *root.absolute().parent.glob("*.[ct]sv")})
     tables = [path for path in paths if {*read_header(path)}.issuperset(names.values())]
     if len(tables) != 1:
         raise InputError(
             f"{root}: {len(tables)} collection tables (.csv with {', '.join(names.values())}) in or beside it, "
-            f"expected one; set data.collection, or data.columns where columns are called otherwise."
+            f"expected one; set data.collection, or data.columns if the columns have other names."
         )
     return tables[0]
 
@@ -122,7 +122,7 @@ def _read_collection(table: Path, names: Mapping[str, str]) -> list[dict[str, st
     if missing := [column for column in names.values() if rows and column not in rows[0]]:
         raise InputError(
             f"{table}: has no column {missing[0]!r}, expected the collection table of the download; set data.columns "
-            f"where columns are called otherwise."
+            f"if the columns have other names."
         )
     return [{name: row[column] for name, column in names.items()} for row in rows]
 
@@ -130,8 +130,8 @@ def _read_collection(table: Path, names: Mapping[str, str]) -> list[dict[str, st
 def _select_series(
     listed_rows: Sequence[dict[str, str]], descriptions: Sequence[str], table: Path
 ) -> list[dict[str, str]]:
-    wanted = {_spell(description) for description in descriptions}
-    rows = [row for row in listed_rows if _spell(row["Description"]) in wanted]
+    wanted = {_normalise(description) for description in descriptions}
+    rows = [row for row in listed_rows if _normalise(row["Description"]) in wanted]
     if not rows:
         texts = ", ".join(f"{text!r} ({n})" for text, n in Counter(row["Description"] for row in listed_rows).items())
         raise InputError(
@@ -144,7 +144,7 @@ def _select_series(
 def _make_participant(row: Mapping[str, str], groups: Mapping[str, int], table: Path) -> Participant:
     columns = {"participant_id": "Subject", "age": "Age", "sex": "Sex", "label": "Group"}
     texts = {name: row[column] for name, column in columns.items()}
-    texts["label"] = texts["label"] if texts["label"] in groups else ""  # of another group, which has no label
+    texts["label"] = texts["label"] if texts["label"] in groups else ""  # other groups have no label
     extra = {"image": row["Image Data ID"], "visit": row["Visit"], "group": row["Group"], "date": row["Acq Date"]}
     return make_participant(texts, groups, extra, table, require_label=False)
 
@@ -158,17 +158,17 @@ def _require_groups(rows: Iterable[Mapping[str, str]], groups: Iterable[str], wh
 
 
 def _find_folders(root: Path, wanted: Collection[str]) -> Iterator[tuple[Path, tuple[Path, ...], str]]:
-    """Folders of series with such descriptions, their files, and whether these are 'dicom' or 'nifti'."""
+    """Folders of series with these descriptions, their files, and the files' form, 'dicom' or 'nifti'."""
     series = defaultdict(lambda: defaultdict(list))
     for path in walk(root.absolute(), NOT_SCANS):
         folder = path.parent
-        if _spell(folder.parent.parent.name) in wanted:
+        if _normalise(folder.parent.parent.name) in wanted:
             if is_named_nifti(path) or form_of(path) == NIFTI:
                 series[folder]["nifti"].append(path)
             elif not explain_odd(path):
                 series[folder]["dicom"].append(path)
     for folder, forms in series.items():
-        if forms["dicom"]:  # a NIfTI file beside it was made of it
+        if forms["dicom"]:  # a NIfTI file beside it was converted from it
             yield folder, tuple(forms["dicom"]), "dicom"
         else:
             for path in forms["nifti"]:
@@ -176,7 +176,7 @@ def _find_folders(root: Path, wanted: Collection[str]) -> Iterator[tuple[Path, t
 
 
 def _folder_key(folder: Path, files: Iterable[Path]) -> str | tuple[str, str]:
-    """Image identifier without 'I' from the folder's or a file's name, else (subject, date as YYYY-MM-DD)."""
+    """Image identifier without 'I' from the name of the folder or a file, else (subject, date as YYYY-MM-DD)."""
     if re.fullmatch(r"I\d+", folder.name):
         return folder.name[1:]
     for path in files:
@@ -199,10 +199,10 @@ def _row_key(row: Mapping[str, str]) -> tuple[str, str]:
 def _explain_folders(row: Mapping[str, str], root: Path, table: Path, folders: list) -> str:
     image = f"scan {row['Image Data ID']} of subject {row['Subject']}"
     if not folders:
-        return f"{root}: {image} is listed in {table.name} but not there; download it or remove the row."
+        return f"{root}: {image} is listed in {table.name} but missing; download it or remove the row."
     places = ", ".join(str(folder) for folder, *_ in folders)
     return f"{root}: {image} lies in {len(folders)} folders ({places}), expected one; remove the others."
 
 
-def _spell(description: str) -> str:
+def _normalise(description: str) -> str:
     return description.strip().replace(" ", "_").lower()

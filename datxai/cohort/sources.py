@@ -1,4 +1,4 @@
-"""Where scans lie on disk: a folder of NIfTI files, or one of DICOM files."""
+"""Scans on disk: a folder of NIfTI files, or one of DICOM files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from datxai.cohort.table import (
 from datxai.errors import InputError
 from datxai.forms import DICOM, DICOMDIR, PAIR, tell_form, walk
 
-SUFFIXES = ("spect", "pet")  # of BIDS-like names that are DAT scans
-TABLE = "participants.tsv"  # where no other name is given
+SUFFIXES = ("spect", "pet")  # of the BIDS-like names of DAT scans
+TABLE = "participants.tsv"  # default name
 NOT_SCANS = ("derivatives", "sourcedata", "code")  # folders of a BIDS data set without original scans
 
 
@@ -29,8 +29,8 @@ NOT_SCANS = ("derivatives", "sourcedata", "code")  # folders of a BIDS data set 
 class CohortScan:
     """One scan of one participant.
 
-    ``case_id`` is unique and can name files: the participant's, with ``_ses-<session>`` where there are
-    several scans of that participant. ``format`` is 'nifti' (one file) or 'dicom' (the files of one series).
+    ``case_id`` is unique and valid in file names: the participant's identifier, followed by ``_ses-<session>`` if the
+    participant has several scans. ``format`` is 'nifti' (one file) or 'dicom' (the files of one series).
     """
 
     case_id: str
@@ -48,26 +48,25 @@ def find_folder(
     require_label: bool = True,
     skip: bool = False,
 ) -> tuple[list[CohortScan], list[tuple[str, str]]]:
-    """Scans in a flat or nested folder of NIfTI files (.nii, .nii.gz, .img with .hdr), and what was skipped as
-    (name, reason).
+    """Scans in a folder of NIfTI files (.nii, .nii.gz, .img with .hdr), and what was skipped as (name, reason).
 
-    Without ``pattern``, a file belongs to the participant it is named after (``<participant_id>.nii.gz``,
-    with or without ``sub-``), or to the one in its BIDS-like name
-    (``sub-<id>[_ses-<session>][_...]_spect.nii.gz``, also ``_pet``; other suffixes are no DAT scans and are
-    passed over).
+    The folder may be nested. Without ``pattern``, a file belongs to the participant it is named after
+    (``<participant_id>.nii.gz``, with or without ``sub-``), or to the one in its BIDS-like name
+    (``sub-<id>[_ses-<session>][_...]_spect.nii.gz``, also ``_pet``; files with other suffixes are not DAT scans and
+    are ignored).
 
     Parameters
     ----------
     participants : path
         Table, relative to ``root`` or absolute; ``columns``, ``label_values`` and ``require_label`` as in
-        `datxai.cohort.table.read_participants`. Without ``require_label`` there need be no `TABLE` at all: whoever a
-        file is named after is a participant.
+        `datxai.cohort.table.read_participants`. Without ``require_label``, `TABLE` may be missing: participants are
+        then taken from the names of the files.
     pattern : str, optional
-        Paths relative to ``root``, with ``{participant_id}`` and where needed ``{session}``; ``*`` stands for
-        anything within a name. Other files are passed over.
+        Paths relative to ``root``, with ``{participant_id}`` and, if needed, ``{session}``; ``*`` matches any text
+        within a name. Other files are ignored.
     skip : bool
-        Whether unusable rows, participants without a scan, scans without a participant, and several scans
-        for one participant and session are skipped instead of raising `InputError`.
+        Whether to skip unusable rows, participants without a scan, scans without a participant, and several scans
+        of one participant and session, instead of raising `InputError`.
     """
     root = Path(root)
     skipped: list[tuple[str, str]] = []
@@ -110,11 +109,11 @@ def find_dicom(
 ) -> tuple[list[CohortScan], list[tuple[str, str]]]:
     """Scans in a folder of DICOM files, and what was skipped as (name, reason).
 
-    A file belongs to the participant whose folder it lies in, at any depth (``<participant_id>/.../*.dcm``), or
-    after whom it is named (``<participant_id>*.dcm``), with or without ``sub-``; what a folder or name calls
-    ``ses-<session>`` is a session. DICOM is told by content, packed by gzip or not; other files are passed over, and
-    listed if they lie in the folder of a participant. All files of one participant and session are one scan:
-    projections, or the slices of a volume.
+    A file belongs to the participant whose folder it lies in, at any depth (``<participant_id>/.../*.dcm``), or after
+    whom it is named (``<participant_id>*.dcm``), with or without ``sub-``; ``ses-<session>`` in a folder or file name
+    is a session. DICOM is recognised by content, gzipped or not; other files are ignored, and reported if they lie in
+    the folder of a participant. All files of one participant and session are one scan: projections, or the slices of
+    a volume.
 
     Parameters are those of `find_folder`.
     """
@@ -123,28 +122,28 @@ def find_dicom(
     collect = skipped if skip else None
     people, table = _read_people(root, participants, columns, label_values, require_label, collect)
     is_listed = table.is_file()
-    known = {*people, *(strip_prefix(name) for name, _ in skipped)}
+    identities = {*people, *(strip_prefix(name) for name, _ in skipped)}
     refused: set[str] = set()
 
     files = defaultdict(list)
-    strangers, odd = set(), []
+    unlisted, odd = set(), []
     for path in walk(root, NOT_SCANS):
         parts = path.relative_to(root).parts
         reason = explain_odd(path)
         if not (is_listed or reason):
             owner = re.split(r"_ses-|\.", path.name)[0] if path.parent == root else parts[0]
-            known.add(identity := strip_prefix(owner))
+            identities.add(identity := strip_prefix(owner))
             if identity not in refused:
                 _add_person(people, identity, path, collect, refused)
         if reason:
             odd.append((parts, f"{path}: {reason}, passed over"))
             continue
-        identity = next((owner for part in parts if (owner := _find_owner(part, known, part == path.name))), None)
+        identity = next((owner for part in parts if (owner := _find_owner(part, identities, part == path.name))), None)
         if identity is None:
-            strangers.add(parts[0])
+            unlisted.add(parts[0])
         elif identity in people:
             files[identity, _find_session(parts)].append(path)
-    for name in sorted(strangers):
+    for name in sorted(unlisted):
         reason = (
             f"{root / name}: {table.name} has no participant for these DICOM files; add a row, remove them, or name "
             f"the folder after the participant."
@@ -158,18 +157,18 @@ def find_dicom(
             f"{root}: no DICOM file, and no {table.name} that lists any scan; set data.root to the folder that holds "
             f"the scans, or data=folder for NIfTI files."
         )
-    of_people = (  # in the folder of a participant
+    reported = (  # in the folder of a participant
         ("/".join(parts), reason)
         for parts, reason in odd
-        if any(_find_owner(part, known, False) for part in parts[:-1])
+        if any(_find_owner(part, identities, False) for part in parts[:-1])
     )
-    return name_cases(entries, collect), [*skipped, *of_people]
+    return name_cases(entries, collect), [*skipped, *reported]
 
 
 def _read_people(
     root: Path, participants: str | os.PathLike, columns, label_values, require_label: bool, skipped: list | None
 ) -> tuple[dict[str, Participant], Path]:
-    """Participants by identity (without ``sub-``), and the table they stand in."""
+    """Participants by identity (without ``sub-``), and the path of their table."""
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; set data.root to the folder that holds the scans.")
     table = root / participants
@@ -187,7 +186,7 @@ def _read_people(
 def _add_person(
     people: dict[str, Participant], identity: str, path: Path, skipped: list | None, refused: set[str]
 ) -> None:
-    """Make a participant of whom no table says anything of the one whom a file is named after."""
+    """Add the participant after whom a file is named, if there is no table of participants."""
     if identity not in people:
         try:
             people[identity] = make_participant({"participant_id": identity}, source=path, require_label=False)
@@ -206,16 +205,16 @@ def _require_scans(people: Iterable[Participant], entries: list, root: Path, adv
 
 
 def explain_odd(path: Path) -> str:
-    """Why a file cannot be a part of a DICOM scan; empty if it may be one."""
+    """Why a file cannot be part of a DICOM scan; empty if it may be."""
     if path.name.upper() == DICOMDIR:
         return "lists the files of a medium"
     try:
         form = tell_form(path)
     except OSError:
-        return ""  # the reader of the file will say why
+        return ""  # the error is raised when the file is read
     if form == DICOM or (not form and path.name.lower().endswith((".dcm", ".dcm.gz", ".ima"))):
         return ""
-    return "lists the files of a medium" if form == DICOMDIR else f"is {form}" if form else "is no DICOM"
+    return "lists the files of a medium" if form == DICOMDIR else f"is {form}" if form else "is not DICOM"
 
 
 def is_named_nifti(path: Path) -> bool:
@@ -237,7 +236,7 @@ def _find_session(parts: Iterable[str]) -> str | None:
 
 
 def _find_owner(part: str, identities: set[str], is_file: bool) -> str | None:
-    """The participant whom a folder is named after; for a file, whose identity its name begins with."""
+    """The participant after whom a folder is named; for a file, the one whose identity its name begins with."""
     part = strip_prefix(part)
     if not is_file:
         return part if part in identities else None
@@ -248,7 +247,7 @@ def _find_owner(part: str, identities: set[str], is_file: bool) -> str | None:
 def name_cases(
     entries: Iterable[tuple[Participant, str | None, tuple[Path, ...], str]], skipped: list | None
 ) -> list[CohortScan]:
-    """Scans from (participant, session, files, format), by case; two of one session are refused."""
+    """Scans from (participant, session, files, format), sorted by case; several of one session are refused."""
     sessions = defaultdict(lambda: defaultdict(list))
     for person, session, files, form in entries:
         sessions[person.participant_id][session].append((person, files, form))
@@ -290,11 +289,11 @@ def _name_files(
 
 
 def _compile_pattern(pattern: str, identities: Iterable[str]) -> re.Pattern:
-    """Regular expression of a path pattern; a field that comes again must have the same value. Where a participant's
-    identity could end at several places, it is one of ``identities``, if it can be."""
+    """Regular expression of a path pattern. A repeated field must have the same value, and an ambiguous participant is
+    one of ``identities`` if possible."""
     fields = Counter()
-    known = "|".join(map(re.escape, sorted(identities, key=len, reverse=True)))
-    of_field = {"participant_id": f"(?:sub-)?(?:{known})|[^/]+?" if known else "[^/]+?", "session": "[^/]+?"}
+    listed = "|".join(map(re.escape, sorted(identities, key=len, reverse=True)))
+    field_patterns = {"participant_id": f"(?:sub-)?(?:{listed})|[^/]+?" if listed else "[^/]+?", "session": "[^/]+?"}
 
     def translate(match: re.Match) -> str:
         name = match[1]
@@ -305,7 +304,7 @@ def _compile_pattern(pattern: str, identities: Iterable[str]) -> re.Pattern:
                 f"data.pattern: unknown field {{{name}}} in {pattern!r}, expected {{participant_id}} and {{session}}."
             )
         fields[name] += 1
-        return f"(?P<{name}>{of_field[name]})" if fields[name] == 1 else f"(?P={name})"
+        return f"(?P<{name}>{field_patterns[name]})" if fields[name] == 1 else f"(?P={name})"
 
     expression = re.sub(r"\{(\w*)\}|\*|[^{*]+|\{", translate, pattern)
     if not fields["participant_id"]:

@@ -1,4 +1,4 @@
-"""Participants: one row per person, as a TSV or CSV table holds them."""
+"""Participants, read from a TSV or CSV table with one row per person."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MISSING = {"", "n/a", "na", "nan", "none", "null"}
 MISSING_SEX = MISSING | {"o", "other", "u", "unknown"}
 OLDEST_YEARS = 120
 AGE = re.compile(r"(?:>=?|≥|over|above)?\s*(\d{1,3}(?:[.,]\d+)?)\s*(?:\+|y|yrs?|years|or older|and over)?", re.I)
-AGE_TOLD = "age_as_told"  # column that keeps the text of an age that is no plain number
-MOST_TOLD = 10  # most unusable rows that one message lists
-UNSAFE = set('/\\:*?"<>|')  # characters that no file name may have
+AGE_TEXT = "age_as_told"  # column for the text of an age that is not a plain number
+MAX_LISTED = 10  # largest number of unusable rows listed in one message
+UNSAFE = set('/\\:*?"<>|')  # characters not allowed in file names
 
 
 @dataclass(frozen=True)
@@ -47,43 +47,42 @@ def read_participants(
 ) -> list[Participant]:
     """Read a table of participants, tab-separated or ``.csv``.
 
-    Sex is F, M, female or male in any case; 'O', 'unknown' and ``n/a`` are missing, and numbers are refused,
-    since codings differ. An age that is no number of years, such as 90+ or n.k., keeps its text in ``age_as_told``.
-    ``participant_id`` is kept as written; '01' and 'sub-01' are the same person. Columns that are not asked for go to
-    ``extra`` as text.
+    Sex is F, M, female or male in upper or lower case; 'O', 'unknown' and ``n/a`` count as missing, and numbers are
+    refused, since codings differ. If an age is not a plain number, such as 90+ or n.k., its text is kept in
+    ``age_as_told``. ``participant_id`` is kept as written; '01' and 'sub-01' are the same person. All other columns go
+    to ``extra`` as text.
 
     Parameters
     ----------
     columns : mapping, optional
-        Column names of the table by field (participant_id, age, sex, label), where they differ from the
-        field's. A field that is mapped to None is not read.
+        Column names of the table by field (participant_id, age, sex, label), if they differ from the field
+        names. A field that is mapped to None is not read.
     label_values : mapping, optional
-        What the label column's texts mean (0 or 1), `LABELS` if left out.
+        Label (0 or 1) by the text of the label column, `LABELS` if left out.
     require_label : bool
         Whether everyone needs a label, and both labels must occur.
     skipped : list, optional
-        Where given, rows that cannot be used are appended as (participant_id, reason) instead of raising
-        `InputError`.
+        If given, unusable rows are appended as (participant_id, reason) instead of raising `InputError`.
     """
     rows = read_rows(path)
     names = _find_columns(path, [row for _, row in rows], columns, require_label)
-    written = Counter(strip_prefix(row[names["participant_id"]]) for _, row in rows)
+    count = Counter(strip_prefix(row[names["participant_id"]]) for _, row in rows)
     participants, refused = [], []
     for line, row in rows:
         texts = {field: row[name] for field, name in names.items()}
         identity = texts["participant_id"]
         extra = {name: text for name, text in row.items() if name not in names.values()}
         try:
-            if written[strip_prefix(identity)] > 1:
+            if count[strip_prefix(identity)] > 1:
                 raise InputError(
-                    f"{path}, line {line}: participant {identity!r} stands in {written[strip_prefix(identity)]} rows, "
+                    f"{path}, line {line}: participant {identity!r} occurs in {count[strip_prefix(identity)]} rows, "
                     f"expected one row per participant; remove the others."
                 )
             participants.append(make_participant(texts, label_values, extra, f"{path}, line {line}", require_label))
         except InputError as error:
             refused.append((identity, str(error)))
     if refused and skipped is None:
-        others = [reason.removeprefix(f"{path}, ") for _, reason in refused[1:MOST_TOLD]]
+        others = [reason.removeprefix(f"{path}, ") for _, reason in refused[1:MAX_LISTED]]
         more = f" Also {len(refused) - 1} more rows: {' '.join(others)}" if others else ""
         raise InputError(f"{refused[0][1]}{more}")
     if skipped is not None:
@@ -100,7 +99,7 @@ def make_participant(
     source: object = "participants",
     require_label: bool = True,
 ) -> Participant:
-    """Participant from the texts of a table's cells, by field; ``source`` is named in errors."""
+    """Participant from the texts of table cells, by field; ``source`` is named in errors."""
     identity = texts["participant_id"]
     if (
         identity.lower() in MISSING
@@ -115,7 +114,7 @@ def make_participant(
     where = f"{source}: participant {identity!r}"
     age, written = _parse_age(texts.get("age", "")), texts.get("age", "")
     if written.lower() not in MISSING and not (age is not None and re.fullmatch(r"[\d.,]+", written)):
-        extra = {**(extra or {}), AGE_TOLD: written}
+        extra = {**(extra or {}), AGE_TEXT: written}
     return Participant(
         identity,
         age,
@@ -126,7 +125,7 @@ def make_participant(
 
 
 def require_column(rows: Iterable[Mapping], column: str, table: object, setting: str) -> None:
-    """Refuse a ``setting`` that names a column which no row of a table has (`InputError`)."""
+    """Raise `InputError` if a ``setting`` names a column that no row of a table has."""
     columns = dict.fromkeys(key for row in rows for key in row)
     if column not in columns:
         raise InputError(
@@ -140,14 +139,14 @@ def strip_prefix(participant_id: str) -> str:
 
 
 def compose(text: str) -> str:
-    """Text with composed accents, as in tables; in names of files macOS keeps letter and accent apart."""
+    """Text with composed accents, as in tables; macOS stores file names with decomposed ones."""
     return unicodedata.normalize("NFC", text)
 
 
 def require_classes(
     labels: Iterable[int | None], source: object, skipped: Sequence[tuple[str, str]] | None = None
 ) -> None:
-    """Raise `InputError` unless both labels, 0 and 1, occur; the message says why the first of ``skipped`` was."""
+    """Raise `InputError` unless both labels, 0 and 1, occur; the message gives the reason of the first ``skipped``."""
     counts = Counter(labels)
     for label, name in enumerate(("normal", "reduced")):
         if not counts[label]:
@@ -166,7 +165,7 @@ def refuse(name: str, reason: str, skipped: list[tuple[str, str]] | None) -> Non
 
 
 def _find_columns(path, rows, columns, require_label) -> dict[str, str]:
-    """Field to column name, for the fields that the table has."""
+    """Column name by field, for the fields in the table."""
     columns = dict(columns or {})
     if unknown := columns.keys() - set(FIELDS):
         raise InputError(f"columns: unknown field {min(unknown)!r}, expected {', '.join(FIELDS)}.")
@@ -189,7 +188,7 @@ def _find_columns(path, rows, columns, require_label) -> dict[str, str]:
 def _parse_age(text: str) -> float | None:
     """Age in years; None for placeholders (-1, 999) and words.
 
-    Open ages, such as 90+ or >89, by which registries hide their oldest, count as the number.
+    Open-ended ages such as 90+ or >89, with which registries mask their oldest, count as the number.
     """
     match = AGE.fullmatch(text)
     age = float(match[1].replace(",", ".")) if match else 0.0

@@ -1,7 +1,7 @@
 """Regions and parcels of the brain in MNI space, on any grid, mirror images of themselves about x = 0.
 
-Source of the packaged anatomy: `datxai.mni`. Everything is worked out once on the 1 mm lattice `LATTICE` and averaged
-onto the grid that is asked for; a voxel belongs to a region that fills at least half of it.
+The packaged anatomy comes from `datxai.mni`. Everything is computed once on the 1 mm lattice `LATTICE` and averaged
+onto the requested grid; a voxel belongs to a region that fills at least half of it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from datxai.volume import Grid, Volume, load, resample
 
 WHOLE = ("brain", "reference_region")  # regions without sides
 ROI_REACH_MM = 6.0  # the large ROIs of the hottest-voxels analysis reach this far beyond the anatomy
-STRIATUM_MARGIN_MM = 12.0  # the FWHM of a clinical scan: counts of the striatum spill over as far as this
+STRIATUM_MARGIN_MM = 12.0  # the FWHM of a clinical scan: striatal counts spill over this far
 MARGIN_MM = 4.0  # between the reference region and thalamus, brain stem and ventricles
 RIM_MM = 2.0  # thickness of the brain's surface that the reference region leaves out
 VENTRICLE_DEPTH_MM = 20.0  # cerebrospinal fluid deeper than this below the surface counts as ventricle
@@ -37,7 +37,7 @@ class Atlas:
 
     ``labels`` holds whole numbers, ``names`` says which region each is (``caudate_left``, ``brainstem``),
     ``tissue`` is the fraction of grey and white matter. ``masks`` has the regions of `make_regions` as
-    boolean arrays; of those that come in pairs, only the left one.
+    boolean arrays; of paired regions, only the left one.
     """
 
     labels: Volume
@@ -55,7 +55,7 @@ def load_atlas(labels: Path | None = None, names: Path | None = None) -> Atlas:
         NIfTI label image in MNI space, any resolution. Labels that ``names`` does not list are ignored.
     names : path, optional
         Table with the columns ``index``, ``name`` and optionally ``hemisphere`` (L, R or B); without it,
-        names end in ``_left`` or ``_right``. Caudate, putamen and thalamus must be there on both sides.
+        names end in ``_left`` or ``_right``. Caudate, putamen and thalamus are required on both sides.
     """
     if (labels is None) != (names is None):
         raise InputError("atlas: give both a label image and a table of its names, or neither.")
@@ -84,12 +84,12 @@ def _load_atlas(labels: Path | None, names: Path | None, content: str) -> Atlas:
 def make_regions(grid: Grid, atlas: Atlas) -> dict[str, np.ndarray]:
     """Boolean masks of shape ``grid.shape``.
 
-    ``brain``; ``reference_region``: brain without striata, thalamus, brain stem and ventricles and without
-    what lies near them (`STRIATUM_MARGIN_MM`, `MARGIN_MM`); anatomical ``caudate``, ``putamen`` and
-    ``striatum`` (with accumbens); and the large ROIs of the hottest-voxels analysis, ``caudate_roi``,
-    ``putamen_roi`` and ``striatum_roi``, which reach `ROI_REACH_MM` further; what is near both caudate and
-    putamen goes to the nearer. All but the first two end in ``_left`` or ``_right``. Raises `InputError` if
-    the grid misses one of them.
+    ``brain``; ``reference_region``: brain without striata, thalamus, brain stem and ventricles and without a margin
+    around them (`STRIATUM_MARGIN_MM`, `MARGIN_MM`); anatomical ``caudate``, ``putamen`` and ``striatum`` (with
+    accumbens); and the large ROIs of the hottest-voxels analysis, ``caudate_roi``, ``putamen_roi`` and
+    ``striatum_roi``, which reach `ROI_REACH_MM` further. A voxel near both caudate and putamen goes to the nearer one.
+    All names but the first two end in ``_left`` or ``_right``. Raises `InputError` if a region has no voxel on the
+    grid.
     """
     regions = {}
     for name, mask in atlas.masks.items():
@@ -108,8 +108,8 @@ def make_regions(grid: Grid, atlas: Atlas) -> dict[str, np.ndarray]:
 
 
 def make_view(grid: Grid, atlas: Atlas, see: View) -> np.ndarray:
-    """Boolean mask of what a network sees: ``all``; the ``striatum``, the hottest-voxels ROIs of both sides; or what is
-    ``extrastriatal``: farther from the striatum than its counts spill (`STRIATUM_MARGIN_MM`)."""
+    """Boolean mask of the voxels that a network sees: ``all``; ``striatum``, the hottest-voxels ROIs of both sides; or
+    ``extrastriatal``, beyond the reach of striatal spill-over (`STRIATUM_MARGIN_MM`)."""
     if see == "all":
         return np.ones(grid.shape, bool)
     left = atlas.masks["striatum_roi" if see == "striatum" else "striatum"]
@@ -132,7 +132,7 @@ def make_parcellation(grid: Grid, atlas: Atlas) -> tuple[np.ndarray, dict[int, s
 
 
 def _make_masks(labels: np.ndarray, names: Mapping[int, str], tissue: np.ndarray) -> dict[str, np.ndarray]:
-    """The masks of an `Atlas`. Distances are measured in the left half alone: the head is symmetric."""
+    """The masks of an `Atlas`. Distances are measured in the left half only, since the head is symmetric."""
     left = labels[: MIDLINE + 1]
 
     def structure(*wanted: str) -> np.ndarray:

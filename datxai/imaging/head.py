@@ -1,4 +1,4 @@
-"""The head in a scan: where it lies and how bright it is, from the scan made coarse."""
+"""The head in a scan: where it lies and how bright it is, from a coarse version of the scan."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from scipy import ndimage
 from datxai.errors import InputError
 from datxai.volume import Grid, Volume, resample
 
-HEAD_FWHM_MM = 16.0  # smoothing of the scan before a head is looked for
+HEAD_FWHM_MM = 16.0  # smoothing of the scan before the head is searched for
 EDGE = 0.4  # a head or brain ends where the uptake falls below this fraction of the median inside
-AROUND_MM = 110.0  # radius of the ball about the middle of a head in which its brightness is measured
-HOTTEST = 0.99  # quantile at which brightness is capped before a head is looked for
-FAINTEST = 0.8  # if the background is brighter than this fraction of the head, the head cannot be told from it
+AROUND_MM = 110.0  # radius of the ball around the middle of the head in which its brightness is measured
+HOTTEST = 0.99  # quantile at which brightness is capped before the head is searched for
+MAX_BACKGROUND = 0.8  # largest fraction of the head's level that the background may have
 HEAD_LITRES = (0.4, 12.0)  # volume of a head
-ROUNDS = 25  # most iterations of `measure_level`
+MAX_ITERATIONS = 25  # of `measure_level`
 TRUNCATE = 4.0  # length of smoothing kernels, in standard deviations
 
 
@@ -31,7 +31,7 @@ def find_head(volume: Volume) -> tuple[Volume, np.ndarray]:
     labelled = ndimage.label(head)
     assert isinstance(labelled, tuple)
     labels, count = labelled
-    if not count or head[near].all() or background > FAINTEST * level:
+    if not count or head[near].all() or background > MAX_BACKGROUND * level:
         raise InputError(
             "registration: no head stands out from the background of the scan, expected a whole head; "
             "check the scan."
@@ -40,7 +40,7 @@ def find_head(volume: Volume) -> tuple[Volume, np.ndarray]:
     litres = head.sum() * coarse.grid.voxel_ml / 1000
     if not HEAD_LITRES[0] < litres < HEAD_LITRES[1]:
         raise InputError(
-            f"registration: what stands out in the scan measures {litres:.2g} litres, expected a head of 2 to 8; "
+            f"registration: the bright region in the scan measures {litres:.2g} litres, expected a head of 2 to 8; "
             f"check the voxel size in its header, or set registration=none for slabs in MNI space."
         )
     centre = coarse.grid.index_to_mm(ndimage.center_of_mass(head))
@@ -54,9 +54,9 @@ def find_head(volume: Volume) -> tuple[Volume, np.ndarray]:
 
 
 def _find_near(coarse: Volume) -> np.ndarray:
-    """The ball of radius `AROUND_MM` about the place with the most uptake around it; bool of the same shape."""
+    """The ball of radius `AROUND_MM` around the point with the densest uptake; bool of the same shape."""
     spacing = coarse.grid.spacing
-    # Brightness is capped so that nothing small outweighs a head; beyond the field of view there is nothing.
+    # Brightness is capped so that a small hot spot cannot outweigh the head; outside the field of view it is zero.
     capped = np.clip(coarse.data, 0, max(np.quantile(coarse.data, HOTTEST), 0))
     density = ndimage.gaussian_filter(capped, AROUND_MM / 2 / spacing, mode="constant")
     middle = np.unravel_index(density.argmax(), density.shape)
@@ -72,10 +72,10 @@ def find_bright(data: np.ndarray) -> np.ndarray:
 def measure_level(data: np.ndarray) -> float:
     """The level of a head: the median of all voxels brighter than `EDGE` times this median.
 
-    Hot spots change it little, and air not at all.
+    Hot spots change it little, air not at all.
     """
     level = max(float(data.mean()), 0.0) / EDGE
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ITERATIONS):
         bright = data[data > EDGE * level]
         before, level = level, float(np.median(bright)) if bright.size else np.inf
         if level == before:
@@ -104,10 +104,10 @@ def blur(volume: Volume, fwhm_mm: float) -> Volume:
 
 
 def bound_filled(data: np.ndarray, margin: Sequence[int] = (0, 0, 0)) -> tuple[slice, ...]:
-    """The box that holds all voxels that are not zero, with a margin in voxels."""
+    """The box that holds all nonzero voxels, with a margin in voxels."""
     filled, box = data != 0, []
     for axis, extra in enumerate(margin):
-        (where,) = filled.any(axis=tuple({0, 1, 2} - {axis})).nonzero()
-        low, high = (where[0], where[-1] + 1) if where.size else (0, 0)
+        (occupied,) = filled.any(axis=tuple({0, 1, 2} - {axis})).nonzero()
+        low, high = (occupied[0], occupied[-1] + 1) if occupied.size else (0, 0)
         box.append(slice(max(low - extra, 0), high + extra))
     return tuple(box)

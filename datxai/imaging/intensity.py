@@ -11,9 +11,9 @@ from datxai.volume import Volume
 def scale(volume: Volume, reference_mask: np.ndarray, percentile: float = 75.0) -> Volume:
     """Divide by a percentile of the reference region (Kupitz et al. 2014, doi 10.3413/Nukmed-0659-14-04).
 
-    ``reference_mask`` is boolean of the volume's shape: what of the region lies in the field of view. The value
-    divided by is recorded in the history as ``reference_value``, the volume that it was found in as ``reference_ml``.
-    Raises `InputError` if the value is not positive.
+    ``reference_mask`` is boolean of the volume's shape: the part of the region within the field of view. The history
+    records the divisor as ``reference_value`` and the volume of the mask as ``reference_ml``. Raises `InputError` if
+    the divisor is not positive.
     """
     assert reference_mask.shape == volume.shape, (reference_mask.shape, volume.shape)
     assert reference_mask.any()

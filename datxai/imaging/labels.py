@@ -1,4 +1,4 @@
-"""Labels of regions on `LATTICE`, left and right as mirror images, from the packaged atlas or a user's own."""
+"""Region labels on `LATTICE`, symmetric about x = 0, from the packaged atlas or a user's own."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ REQUIRED = ("caudate", "putamen", "thalamus")  # on both sides; any other region
 
 
 def symmetrise_labels(image: Volume, names: Mapping[int, str]) -> np.ndarray:
-    """A label image on `LATTICE`, left and right as mirror images.
+    """A label image on `LATTICE`, made symmetric about x = 0.
 
-    A voxel gets the label that fills most of it, on the mean of both sides, blurred by 1 mm.
+    A voxel gets the label that fills most of it. Fractions are averaged over both sides and blurred by 1 mm.
     """
     labels = np.rint(image.data).astype(np.int32)
     index = {name: number for number, name in names.items()}
-    other = np.arange(max(names) + 1)
+    opposite = np.arange(max(names) + 1)
     for name, number in index.items():
         if name.endswith("_left"):
             right = index[name.removesuffix("_left") + "_right"]
-            other[[number, right]] = right, number
+            opposite[[number, right]] = right, number
     boxes = dict(enumerate(ndimage.find_objects(labels), start=1))
     half = Grid((MIDLINE + 1, *LATTICE.shape[1:]), LATTICE.affine)
 
@@ -35,11 +35,11 @@ def symmetrise_labels(image: Volume, names: Mapping[int, str]) -> np.ndarray:
         box = grow(boxes[number], 1, labels.shape)
         return average(labels[box] == number, half, mirror @ shifted(image.affine, [s.start for s in box]))
 
-    def parts() -> Iterator[tuple]:
+    def fractions() -> Iterator[tuple]:
         for number, name in names.items():
             if name.endswith("_right"):
                 continue
-            sides = ((number, np.eye(4)), (other[number], np.diag([-1.0, 1.0, 1.0, 1.0])))
+            sides = ((number, np.eye(4)), (opposite[number], np.diag([-1.0, 1.0, 1.0, 1.0])))
             averages = [find_fraction(*side) for side in sides if boxes.get(side[0])]
             if averages:
                 box = grow(enclose([inner for inner, _ in averages]), 4, half.shape)
@@ -48,14 +48,14 @@ def symmetrise_labels(image: Volume, names: Mapping[int, str]) -> np.ndarray:
                     mean[tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, box))] += fraction / 2
                 yield number, box, ndimage.gaussian_filter(mean, 1.0)
 
-    left = vote(parts(), half.shape)
-    paired = other != np.arange(len(other))
+    left = vote(fractions(), half.shape)
+    paired = opposite != np.arange(len(opposite))
     left[MIDLINE][paired[left[MIDLINE]]] = 0  # the plane x = 0 belongs to neither side
-    return np.concatenate([left, other[left][-2::-1].astype(np.int16)])
+    return np.concatenate([left, opposite[left][-2::-1].astype(np.int16)])
 
 
 def read_names(path: Path) -> dict[int, str]:
-    """Names of the labels from a user's table, each with its side."""
+    """Names of the labels from a user's table, each with its side as a suffix."""
     rows = read_table(path)
     if not {"index", "name"} <= rows[0].keys():
         raise InputError(

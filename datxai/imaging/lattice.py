@@ -1,7 +1,7 @@
-"""The 1 mm lattice on which anatomy is worked out, and what is on it averaged onto other grids.
+"""The 1 mm lattice on which anatomy is computed, and averages of its images on other grids.
 
-Everything on it is its own mirror image about x = 0. A box is a tuple of three slices: what lies in a small part of
-the head is averaged there only.
+Everything on the lattice is symmetric about x = 0. A box is a tuple of three slices: small structures are processed
+within their box only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datxai.volume import Grid, Volume, resample
 
 LATTICE = Grid.axis_aligned((153, 193, 165), (1, 1, 1), (-76, -112, -76), "atlas")
 MIDLINE = LATTICE.shape[0] // 2  # index of x = 0
-TIE = 1e-5  # fractions of a voxel that differ by less are equal, so that rounding treats both sides alike
+TIE = 1e-5  # fractions of a voxel that differ by less count as equal, so that rounding cannot make the sides differ
 
 Box = tuple[slice, ...]
 
@@ -34,7 +34,7 @@ def fill(mask: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def average(data: np.ndarray, grid: Grid, affine: np.ndarray = LATTICE.affine) -> tuple[Box, np.ndarray]:
-    """Mean of data (on `LATTICE`) in the voxels of ``grid``: the box that holds it all, and the means in the box."""
+    """Mean of data (on `LATTICE`) in the voxels of ``grid``: the box of nonzero means, and the means within it."""
     source = grow(bound(data > 0), 1, data.shape)
     crop = Volume(data[source], shifted(affine, [s.start for s in source]))
     corners = np.array(list(product(*((s.start - 1, s.stop) for s in source))))

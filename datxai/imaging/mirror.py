@@ -1,4 +1,4 @@
-"""Mirroring at the midsagittal plane, so that the hemisphere with less binding is always on the left."""
+"""Mirroring at the midsagittal plane, so that the hemisphere with lower binding is always on the left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datxai.volume import AFFINE_TOLERANCE_MM, Volume
 
 
 def mirror(volume: Volume) -> Volume:
-    """Exchange left and right at x = 0: no voxel is interpolated, and doing it twice gives the volume back.
+    """Swap left and right at x = 0, without interpolation; mirroring twice restores the volume.
 
     Raises `InputError` if the grid is not symmetric about x = 0.
     """
@@ -28,11 +28,11 @@ def mirror(volume: Volume) -> Volume:
 
 
 def mirror_to_lower_left(volume: Volume, sbr: Mapping[str, float]) -> tuple[Volume, bool]:
-    """Mirror the volume if its right putamen has the lower specific binding ratio, and say whether it had."""
+    """Mirror the volume if its right putamen has the lower specific binding ratio; also return whether it did."""
     mirrored = sbr["putamen_right"] < sbr["putamen_left"]
     return (mirror(volume) if mirrored else volume), mirrored
 
 
 def unmirror(volume: Volume, mirrored: bool) -> Volume:
-    """Bring a volume in the mirrored frame, such as a relevance map, back to the patient's own sides."""
+    """Return a volume in the mirrored frame, such as a relevance map, to the patient's own sides."""
     return mirror(volume) if mirrored else volume

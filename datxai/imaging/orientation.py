@@ -6,7 +6,7 @@ from itertools import permutations, product
 
 import numpy as np
 
-# The 24 rotations that take axes to axes, the identity (upright) first. Mirror images are left out: a symmetric head
+# The 24 rotations that map axes to axes, the identity (upright) first. Reflections are left out: a symmetric head
 # looks the same in them.
 TURNS = [
     turn
@@ -17,15 +17,15 @@ TURNS = [
 
 
 def _nearest_turn(pose: np.ndarray) -> np.ndarray:
-    """The one of `TURNS` that is nearest to the linear part of a pose."""
+    """The element of `TURNS` nearest to the linear part of a pose."""
     return max(TURNS, key=lambda turn: (turn * pose[:3, :3]).sum())
 
 
 def make_upright(pose: np.ndarray) -> np.ndarray:
     """The rotation (4 x 4) that brings a head with this pose upright.
 
-    If no axes are exchanged, x keeps its direction. A head that seems to be turned about y or z was in truth mirrored,
-    as slices stacked in the wrong order are, and left and right are where the header says.
+    If no axes are swapped, x keeps its direction: a head that seems to be turned about y or z was really mirrored, for
+    example by slices stacked in the wrong order, and left and right are where the header says.
     """
     upright, turn = np.eye(4), _nearest_turn(pose)
     if (np.abs(turn) == np.eye(3)).all():
@@ -35,7 +35,7 @@ def make_upright(pose: np.ndarray) -> np.ndarray:
 
 
 def describe_orientation(pose: np.ndarray) -> str:
-    """How the head lies in the scan, in words; empty if it is upright, or turned by less than half a right angle."""
+    """How the head lies in the scan, in words; empty if it is upright or turned by less than 45 degrees."""
     turn = _nearest_turn(pose)
     if (np.abs(turn) != np.eye(3)).any():
         axes = ", ".join("xyz"[i] for i in np.abs(turn).argmax(axis=1))

@@ -1,7 +1,7 @@
-"""Quality control of a scan in MNI space: is its registration, and what was measured with it, to be trusted?
+"""Quality control of a scan in MNI space: can its registration, and the measures based on it, be trusted?
 
-``green``: used. ``amber``: used and named, to be looked at. ``red``: not used. The limits were set on phantom scans and
-on registrations led astray on purpose (docs/registration.md).
+``green``: used. ``amber``: used, and listed for inspection. ``red``: not used. The limits were set on phantom scans and
+on deliberately wrong registrations (docs/registration.md).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class QualityLimits(NamedTuple):
 
     inner: tuple[float, float]
     outer: tuple[float, float]
-    words: str  # what the measure is
-    advice: str = "check that the scan is a head and its header right"  # to whom it is red
+    words: str  # description of the measure
+    advice: str = "check that the scan is a head and its header right"  # what to do about a red verdict
 
 
 EXPORT = "export the scan again, in floating-point numbers"
@@ -71,11 +71,11 @@ def measure_fit(scan: Volume, affine: np.ndarray, bases: Mapping[str, Volume]) -
 
 
 def measure_uptake(volume: Volume, brain: np.ndarray, covered: np.ndarray) -> dict[str, float]:
-    """Measures that tell whether the reference value is plausible, of a volume in MNI space that was scaled by it.
+    """Measures of whether the reference value is plausible, for a volume in MNI space that was scaled by it.
 
     ``coverage``: the part of the brain within the field of view. ``reference``: the reference value over the mean of
-    that part; it falls where the registration is wrong. ``brain`` (as far as the scan is expected to show it) and
-    ``covered`` (the voxels in the field of view) are boolean masks on the volume's grid.
+    that part; a wrong registration lowers it. ``brain`` (the part that the scan is expected to show) and ``covered``
+    (the voxels in the field of view) are boolean masks on the volume's grid.
     """
     seen = volume.data[brain & covered].astype(np.float64)
     mean = seen.mean() if seen.size else 0.0
@@ -86,9 +86,9 @@ def measure_uptake(volume: Volume, brain: np.ndarray, covered: np.ndarray) -> di
 
 
 def judge(measures: Mapping[str, float | None]) -> dict:
-    """The measures, preceded by their ``verdict`` and the ``reason`` for a verdict that is not green.
+    """The measures, preceded by their ``verdict`` and the ``reason`` if it is not green.
 
-    Measures that are None (not measured) are passed over. Raises `InputError` for red.
+    Measures that are None (not measured) are skipped. Raises `InputError` for red.
     """
     verdict, reason = GREEN, ""
     for name, value in measures.items():

@@ -12,10 +12,9 @@ SIDES = ("left", "right")
 
 
 def average_hottest(data: np.ndarray, mask: np.ndarray, volume_ml: float, voxel_ml: float) -> float:
-    """Mean of the hottest voxels of ``mask`` that make up ``volume_ml`` together.
+    """Mean of the hottest voxels of ``mask`` that together make up ``volume_ml``.
 
-    The last voxel counts by the fraction that is still needed. A mask smaller than ``volume_ml`` is
-    averaged whole.
+    The last voxel is weighted by the fraction still needed. A mask smaller than ``volume_ml`` is averaged as a whole.
     """
     assert mask.any()
     assert volume_ml > 0
@@ -42,7 +41,7 @@ def measure_sbr(
     ``volume`` is scaled by the reference region, so the reference is 1. ``regions`` holds the large
     unilateral ROIs (``putamen_roi_left``, ...) as boolean masks on the volume's grid. ``covered`` marks the voxels in
     the field of view, all if left out. If a slab shows a third of an ROI, the mean is taken over a third of the usual
-    amount: 3.3 ml of the putamen in place of 10 ml.
+    amount: 3.3 ml of the putamen instead of 10 ml.
     """
     amounts = {"putamen": putamen_ml, "caudate": caudate_ml, "striatum": striatum_ml}
     sbr = {}
@@ -60,8 +59,8 @@ def measure_halves(
 ) -> dict[str, float | None]:
     """Specific binding ratio of the front and the rear half of each putamen, as `measure_sbr` measures the whole.
 
-    Each is the mean of the hottest voxels of half of ``putamen_ml`` in that half of the large ROI, ``putamen_anterior``
-    and ``putamen_posterior``; the loss of Parkinson's disease begins in the rear. None where nothing is covered.
+    ``putamen_anterior`` and ``putamen_posterior``: the mean of the hottest voxels, half of ``putamen_ml``, in that half
+    of the large ROI. Parkinson's disease begins in the rear. None where nothing is covered.
     """
     sbr: dict[str, float | None] = {}
     for name, whole in split_putamen(regions).items():
@@ -71,19 +70,20 @@ def measure_halves(
 
 
 def split_putamen(regions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The large ROI of each putamen before and behind the plane between two voxels that halves the anatomical putamen
-    best, boolean masks; their second axis runs to the front."""
+    """The large ROI of each putamen, split at the plane between two voxels that best halves the anatomical putamen.
+
+    Boolean masks; their second axis runs to the front."""
     halves = {}
     for side in SIDES:
         behind = np.cumsum(np.count_nonzero(regions[f"putamen_{side}"], axis=(0, 2)))
-        first = 1 + int(np.abs(behind - behind[-1] / 2).argmin())
+        first_in_front = 1 + int(np.abs(behind - behind[-1] / 2).argmin())
         roi = regions[f"putamen_roi_{side}"]
-        front = (np.arange(roi.shape[1]) >= first)[:, None]
+        front = (np.arange(roi.shape[1]) >= first_in_front)[:, None]
         halves |= {f"putamen_anterior_{side}": roi & front, f"putamen_posterior_{side}": roi & ~front}
     return halves
 
 
 def _measure_ratio(volume: Volume, roi: np.ndarray, whole: np.ndarray, ml: float) -> float:
-    """Ratio of the hottest ``ml`` of a ROI of which ``roi`` is covered, the amount as small a part of ``ml``."""
+    """Binding ratio of the hottest voxels of an ROI; ``ml`` is reduced by the fraction that ``roi`` covers of it."""
     fraction = np.count_nonzero(roi) / np.count_nonzero(whole)
     return average_hottest(volume.data, roi, ml * fraction, volume.grid.voxel_ml) - 1.0

@@ -1,9 +1,9 @@
 """Reconstruction: projections of a parallel-hole camera to a volume, by filtered back projection.
 
-Geometry, as in DICOM PS3.3 C.8.4.12: the axis of rotation is z. The angle of a view is where the detector stands:
-0 degrees at the patient's back, 90 at the left side, 180 in front, 270 at the right. A frame shows what is seen from
-the detector: rows run from the head downwards, bins to the onlooker's right. In the volume's RAS+ world, with the
-axis at x = y = 0, bin b of a view therefore sees the line x cos(angle) - y sin(angle) = (b - centre) * pixel_mm.
+Geometry, as in DICOM PS3.3 C.8.4.12: the axis of rotation is z. The angle of a view is the position of the detector:
+0 degrees at the patient's back, 90 at the left side, 180 in front, 270 at the right. A frame is the view from the
+detector: rows run from the head downwards, bins to the viewer's right. In the volume's RAS+ world, with the axis at
+x = y = 0, bin b of a view therefore sees the line x cos(angle) - y sin(angle) = (b - centre) * pixel_mm.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from datxai.errors import InputError
 from datxai.volume import Volume
 
 BUTTERWORTH_ORDER = 5
-LARGEST_GAP_DEG = 30.0  # a larger gap between neighbouring views is a missing arc; opposite views count as one
+LARGEST_GAP_DEG = 30.0  # a larger gap between neighbouring views is a missing arc; opposite views count as the same
 HAZE_MM = 12.0  # width of the strips at the ends of a row from which its level of scatter is estimated
 CHANG_DIRECTIONS = 32
-CHANG_SMOOTHING_MM = 4.0  # sigma of the smoothing before the head's outline is drawn
+CHANG_SMOOTHING_MM = 4.0  # sigma of the smoothing before the head's outline is found
 
-# Gain at the frequency f, in units of the cutoff. Beyond the cutoff all are zero, but for Butterworth's.
+# Gain at frequency f, in units of the cutoff. Beyond the cutoff all but Butterworth are zero.
 _WINDOWS = {
     "ramp": np.ones_like,
     "shepp-logan": lambda f: np.sinc(f / 2.0),
@@ -48,22 +48,22 @@ def reconstruct(
 ) -> Volume:
     """Filtered back projection of all slices at once.
 
-    The default is that of Nazari et al. 2022 (doi 10.1007/s00259-021-05569-9): Shepp-Logan, 1.25 cycles per cm, no
-    correction of attenuation. A slice sums to the mean count of its views.
+    The defaults are those of Nazari et al. 2022 (doi 10.1007/s00259-021-05569-9): Shepp-Logan, 1.25 cycles per cm, no
+    attenuation correction. The sum of a slice is the mean count of its views.
 
     Parameters
     ----------
     projections : array (views, rows, bins)
-        Counts; see the module for the order of views, rows and bins.
+        Counts; see the module docstring for the order of views, rows and bins.
     angles_deg : array (views,)
-        Any order and start, full or half turn; unevenly spread views are weighted by the arc they stand for.
+        Any order and start, full or half turn; unevenly spaced views are weighted by the arc they represent.
     pixel_mm, row_spacing_mm : float
-        Size of a bin and distance between rows (as a bin, if left out). They are the voxel size of the volume.
+        Size of a bin and distance between rows (the size of a bin if left out), which become the voxel size.
     filter
         The window of the ramp filter; "none" is plain back projection.
     cutoff_per_cm : float
-        In cycles per cm. Beyond the bins' Nyquist frequency (5 / pixel_mm) there is nothing to cut off: Nyquist
-        is used, and the history says so.
+        In cycles per cm. It is limited to the bins' Nyquist frequency (5 / pixel_mm); the history records the value
+        used.
     centre : float or array (views,), optional
         The bin, counted from 0, on which the axis of rotation projects; (bins - 1) / 2 if left out.
     attenuation_per_cm : float, optional
@@ -71,16 +71,15 @@ def reconstruct(
     post_filter_mm : float
         FWHM of a three-dimensional Gaussian filter of the volume.
     equivalent_mm : float, optional
-        Smooth a volume of finer voxels until it is as smooth as one of voxels of this size. Noise raises the mean of
-        the hottest voxels and percentiles, and would do so more on a finer matrix. A voxel of edge h averages over
-        itself (variance h^2 / 12 along an axis) and is interpolated (h^2 / 6); a Gaussian adds the variance that is
-        lacking.
+        Smooth a volume of finer voxels until it is as smooth as one with voxels of this size. Noise raises percentiles
+        and the mean of the hottest voxels, more so on a finer matrix. A voxel of edge h averages over itself (variance
+        h^2 / 12 along an axis) and is interpolated (h^2 / 6); a Gaussian adds the missing variance.
 
     Returns
     -------
     Volume
-        Shape (bins, bins, rows), RAS+, zero outside the circle that all views see; the world's origin is on the axis,
-        half-way between first and last row.
+        Shape (bins, bins, rows), RAS+, zero outside the circle that all views see. The world's origin is on the axis,
+        half-way between the first and the last row.
     """
     projections = np.asarray(projections, np.float32)
     angles = np.asarray(angles_deg, float).ravel()
@@ -122,7 +121,7 @@ def reconstruct(
 
 
 def _back_project(filtered: np.ndarray, angles: np.ndarray, centres: tuple[float, ...]) -> np.ndarray:
-    """Sum of all views over the angles that they stand for, float32 (X, Y, Z)."""
+    """Sum of all views, each weighted by the arc it represents, float32 (X, Y, Z)."""
     views, rows, bins = filtered.shape
     weighted = filtered * _arcs(angles).astype(np.float32)[:, None, None]
     columns = np.ascontiguousarray(weighted.transpose(0, 2, 1)).reshape(views * bins, rows)
@@ -135,8 +134,8 @@ def _back_project(filtered: np.ndarray, angles: np.ndarray, centres: tuple[float
 def correct_attenuation(volume: Volume, coefficient_per_cm: float) -> Volume:
     """Chang's first-order correction: divide by the mean attenuation over all directions within the slice.
 
-    The head's outline is one ellipse per slice, from the moments of what lies nearer to the mean of the head than to
-    that of its surroundings, holes filled. Slices without a head, and voxels outside of it, stay as they are. The
+    The head's outline is one ellipse per slice, from the moments of the voxels that are closer to the mean of the head
+    than to that of its surroundings, with holes filled. Slices without a head and voxels outside it are unchanged. The
     volume's axes must be those of the camera.
     """
     spacing = volume.grid.spacing
@@ -147,10 +146,10 @@ def correct_attenuation(volume: Volume, coefficient_per_cm: float) -> Volume:
     directions = np.stack([np.cos(angles), np.sin(angles)])
     factor = np.ones(volume.shape)
     for k in range(volume.shape[2]):
-        part = np.asarray(ndimage.binary_fill_holes(head[:, :, k]), bool)
-        if np.count_nonzero(part) < 8:
+        mask = np.asarray(ndimage.binary_fill_holes(head[:, :, k]), bool)
+        if np.count_nonzero(mask) < 8:
             continue
-        points = np.stack([x[part], y[part]])
+        points = np.stack([x[mask], y[mask]])
         centre = points.mean(axis=1, keepdims=True)
         # Within the ellipse q(p) = p' S p < 1; a filled ellipse has the covariance S^-1 / 4.
         shape = np.linalg.inv(4.0 * np.cov(points))
@@ -168,18 +167,18 @@ def correct_attenuation(volume: Volume, coefficient_per_cm: float) -> Volume:
 
 
 def _halfway(data: np.ndarray) -> float:
-    """The threshold half-way between the means on its sides (Ridler and Calvard, doi 10.1109/TSMC.1978.4310039)."""
-    threshold, before = float(data.mean()), np.inf
-    while abs(threshold - before) > 1e-4 * abs(threshold):
+    """The threshold half-way between the means above and below it (Ridler and Calvard, 10.1109/TSMC.1978.4310039)."""
+    threshold, previous = float(data.mean()), np.inf
+    while abs(threshold - previous) > 1e-4 * abs(threshold):
         above = data > threshold
-        before, threshold = threshold, float(data[above].mean() + data[~above].mean()) / 2.0
+        previous, threshold = threshold, float(data[above].mean() + data[~above].mean()) / 2.0
     return threshold
 
 
 def _filter(projections: np.ndarray, name: str, cutoff: float) -> np.ndarray:
     """Ramp times window along the bins; ``cutoff`` in cycles per bin.
 
-    The ramp is the transform of its band-limited kernel, so that the mean is kept (Kak and Slaney 1988, eq. 3.61).
+    The ramp is the transform of its band-limited kernel, which preserves the mean (Kak and Slaney 1988, eq. 3.61).
     """
     bins = projections.shape[-1]
     size: int = fft.next_fast_len(2 * bins, real=True)  # pyright: ignore[reportAssignmentType]  # its stub says None
@@ -197,11 +196,11 @@ def _filter(projections: np.ndarray, name: str, cutoff: float) -> np.ndarray:
 def _remove_haze(projections: np.ndarray, pixel_mm: float) -> np.ndarray:
     """Subtract the constant level of scattered photons from each row.
 
-    Scatter goes on beyond the field of view. The ramp filter removes a constant, but not its edge at the rim of the
+    Scatter continues beyond the field of view. The ramp filter removes a constant, but not the step at the edge of the
     field, which would raise the whole slice, and more so in a narrow field. The level of a row is extrapolated from
-    its ends, averaged over all views: the mean of the outermost strip, less its difference from the next strip inwards.
-    Bins without any count are outside the field of view. If the field ends before the matrix does, twice the
-    difference is subtracted, so that the level of an object that ends there is zero.
+    its ends, averaged over all views: the mean of the outermost strip minus the rise to the next strip inwards. Bins
+    without any count are outside the field of view. If the field is narrower than the matrix, twice the rise is
+    subtracted, so that the level is zero for an object that ends there.
     """
     filled = np.flatnonzero(projections.any(axis=(0, 1)))
     field = slice(filled[0], filled[-1] + 1) if filled.size else slice(None)
@@ -212,15 +211,15 @@ def _remove_haze(projections: np.ndarray, pixel_mm: float) -> np.ndarray:
     outermost, inner = (
         (profile[:, i:j].mean(axis=1) + profile[:, ::-1][:, i:j].mean(axis=1)) / 2 for i, j in ((0, n), (n, 2 * n))
     )
-    falls = 1 if filled.size == projections.shape[-1] else 2
-    level = np.clip(outermost - falls * (inner - outermost), 0.0, None)
+    drops = 1 if filled.size == projections.shape[-1] else 2
+    level = np.clip(outermost - drops * (inner - outermost), 0.0, None)
     cleared = np.zeros_like(projections)
     cleared[..., field] = projections[..., field] - level[:, None].astype(np.float32)
     return cleared
 
 
 def _arcs(angles: np.ndarray) -> np.ndarray:
-    """The weight of each view: the arc, in radians of half a turn, that lies nearer to it than to any other."""
+    """The weight of each view: the arc in radians, modulo half a turn, that is nearer to it than to any other view."""
     half = np.mod(angles, 180.0)
     order = np.argsort(half, kind="stable")
     gaps = np.diff(half[order], append=half[order][0] + 180.0)
@@ -233,7 +232,7 @@ def _arcs(angles: np.ndarray) -> np.ndarray:
 def _back_projector(
     angles: tuple[float, ...], bins: int, centres: tuple[float, ...]
 ) -> tuple[np.ndarray, sparse.csr_array]:
-    """Indices of the pixels (x, y) inside the circle of view, and the matrix (pixels x views * bins) to fill them."""
+    """Indices of pixels (x, y) inside the circle of view, and the matrix (pixels x views * bins) that fills them."""
     position = np.arange(bins) - (bins - 1) / 2.0
     x, y = np.meshgrid(position, position, indexing="ij")
     inside = np.flatnonzero(np.hypot(x, y) <= bins / 2.0)
@@ -277,13 +276,13 @@ def _require_counts(projections: np.ndarray, angles: np.ndarray) -> None:
 def _require_settings(pixel_mm: float, row_spacing_mm: float, filter: str, cutoff_per_cm: float) -> None:
     for name, length in (("pixel_mm", pixel_mm), ("row_spacing_mm", row_spacing_mm)):
         if not length > 0:
-            raise InputError(f"{name}: {length} is no length, expected more than 0 mm; check the header.")
+            raise InputError(f"{name}: {length} is not a length, expected more than 0 mm; check the header.")
     if filter not in FILTERS:
         raise InputError(
             f"reconstruction.filter: {filter!r} is not known, expected one of {', '.join(FILTERS)}; choose one of them."
         )
     if not cutoff_per_cm > 0:
         raise InputError(
-            f"reconstruction.cutoff_per_cm: {cutoff_per_cm} is no frequency, expected more than 0 cycles per cm; "
+            f"reconstruction.cutoff_per_cm: {cutoff_per_cm} is not a frequency, expected more than 0 cycles per cm; "
             f"the usual is 1.25."
         )

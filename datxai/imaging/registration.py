@@ -1,7 +1,7 @@
-"""Affine registration of a DAT-SPECT scan to the template, by least squares over the template's ingredients.
+"""Affine registration of a DAT-SPECT scan to the template, by least squares over the template's components.
 
 A scan is modelled as a weighted sum of bases (brain, its dimming by attenuation, the parts of the striatum, scalp,
-glands) plus a constant, moved by an affine map. Weights and map are found together by Levenberg-Marquardt steps from
+glands) plus a constant, moved by an affine map. Weights and map are fitted jointly by Levenberg-Marquardt steps from
 coarse to fine (the principle of Friston et al. 1995, doi 10.1002/hbm.460030303). Because the weights are free, a
 scan whose striatum is dark or whose glands outshine the brain is fitted as well as a healthy one.
 """
@@ -22,25 +22,25 @@ from datxai.imaging.orientation import TURNS, describe_orientation, make_upright
 from datxai.imaging.template import STRIATUM
 from datxai.volume import Volume, field_of_view, resample
 
-# FWHM of the smoothing of scan and bases, coarse to fine, and the distance from the brain up to which points take part
-# in the fit: the scalp helps to find the head, but glands lie elsewhere in every person and must not steer the fine
-# fit.
+# FWHM of the smoothing of scan and bases, coarse to fine, and the distance from the brain up to which points are
+# fitted: the scalp helps to find the head, but glands lie elsewhere in every person and must not steer the fine fit.
 LEVELS_MM = (HEAD_FWHM_MM, 8.0, 4.0)
-PITCHES_DEG = (-24.0, -12.0, 0.0, 12.0, 24.0)  # chin down, chin up: the starts that are tried
-LIFTS_MM = (-50.0, -25.0, 0.0, 25.0)  # along the patient's axis: scans that show more or less of the neck
+PITCHES_DEG = (-24.0, -12.0, 0.0, 12.0, 24.0)  # starting poses, from chin down to chin up
+LIFTS_MM = (-50.0, -25.0, 0.0, 25.0)  # starting shifts along the patient's axis: scans show more or less of the neck
 TRIAL_STEPS = 4  # of Levenberg-Marquardt, for each start
-FOLLOWED = 8  # most promising starts that are followed: with a dark striatum the best of the trial may lose in the end
-STEPS = 25  # most steps of a fit
+KEPT_STARTS = 8  # starts fitted to convergence: with a dark striatum the best trial may lose in the end
+MAX_STEPS = 25  # of a fit
 CONVERGED = 1e-4  # a fit ends when a step lowers the unexplained variance by less than this fraction
-# Weight of a point, but on the coarsest level: 1 far from the striatum, 1 + EMPHASIS at it, a Gaussian of the distance
-# with this reach between. No affine map fits a whole brain, and the fit matters most at the striatum.
+# Weight of a point on all but the coarsest level: 1 far from the striatum, 1 + EMPHASIS within it, falling off as a
+# Gaussian of this reach. No affine map fits a whole brain, and the fit matters most at the striatum.
 EMPHASIS, REACH_MM = 5.0, 25.0
 NECK_MM = -60.0  # z in the template's space below which overlap does not count
-SLAB_MM = 6 * LEVELS_MM[0]  # a thinner scan cannot be registered: smoothing leaves nothing of it but its edges
-CLEARLY = 0.66  # another orientation is believed if it leaves less than this fraction of upright's unexplained variance
-CLEARLY_CLOSE = 0.75  # and, on the finer level alone, less than this
-# How a head may differ from the template's along its axes: by these factors, and by this one between two axes. A head
-# that is cut is a ball to which another orientation, blown up, can be fitted as well.
+SLAB_MM = 6 * LEVELS_MM[0]  # a thinner scan cannot be registered: after smoothing, only its edges are left
+# Another orientation is accepted if its unexplained variance is less than this fraction of that of the upright one, as
+# the geometric mean of two levels, and on the finer level alone.
+MAX_RATIO, MAX_FINE_RATIO = 0.66, 0.75
+# Range of a head's size over the template's, and largest ratio between two axes. A truncated head is close to a ball,
+# which a wrong orientation fits as well if it is scaled up.
 SIZES, ANISOTROPY = (0.75, 1.35), 1.35
 
 
@@ -48,11 +48,11 @@ SIZES, ANISOTROPY = (0.75, 1.35), 1.35
 class Registration:
     """How a scan lies in the template's space.
 
-    ``affine`` (4 x 4) maps world mm of the template to world mm of the scan, as `resample` takes it; its inverse takes
-    the scan to the template. ``weights`` are those of the bases in units of the scan. ``orientation`` is empty,
-    or says how the scan seems to be stored, if it fits the template clearly better that way than as its header says:
-    "upside down". Left and right cannot be told apart. ``upright`` (4 x 4) then takes the scan's world to one in which
-    it lies upright. Left and right stay as the header has them, unless the axes are exchanged.
+    ``affine`` (4 x 4) maps world mm of the template to world mm of the scan, as `resample` expects it; its inverse maps
+    the scan to the template. ``weights`` are those of the bases in units of the scan. ``orientation`` is empty unless
+    the scan fits the template clearly better in another orientation than its header states; then it describes how the
+    scan seems to be stored, such as "upside down", and ``upright`` (4 x 4) maps the scan's world to one in which it
+    lies upright. Left and right cannot be distinguished and stay as in the header, unless the axes are swapped.
     """
 
     affine: np.ndarray
@@ -62,17 +62,17 @@ class Registration:
 
 
 def register(volume: Volume, bases: Mapping[str, Volume]) -> Registration:
-    """Find the affine map with 12 parameters that takes the template's space to the scan's.
+    """Find the affine map with 12 parameters from the template's space to the scan's.
 
     Parameters
     ----------
     volume : Volume
-        A scan of the head, any lattice and resolution.
+        A scan of the head, on any lattice and at any resolution.
     bases : mapping of str to Volume
-        What the scan is a weighted sum of, as `datxai.imaging.template.make_template_bases` gives them.
+        The terms of the weighted sum, as returned by `datxai.imaging.template.make_template_bases`.
 
-    Raises `InputError` if the scan has no head in it that could be told from its background. Whether the result is
-    to be trusted, `datxai.imaging.quality` says.
+    Raises `InputError` if no head stands out from the background of the scan. `datxai.imaging.quality` tells whether
+    the result can be trusted.
     """
     scan, centre = find_head(volume)
     templates = _make_templates(tuple(bases.items()))
@@ -81,47 +81,46 @@ def register(volume: Volume, bases: Mapping[str, Volume]) -> Registration:
     upright = coarse.search(_start(middle, centre, *turn) for turn in product(PITCHES_DEG, LIFTS_MM))
     turned = coarse.search(_start(middle, centre, 0.0, lift_mm, turn) for turn, lift_mm in product(TURNS[1:], LIFTS_MM))
     straight = [fit for fit in (upright, turned) if not describe_orientation(fit.pose)]
-    askew = min((fit for fit in (upright, turned) if describe_orientation(fit.pose)), key=_as_a_head, default=None)
-    if askew and (not straight or _is_clearly_better(askew, min(straight, key=_as_a_head), finer[0])):
+    askew = min((fit for fit in (upright, turned) if describe_orientation(fit.pose)), key=_rank, default=None)
+    if askew and (not straight or _is_clearly_better(askew, min(straight, key=_rank), finer[0])):
         return Registration(np.linalg.inv(askew.pose), {}, describe_orientation(askew.pose), make_upright(askew.pose))
-    fits = [min(straight, key=_as_a_head)]
+    fits = [min(straight, key=_rank)]
     for problem in finer:
         fits.append(problem.fit(fits[-1].pose, _AFFINE))
     weights = dict(zip(bases, (finer[-1].unit * fits[-1].weights).tolist()))
     return Registration(np.linalg.inv(fits[-1].pose), weights)
 
 
-def _is_clearly_better(fit: _Fit, other: _Fit, closer: _Problem) -> bool:
-    """Whether a fit leaves less than the fraction `CLEARLY` of the variance unexplained that another leaves, or is of
-    the size and shape of a head where the other is not.
+def _is_clearly_better(fit: _Fit, other: _Fit, finer: _Problem) -> bool:
+    """Whether a fit leaves much less of the variance unexplained than another (`MAX_RATIO`, `MAX_FINE_RATIO`), or has
+    the size and shape of a head where the other has not.
 
-    The geometric mean of two levels counts, the coarsest and a finer one (``closer``): with a dark striatum all
-    orientations look much alike on the coarsest, and a wrong one may look far better there. So the finer one has a say
-    of its own.
+    Two levels are compared, the coarsest and a ``finer`` one: with a dark striatum all orientations look much alike on
+    the coarsest level, and a wrong one may look far better there, so the finer level must agree.
     """
     coarse = fit.unexplained / other.unexplained
-    is_none, other_is_none = (_as_a_head(one)[0] for one in (fit, other))
-    if is_none != other_is_none:
-        return other_is_none
+    implausible, other_implausible = (_rank(candidate)[0] for candidate in (fit, other))
+    if implausible != other_implausible:
+        return other_implausible
     if coarse >= 1:
         return False
-    ours, theirs = (closer.fit(pose, _AFFINE).unexplained for pose in (fit.pose, other.pose))
-    return coarse * ours / theirs < CLEARLY**2 and ours / theirs < CLEARLY_CLOSE
+    fine = finer.fit(fit.pose, _AFFINE).unexplained / finer.fit(other.pose, _AFFINE).unexplained
+    return coarse * fine < MAX_RATIO**2 and fine < MAX_FINE_RATIO
 
 
 def prepare(bases: Mapping[str, Volume]) -> None:
-    """Make the templates of these bases now, so that the first scan does not have to wait for them."""
+    """Build the templates of these bases now, so that the first scan does not wait for them."""
     _make_templates(tuple(bases.items()))
 
 
 def compare(volume: Volume, bases: Mapping[str, Volume], affine: np.ndarray) -> tuple[float, float, float | None]:
-    """Likeness of a scan and the template fitted to it, both smoothed by 16 mm so that noise does not count.
+    """Similarity of a scan and the template fitted to it, both smoothed by 16 mm so that noise does not count.
 
     ``affine`` is that of a `Registration`, or the identity for a scan in the template's space. Returns the correlation
-    over brain and scalp; the Dice overlap of the head in both, above the neck and within the field of view; and the
-    drift: how far, in mm, another fit that begins at ``affine`` moves the striatum, which is hardly at all if the
-    registration is right. A slab thinner than `SLAB_MM` and the template at its place are smoothed within the slab
-    only; its drift is None.
+    over brain and scalp; the Dice overlap of the two heads, above the neck and within the field of view; and the
+    drift: how far, in mm, another fit that starts at ``affine`` moves the striatum, which is hardly at all if the
+    registration is right. A slab thinner than `SLAB_MM` and the template there are smoothed within the slab only; its
+    drift is None.
     """
     field = field_of_view(volume)
     if (field.spacing * field.shape).min() < SLAB_MM:
@@ -137,15 +136,15 @@ def compare(volume: Volume, bases: Mapping[str, Volume], affine: np.ndarray) -> 
 
 
 def _compare_slab(volume: Volume, bases: Mapping[str, Volume], affine: np.ndarray) -> tuple[float, float]:
-    """Correlation and overlap of a slab and the template, which is resampled to the slab."""
+    """Correlation and overlap of a slab and the template resampled to it."""
     to_scan = np.linalg.inv(affine)
     smooth = {
         name: blur(resample(basis, volume.grid, to_scan), LEVELS_MM[0]).data.astype(np.float64)
         for name, basis in bases.items()
     }
     values = blur(volume, LEVELS_MM[0]).data.astype(np.float64)
-    outside = np.asarray(ndimage.distance_transform_edt(~find_bright(smooth["brain"]), volume.grid.spacing))
-    near = outside <= LEVELS_MM[0]
+    distance = np.asarray(ndimage.distance_transform_edt(~find_bright(smooth["brain"]), volume.grid.spacing))
+    near = distance <= LEVELS_MM[0]
     columns = np.stack([*smooth.values(), np.ones(volume.shape)], axis=-1)
     if not near.any() or not (variance := values[near].var()):
         return 0.0, 0.0
@@ -153,19 +152,19 @@ def _compare_slab(volume: Volume, bases: Mapping[str, Volume], affine: np.ndarra
     fitted = columns @ weights
     similarity = np.sqrt(max(1.0 - (values - fitted)[near].var() / variance, 0.0))
     heads = [find_bright(data - weights[-1]) for data in (values, fitted)]
-    both = sum(head.sum() for head in heads)
-    return float(similarity), float(2 * (heads[0] & heads[1]).sum() / both) if both else 0.0
+    total = sum(head.sum() for head in heads)
+    return float(similarity), float(2 * (heads[0] & heads[1]).sum() / total) if total else 0.0
 
 
 @dataclass(frozen=True)
 class _Fit:
     pose: np.ndarray  # world mm of the scan -> world mm of the template
-    unexplained: float  # part of the scan's variance
+    unexplained: float  # fraction of the scan's variance
     weights: np.ndarray
 
 
-def _as_a_head(fit: _Fit) -> tuple[bool, float]:
-    """The rank of a fit among others: those of the size and shape of a head come first, then the better ones."""
+def _rank(fit: _Fit) -> tuple[bool, float]:
+    """Sort key: fits with the size and shape of a head come first, then those that explain more."""
     sizes = np.linalg.svd(fit.pose[:3, :3], compute_uv=False)
     is_head = SIZES[0] <= sizes[-1] and sizes[0] <= min(SIZES[1], ANISOTROPY * sizes[-1])
     return not is_head, fit.unexplained
@@ -178,14 +177,14 @@ _ROTATIONS = _AFFINE[[1, 2, 6]] - _AFFINE[[4, 8, 9]]
 _RIGID_AND_ZOOM = np.stack([*_AFFINE[[3, 7, 11]], *_ROTATIONS, _ZOOM])
 _RADIUS_MM = 70.0  # of a head; scales linear parameters to the size of translations
 _CORNERS = np.array(list(product((0, 1), repeat=3)))
-_MARGIN = 2  # empty voxels around a template, so that points outside are read as zero
+_MARGIN = 2  # empty voxels around a template, so that points outside it sample zero
 
 
 class _Template:
     """The bases at one resolution, side by side in one array (voxels, bases), zero around them.
 
-    Two more columns are the Laplacians of brain and striatum: adding one makes the fitted template sharper or more
-    blurred. Without them, a blurred scan would be fitted by a head of another size.
+    Two more columns are the Laplacians of brain and striatum, which sharpen or blur the fitted template. Without them,
+    a blurred scan would be fitted by a head of another size.
     """
 
     def __init__(self, bases: Mapping[str, Volume], level: float, near_striatum: Future[Volume]):
@@ -198,16 +197,16 @@ class _Template:
             ndimage.laplace(smooth["brain"]),
             ndimage.laplace(sum(smooth[name] for name in STRIATUM)),
         ]
-        outside = np.asarray(ndimage.distance_transform_edt(~find_bright(smooth["brain"]), grid.spacing))
-        self.support = outside <= level
+        distance = np.asarray(ndimage.distance_transform_edt(~find_bright(smooth["brain"]), grid.spacing))
+        self.support = distance <= level
         self.centre = grid.index_to_mm(ndimage.center_of_mass(self.support))
         self.striatum = bases["brain"].grid.index_to_mm(np.argwhere(_find_striatum(bases)))
         self.shape = np.array(grid.shape) + 2 * _MARGIN
         self.strides = np.array([self.shape[1] * self.shape[2], self.shape[2], 1], np.int32)
         stack = np.zeros((*self.shape, len(columns)), np.float32)
-        for column, place in zip(columns, np.moveaxis(stack[(slice(_MARGIN, -_MARGIN),) * 3], -1, 0)):
-            box = bound_filled(column)  # most columns are empty but for a small part
-            place[box] = column[box]
+        for column, target in zip(columns, np.moveaxis(stack[(slice(_MARGIN, -_MARGIN),) * 3], -1, 0)):
+            box = bound_filled(column)  # most columns are nonzero in a small part only
+            target[box] = column[box]
         self.stack = stack.reshape(-1, len(columns))
         self.emphasis = np.ones(grid.shape, np.float32)
         if level < LEVELS_MM[0]:
@@ -217,7 +216,7 @@ class _Template:
 
 @lru_cache(maxsize=4)
 def _make_templates(bases: tuple[tuple[str, Volume], ...]) -> list[_Template]:
-    """One template per level, made in parallel; cached, because a whole cohort is registered to the same bases."""
+    """One template per level, built in parallel; cached, because a whole cohort is registered to the same bases."""
     with ThreadPoolExecutor(1 + len(LEVELS_MM)) as pool:
         near_striatum = pool.submit(_measure_nearness, dict(bases))
         return list(pool.map(lambda level: _Template(dict(bases), level, near_striatum), LEVELS_MM))
@@ -230,8 +229,8 @@ def _find_striatum(bases: Mapping[str, Volume]) -> np.ndarray:
 
 def _measure_nearness(bases: Mapping[str, Volume]) -> Volume:
     """Nearness to the striatum, 1 within it: a Gaussian of the distance."""
-    outside = np.asarray(ndimage.distance_transform_edt(~_find_striatum(bases), bases["brain"].grid.spacing))
-    return Volume(np.exp(-((outside / REACH_MM) ** 2)), bases["brain"].affine)
+    distance = np.asarray(ndimage.distance_transform_edt(~_find_striatum(bases), bases["brain"].grid.spacing))
+    return Volume(np.exp(-((distance / REACH_MM) ** 2)), bases["brain"].affine)
 
 
 class _Problem:
@@ -239,40 +238,40 @@ class _Problem:
 
     def __init__(self, template: _Template, scan: Volume, centre: np.ndarray):
         self.template, self.centre = template, centre
-        # Near the edge of the field of view smoothed values rest on voxels that the scan lacks.
+        # Smoothed values near the edge of the field of view would depend on voxels outside it.
         points = resample(blur(scan, template.level), coarsen(scan.grid, template.level, inset_mm=template.level))
         values = points.data.ravel().astype(np.float64)
-        self.unit = values.std() or 1.0  # scales the values, so that parameters do not depend on the unit of the scan
+        self.unit = values.std() or 1.0  # scales the values, so that parameters do not depend on the scan's unit
         self.values = values / self.unit
         self.positions = points.grid.world_coordinates().reshape(-1, 3)
 
     def search(self, starts: Iterator[np.ndarray]) -> _Fit:
-        """The best fit of several starts: each gets a few steps, the most promising are followed to convergence."""
-        tried = sorted((self.fit(start, _RIGID_AND_ZOOM, TRIAL_STEPS) for start in starts), key=_as_a_head)
-        followed = (self.fit(fit.pose, _RIGID_AND_ZOOM) for fit in tried[:FOLLOWED])
-        return min((self.fit(fit.pose, _AFFINE) for fit in followed), key=_as_a_head)
+        """The best fit from several starts: each gets a few steps, the most promising ones run to convergence."""
+        trials = sorted((self.fit(start, _RIGID_AND_ZOOM, TRIAL_STEPS) for start in starts), key=_rank)
+        rigid = (self.fit(fit.pose, _RIGID_AND_ZOOM) for fit in trials[:KEPT_STARTS])
+        return min((self.fit(fit.pose, _AFFINE) for fit in rigid), key=_rank)
 
-    def fit(self, pose: np.ndarray, generators: np.ndarray, steps: int = STEPS) -> _Fit:
-        """Fit by Levenberg-Marquardt steps from ``pose``, on the points that ``pose`` places near the head."""
+    def fit(self, pose: np.ndarray, generators: np.ndarray, steps: int = MAX_STEPS) -> _Fit:
+        """Fit by Levenberg-Marquardt steps from ``pose``, to the points that ``pose`` places near the head."""
         index = self._indices(pose, self.positions)
         inside = np.asarray(ndimage.map_coordinates(self.template.support, index, order=0, output=bool), bool)
         positions = self.positions[inside]
         emphasis = np.asarray(
             ndimage.map_coordinates(self.template.emphasis, index[:, inside], order=1, mode="nearest")
         )
-        row = np.sqrt(emphasis)  # weighted least squares: every equation times the square root of its weight
+        root_weight = np.sqrt(emphasis)  # weighted least squares: scale every equation by the square root of its weight
         values = self.values[inside]
         variance = (emphasis * (values - np.average(values, weights=emphasis)) ** 2).sum() if len(values) else 0.0
         if len(values) < 100 or variance == 0:
             return _Fit(pose, 1.0, np.zeros(self.template.count))
-        values = values * row
+        values = values * root_weight
         relative = np.column_stack([(positions - self.centre) / _RADIUS_MM, np.ones(len(positions))])
         n = len(generators)
         directions = generators.reshape(n, 12).T
-        columns, cells, weights, residual = self._explain(pose, positions, values, row)
+        columns, cells, weights, residual = self._explain(pose, positions, values, root_weight)
         unexplained, damping = residual @ residual / variance, 1e-3
         for _ in range(steps):
-            slope = self._slope(pose, cells, weights) * row[:, None]
+            slope = self._slope(pose, cells, weights) * root_weight[:, None]
             moved = (slope[:, :, None] * relative[:, None, :]).reshape(-1, 12) @ directions
             design = np.hstack([moved, columns])
             normal = design.T @ design
@@ -282,7 +281,7 @@ class _Problem:
                 damped[np.arange(n), np.arange(n)] *= 1 + damping
                 parameters = np.linalg.lstsq(damped, change, rcond=1e-12)[0][:n]
                 candidate = pose @ self._move(parameters, generators)
-                trial = self._explain(candidate, positions, values, row)
+                trial = self._explain(candidate, positions, values, root_weight)
                 gain = unexplained - trial[-1] @ trial[-1] / variance
                 if gain > 0:
                     break
@@ -296,7 +295,7 @@ class _Problem:
         return _Fit(pose, float(unexplained), weights[: self.template.count])
 
     def compare(self, pose: np.ndarray) -> tuple[float, float]:
-        """Correlation and overlap of scan and fitted template, as `compare` has them."""
+        """Correlation and overlap of scan and fitted template, as in `compare`."""
         index = self._indices(pose, self.positions)
         inside = np.asarray(ndimage.map_coordinates(self.template.support, index, order=0, output=bool), bool)
         if inside.sum() < 100:
@@ -308,17 +307,17 @@ class _Problem:
         near = np.linalg.norm(position - self.template.centre, axis=1) <= AROUND_MM
         near &= position[:, 2] > NECK_MM
         heads = [find_bright(values[near]) for values in (self.values - weights[-1], fitted)]
-        both = sum(head.sum() for head in heads)
-        return float(similarity), float(2 * (heads[0] & heads[1]).sum() / both) if both else 0.0
+        total = sum(head.sum() for head in heads)
+        return float(similarity), float(2 * (heads[0] & heads[1]).sum() / total) if total else 0.0
 
     def _explain(
-        self, pose: np.ndarray, positions: np.ndarray, values: np.ndarray, row: np.ndarray | None = None
+        self, pose: np.ndarray, positions: np.ndarray, values: np.ndarray, root_weight: np.ndarray | None = None
     ) -> tuple:
-        """The bases and a constant at the points, the matrix that samples them, their best weights, the residual."""
+        """Bases and a constant at the points, the matrix that samples them, their best weights, and the residual."""
         sampled, cells = self._sample(pose, positions)
         columns = np.column_stack([sampled, np.ones(len(values))])
-        if row is not None:
-            columns *= row[:, None]
+        if root_weight is not None:
+            columns *= root_weight[:, None]
         weights = np.linalg.lstsq(columns.T @ columns, columns.T @ values, rcond=1e-12)[0]
         return columns, cells, weights, values - columns @ weights
 
@@ -341,7 +340,7 @@ class _Problem:
         template = self.template
         voxels, weights = cells.indices.reshape(-1, 8), np.asarray(cells.data, np.float32).reshape(-1, 8)
         neighbours = np.concatenate([np.hstack([voxels + stride, voxels - stride]) for stride in template.strides])
-        signed = np.tile(np.hstack([weights, -weights]), (3, 1))  # the next voxel less the one before, along each axis
+        signed = np.tile(np.hstack([weights, -weights]), (3, 1))  # next voxel minus previous one, along each axis
         starts = np.arange(0, neighbours.size + 1, 16, dtype=np.int32)
         shape = (len(neighbours), len(template.stack))
         step = sparse.csr_array((signed.ravel(), neighbours.ravel(), starts), shape=shape)
@@ -353,7 +352,7 @@ class _Problem:
         return to_index[:3, :3] @ positions.T + to_index[:3, 3:]
 
     def _move(self, parameters: np.ndarray, generators: np.ndarray) -> np.ndarray:
-        """The affine map (4 x 4) of a step's parameters, about the centre of the head."""
+        """The affine map (4 x 4) of a step's parameters, about the head's centre."""
         step = np.eye(4)
         linear, shift = np.split(np.tensordot(parameters, generators, axes=1), [3], axis=1)
         step[:3, :3] += linear / _RADIUS_MM
@@ -364,7 +363,7 @@ class _Problem:
 def _start(
     middle: np.ndarray, centre: np.ndarray, pitch_deg: float, lift_mm: float, turn: np.ndarray | None = None
 ) -> np.ndarray:
-    """A pose that brings the head's centre to the template's: turned as a whole, pitched about x, and lifted."""
+    """A pose that moves the head's centre to the template's: turned as a whole, pitched about x, and lifted."""
     c, s = np.cos(np.radians(pitch_deg)), np.sin(np.radians(pitch_deg))
     pose = np.eye(4)
     pose[1:3, 1:3] = [[c, -s], [s, c]]

@@ -1,6 +1,6 @@
-"""The FP-CIT template in MNI space: from the anatomy and known uptakes, or from a site's own normal scans.
+"""The FP-CIT template in MNI space, from anatomy and known uptakes, or from a site's own normal scans.
 
-A registration takes not the template but its ingredients, the bases, and fits their weights to each scan.
+Registration uses not the template itself but its components, the bases, and fits their weights to each scan.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from datxai.volume import Grid, Volume, field_of_view, find_covered, resample
 HEAD = Grid.axis_aligned((103, 125, 117), (2, 2, 2), (-102, -142, -120), "head")
 TEMPLATE_FWHM_MM = 12.0
 CSF_UPTAKE = 0.4
-# Uptake relative to the reference region before blurring, outside caudate and putamen: chosen so that the template
-# measures as an average of real normal FP-CIT scans does (docs/phantom.md).
+# Uptake relative to the reference region before blurring, outside caudate and putamen, chosen so that the template has
+# the same measures as an average of real normal FP-CIT scans (docs/phantom.md).
 UPTAKE = {
     "pallidum": 2.8, "accumbens": 2.0, "thalamus": 1.15, "amygdala": 1.3, "insula": 0.95, "hippocampus": 1.15,
     "brainstem": 1.3, "cuneus": 0.9, "superiortemporal": 1.2, "lateraloccipital": 1.1, "medialorbitofrontal": 0.8,
@@ -35,7 +35,7 @@ UPTAKE = {
 STRIATUM = tuple(
     f"{part}_{side}" for part in ("caudate", "putamen_anterior", "putamen_posterior") for side in ("left", "right")
 )
-# Weights that make the template of the bases; caudate and putamen as in a healthy subject.
+# Weights that sum the bases to the template; caudate and putamen as in a healthy subject.
 BASES = {
     "brain": 1.0,
     "dimming": 0.0,
@@ -43,8 +43,8 @@ BASES = {
     "scalp": 0.8,
     "glands": 2.5,
 }
-WATER_PER_MM = 0.0148  # attenuation of 159 keV
-SPILL = 0.05  # fraction of striatum in a voxel from which on the packaged brain replaces a user's template there
+WATER_PER_MM = 0.0148  # attenuation at 159 keV
+SPILL = 0.05  # at this fraction of striatum in a voxel, the packaged brain fully replaces a user's template
 MIN_TEMPLATE_FIT = 0.8  # correlation of a user's template with the packaged one, over the brain
 SCALP_MM = (7.0, 14.0)  # distance of the scalp from the brain's surface
 GLANDS_MM = (  # centre (x to either side, y, z) and semi-axes: parotid, submandibular, nasal mucosa
@@ -52,7 +52,7 @@ GLANDS_MM = (  # centre (x to either side, y, z) and semi-axes: parotid, submand
     ((28, 12, -84), (8, 14, 9)),
     ((0, 58, -46), (12, 16, 14)),
 )
-SMOOTH_MM = 4.0  # FWHM; reduces the noise of a mean of few scans and costs little sharpness
+SMOOTH_MM = 4.0  # FWHM; reduces the noise in a mean of few scans at little cost in sharpness
 MIN_SEEN = 0.5  # the mean is zero where a smaller fraction of the scans covers a voxel
 
 
@@ -67,33 +67,33 @@ def make_template(grid: Grid, atlas: Atlas) -> Volume:
 
 
 def make_template_bases(atlas: Atlas, template: Volume | None = None) -> dict[str, Volume]:
-    """The template's ingredients on `HEAD`, blurred: brain, dimming, each part of the striatum, scalp, glands.
+    """The template's components on `HEAD`, blurred: brain, dimming, each part of the striatum, scalp, glands.
 
-    The template is their sum with the weights `BASES`; a registration fits weights of its own to each scan.
+    The template is their sum with the weights `BASES`; registration fits separate weights to each scan.
     ``dimming`` is the loss of brightness towards the middle of the head in scans without attenuation correction. The
     putamen has two bases, front and rear, because the rear loses its uptake first. Another ``template`` in MNI space,
     such as the mean of a site's own normal scans, replaces the brain except near the striatum. Raises `InputError` if
     it does not look like FP-CIT in MNI space.
     """
-    return _make_bases(atlas, None if template is None else _Known(template))
+    return _make_bases(atlas, None if template is None else _VolumeKey(template))
 
 
-class _Known:
-    """A volume that is equal to any other with the same content, as a key of a cache."""
+class _VolumeKey:
+    """A volume as a cache key: equal to any other with the same content."""
 
     def __init__(self, volume: Volume):
         self.volume = volume
         self.content = hashlib.sha256(volume.affine.tobytes() + volume.data.tobytes()).digest()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Known) and self.content == other.content
+        return isinstance(other, _VolumeKey) and self.content == other.content
 
     def __hash__(self) -> int:
         return hash(self.content)
 
 
 @lru_cache(maxsize=2)
-def _make_bases(atlas: Atlas, template: _Known | None) -> dict[str, Volume]:
+def _make_bases(atlas: Atlas, template: _VolumeKey | None) -> dict[str, Volume]:
     labels = atlas.labels.data.astype(np.int16)
     factor = np.ones(max(atlas.names) + 1, np.float32)
     maps = {"brain": np.where(atlas.masks["brain"], CSF_UPTAKE + (1 - CSF_UPTAKE) * atlas.tissue.data, 0)}
@@ -116,7 +116,7 @@ def _make_bases(atlas: Atlas, template: _Known | None) -> dict[str, Volume]:
 
 
 def _make_striatum(labels: np.ndarray, names: Mapping[int, str]) -> dict[str, np.ndarray]:
-    """What binds the tracer, as masks on `LATTICE` named as `STRIATUM`; the bridges go with the putamen's front."""
+    """The binding tissue as masks on `LATTICE`, named as in `STRIATUM`; the bridges belong to the anterior putamen."""
     front, maps = LATTICE.world_coordinates()[..., 1], {}
     for side, lateral in (("left", -1), ("right", 1)):
         caudate, putamen = (
@@ -134,9 +134,9 @@ def _make_striatum(labels: np.ndarray, names: Mapping[int, str]) -> dict[str, np
 
 
 def _take_brain(template: np.ndarray, bases: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A user's template on `HEAD` as a basis of the brain: without striatum, scalp and glands, which are fitted apart.
+    """The brain of a user's template on `HEAD`, without striatum, scalp and glands, which are fitted separately.
 
-    Near the striatum, where its counts spill over, the packaged brain stays.
+    Near the striatum, where striatal counts spill over, the packaged brain is kept.
     """
     brain = bases["brain"]
     inside = brain > 0.05
@@ -150,13 +150,13 @@ def _take_brain(template: np.ndarray, bases: Mapping[str, np.ndarray]) -> np.nda
             f"least {MIN_TEMPLATE_FIT}; give an FP-CIT image in MNI space, or leave it out."
         )
     spill = np.clip(sum(bases[name] for name in STRIATUM) / SPILL, 0, 1)
-    own = template - weights[-2] * bases["scalp"] - weights[-1] * bases["glands"]
-    own = own / weights[0] * np.clip(brain / 0.3, 0, 1)
-    return (spill * brain + (1 - spill) * own).astype(np.float32)
+    user_brain = template - weights[-2] * bases["scalp"] - weights[-1] * bases["glands"]
+    user_brain = user_brain / weights[0] * np.clip(brain / 0.3, 0, 1)
+    return (spill * brain + (1 - spill) * user_brain).astype(np.float32)
 
 
 def _dim(brain: np.ndarray) -> np.ndarray:
-    """Fraction of photons that leave a head of water, relative to the mean over the brain, less 1, on `HEAD`.
+    """Fraction of photons that leave a head of water, relative to the mean over the brain, minus 1, on `HEAD`.
 
     ``brain`` is the mask of the brain; the fraction is averaged over all transaxial directions.
     """
@@ -184,7 +184,7 @@ def _make_extracranial(brain: np.ndarray) -> dict[str, np.ndarray]:
 def average_scans(scans: Iterable[tuple[Volume, np.ndarray]], atlas: Atlas) -> Volume:
     """Mean of scans on `HEAD`, each scaled by its reference region, symmetric about x = 0, lightly smoothed.
 
-    ``scans``: volumes, each with its affine map from MNI space (mm) to the scan, as a registration gives it.
+    ``scans``: volumes, each with its affine map from MNI space (mm) to the scan, as found by registration.
     """
     reference = make_regions(HEAD, atlas)["reference_region"]
     total, seen, count = np.zeros(HEAD.shape), np.zeros(HEAD.shape, int), 0
@@ -194,7 +194,7 @@ def average_scans(scans: Iterable[tuple[Volume, np.ndarray]], atlas: Atlas) -> V
         seen += covered
         count += 1
     if not count:
-        raise InputError("template: no scan to average, expected one at least.")
+        raise InputError("template: no scan to average, expected at least one.")
     total, seen = total + total[::-1], seen + seen[::-1]
     mean = np.where(seen >= 2 * count * MIN_SEEN, total / np.maximum(seen, 1), 0)
     sigma = SMOOTH_MM / np.sqrt(8 * np.log(2)) / HEAD.spacing

@@ -1,8 +1,8 @@
-"""Signs that a converter stored the values of a scan in a type too small for them.
+"""Signs that a converter stored the values of a scan in a data type too small for them.
 
 Counts beyond the largest number of a type come out small or negative (wrapped), or as that number (cut off); counts
-scaled to too few levels lose what lies between. A camera blurs, so neighbours in a head never differ by the whole
-range, no two voxels share the maximum, and no value is rare. Neither the field of view nor what fills it counts.
+scaled to too few levels lose the values between them. A camera blurs, so neighbours in a head never differ by the whole
+range, no two voxels share the maximum, and no value is rare. The field of view and its padding have no influence.
 """
 
 from __future__ import annotations
@@ -15,25 +15,27 @@ from datxai.errors import InputError
 from datxai.imaging.head import measure_level
 from datxai.volume import Volume
 
-JUMP = 0.8  # neighbours that differ by more than this fraction of the maximum: one of them has wrapped around
-HOLLOW = 0.5  # the lower one lies below its surroundings by more than this fraction of the maximum
+JUMP = 0.8  # if neighbours differ by more than this fraction of the maximum, one of them has wrapped around
+HOLLOW = 0.5  # and the lower one lies below its surroundings by more than this fraction of the maximum
 TOP = 0.998  # values above this fraction of the maximum belong to a plateau
-SAMPLE = 100_000  # voxels in which levels are counted
-LARGEST_EXACT = 100  # counts per pixel from which on jumps of projections are looked at: no type ends below
-FEW_LEVELS = 16  # of projections: with more, the noise of counts makes up for what lies between two levels
-LEAST_NOISE = 0.4  # variance of counts over their mean, which is 1; less where views were moved between bins
-MOST_JUMPS, MOST_TOPS = 2, 20  # most pairs of neighbours in an acquisition that is as it was counted
+SAMPLE = 100_000  # number of voxels in which levels are counted
+LARGEST_EXACT = 100  # counts per pixel; below, projections are not checked for jumps, since no type ends there
+FEW_LEVELS = 16  # of projections; with more, the noise of the counts compensates for the rounding
+MIN_NOISE = 0.4  # variance of counts over their mean: 1 for Poisson noise, less if views were interpolated
+MAX_JUMPS, MAX_TOPS = 2, 20  # pairs of neighbours in an acquisition stored as counted
 
 
 def measure_values(volume: Volume) -> dict[str, float]:
-    """``wrapped_cm2``: area of the faces across which values jump as they do where they wrap around. ``plateau_ml``:
-    volume of what shares the maximum. ``levels``: number of values there are from a quarter of the brain's level to it.
+    """Measures of the values of a scan.
+
+    ``wrapped_cm2``: area of the faces across which values jump as if wrapped around. ``plateau_ml``: volume of the
+    voxels at the maximum. ``levels``: number of distinct values between a quarter of the brain's level and that level.
     """
     data, spacing = volume.data, volume.grid.spacing
     faces_cm2 = spacing.prod() / spacing / 100.0
     level = measure_level(data)
     brain = data[(data > level / 4.0) & (data <= level)]
-    brain = brain[:: 1 + len(brain) // SAMPLE]  # from everywhere: a wide rim may be all of one value
+    brain = brain[:: 1 + len(brain) // SAMPLE]  # from everywhere, since a wide rim may have a single value
     return {
         "wrapped_cm2": float(count_jumps(data, (0, 1, 2)) @ faces_cm2),
         "plateau_ml": float(np.count_nonzero(data > TOP * data.max()) - 1) * volume.grid.voxel_ml,
@@ -42,8 +44,8 @@ def measure_values(volume: Volume) -> dict[str, float]:
 
 
 def count_jumps(data: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-    """How many neighbours along each of ``axes`` differ by more than `JUMP` of the maximum, the lower one in a hollow:
-    there is more on both sides of it along all axes. Float of shape (axes,)."""
+    """How many neighbours along each of ``axes`` differ by more than `JUMP` of the maximum, the lower one in a hollow,
+    with larger values on both sides of it along all axes. Float of shape (axes,)."""
     top = float(data.max())
     if top <= 0:
         return np.zeros(len(axes))
@@ -63,8 +65,8 @@ def count_jumps(data: np.ndarray, axes: Sequence[int]) -> np.ndarray:
 
 
 def require_counts(counts: np.ndarray, name: object) -> None:
-    """Raise `InputError` if projections (views, rows, bins) were cut off at a type's limit, wrapped, or scaled to few
-    levels, or are no counts; whatever the unit they are in."""
+    """Raise `InputError` if projections (views, rows, bins) are not counts, or were cut off at a type's limit, wrapped,
+    or scaled to few levels. Their unit does not matter."""
     if np.median(counts) < 0:
         raise InputError(
             f"{name}: more than half of the counts are below 0, expected counts; check Rescale Intercept (0028,1052), "
@@ -78,32 +80,32 @@ def require_counts(counts: np.ndarray, name: object) -> None:
         _require_noise(counts / unit, len(levels), name)
     if top < LARGEST_EXACT * unit:
         return
-    full = counts == top
-    equal, jumps = int(np.count_nonzero(full[:, :, 1:] & full[:, :, :-1])), int(count_jumps(counts, (1, 2)).sum())
-    if equal > MOST_TOPS:
+    at_top = counts == top
+    equal, jumps = int(np.count_nonzero(at_top[:, :, 1:] & at_top[:, :, :-1])), int(count_jumps(counts, (1, 2)).sum())
+    if equal > MAX_TOPS:
         raise InputError(
-            f"{name}: the largest count, {top:g}, stands in {equal} pairs of neighbours, expected in few: counts "
+            f"{name}: the largest count, {top:g}, occurs in {equal} pairs of neighbours, expected in few: counts "
             f"were cut off there; export the acquisition with more bits per pixel."
         )
-    if jumps > MOST_JUMPS or counts.min() < -top / 2:
+    if jumps > MAX_JUMPS or counts.min() < -top / 2:
         raise InputError(
-            f"{name}: counts next to one another differ by {JUMP:.0%} of the largest, {top:g}, in {jumps} places: they "
-            f"exceed the numbers they are stored in and begin anew below; export it with more bits per pixel."
+            f"{name}: neighbouring counts differ by {JUMP:.0%} of the largest, {top:g}, in {jumps} places: they "
+            f"overflowed the type in which they are stored; export the acquisition with more bits per pixel."
         )
 
 
 def _require_noise(counts: np.ndarray, levels: int, name: object) -> None:
-    """Raise `InputError` if whole numbers vary less than counts do, whose variance is their mean: what was scaled down
-    to few levels has lost what lies between.
+    """Raise `InputError` if whole numbers vary less than counts, whose variance equals their mean: they were scaled
+    down to few levels and rounded.
 
-    A bin less the mean of the two beside it has 1.5 times the variance of a bin, and more where uptake bends.
+    A bin minus the mean of its two neighbours has 1.5 times the variance of a bin, and more where uptake is curved.
     """
-    rest = counts[:, :, 1:-1] - (counts[:, :, :-2] + counts[:, :, 2:]) / 2.0
+    residual = counts[:, :, 1:-1] - (counts[:, :, :-2] + counts[:, :, 2:]) / 2.0
     mean = float(counts.mean())
-    if not rest.size or mean <= 0:
+    if not residual.size or mean <= 0:
         return
-    variance = float((rest**2).mean()) / 1.5
-    if variance < LEAST_NOISE * mean:
+    variance = float((residual**2).mean()) / 1.5
+    if variance < MIN_NOISE * mean:
         raise InputError(
             f"{name}: counts have {levels} levels and {variance / mean:.0%} of the variance of counts, expected about "
             f"100%: they were scaled down and rounded; export the acquisition as it was counted."

@@ -1,10 +1,10 @@
-"""Anatomy: where FP-CIT goes in the average head, and how one person's head differs from it.
+"""Anatomy: FP-CIT uptake in the average head, and how individual heads differ from it.
 
-The average head is a table of region fractions on a 2 mm MNI grid, so that any regional uptake becomes an image by
-one sparse product. A person is that image seen through a pose, a head size, two striatal sizes and a smooth warp.
+The average head is a table of region fractions on a 2 mm MNI grid, so that one sparse product turns any regional
+uptake into an image. An individual is that image after a pose, a head size, two striatal sizes and a smooth warp.
 
-The striatum is that of the atlas less its rim, plus bridges between caudate and putamen and a longer rear
-(`datxai.mni.find_binding`), without which no binding of the regions gives the profiles of real scans.
+The striatum is that of the atlas without its rim, plus bridges between caudate and putamen and a longer tail
+(`datxai.mni.find_binding`); without these, no regional binding reproduces the profiles of real scans.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from datxai.volume import Grid, Volume, resample
 HEAD_GRID = Grid.axis_aligned((112, 134, 134), (2, 2, 2), (-111, -145, -149), "MNI head 2 mm")
 _VOXEL_MM = 2.0
 _ORIGIN = HEAD_GRID.affine[:3, 3].reshape(3, 1, 1, 1)
-HEAD_CENTRE = np.array([0.0, -18.0, -10.0])  # MNI point that lies at the scan's origin in an unmoved head
+HEAD_CENTRE = np.array([0.0, -18.0, -10.0])  # MNI point at the scan's origin if the head is not moved
 STRIATUM_CENTRE = np.array([22.0, 4.0, 4.0])  # of the right side, MNI
-STRIATUM_REACH_MM = 18.0  # standard deviation of the neighbourhood that stretches with a striatum
+STRIATUM_REACH_MM = 18.0  # standard deviation of the neighbourhood that scales with a striatum
 WARP_SPACING_MM = 40.0
 WATER_PER_CM, BONE_PER_CM = 0.148, 0.21  # narrow-beam attenuation at 159 keV; bone with its marrow
 PUTAMEN_PARTS = ("putamen_posterior", "putamen_middle", "putamen_anterior")
-DORSAL_MM = 8.0  # MNI z above which the caudate has a binding of its own
-# What binds the tracer: a person's own.
+DORSAL_MM = 8.0  # MNI z above which the caudate has a separate binding
+# Regions with specific binding, drawn for each person.
 BINDING = ("caudate", "caudate_dorsal", "bridges", "accumbens", *PUTAMEN_PARTS[::-1], "pallidum")
 
-# Uptake per volume, 1 in the reference region: apparent values of a normal FP-CIT average, sharpened against the
-# blur and the dimming to come. The regions with specific `BINDING` are missing here.
+# Uptake per volume, 1 in the reference region: apparent values of a normal FP-CIT average, sharpened to compensate for
+# later blur and attenuation. The regions with specific `BINDING` are not included.
 UPTAKE = {
     "thalamus": 1.31,
     "midbrain": 1.49,
@@ -58,7 +58,7 @@ UPTAKE = {
     "submandibular": 2.0,
     "nasal": 1.2,
 }
-# How that varies between people: standard deviation of the log.
+# Variation between people: standard deviation of the log.
 UPTAKE_SPREAD = {
     "thalamus": 0.08,
     "midbrain": 0.08,
@@ -89,11 +89,11 @@ _LOBES = {
 }
 _LOBE_OF = {name: lobe for lobe, names in _LOBES.items() for name in names.split()}
 _CORTEX = {*_LOBES, "insula", "precuneus"}
-_RINGS = tuple(f"periventricular_{i}" for i in range(4))  # white matter that the ventricles take when they widen
+_RINGS = tuple(f"periventricular_{i}" for i in range(4))  # white matter that widening ventricles replace
 _RING_MM = 2.0
 _MIDBRAIN_FLOOR_MM = -24.0  # MNI z between pons and midbrain
 
-# Centre and semi-axes (MNI mm) of what lies in front of and below the brain, on both sides where x is not 0.
+# Centre and semi-axes (MNI mm) of structures in front of and below the brain, on both sides if x is not 0.
 _FACE = ((0, 38, -68), (62, 56, 62))
 _NECK = ((0, -32), (58, 62), -55)  # a cylinder: x and y, and its upper end in z
 _GLANDS = {
@@ -101,17 +101,17 @@ _GLANDS = {
     "submandibular": ((33, 14, -114), (10, 14, 11)),
     "nasal": ((0, 70, -48), (13, 16, 20)),
 }
-_SUBARACHNOID_MM, _SKULL_MM, _SCALP_MM = 3.0, 9.0, 15.0  # outer surfaces, from the brain's
+_SUBARACHNOID_MM, _SKULL_MM, _SCALP_MM = 3.0, 9.0, 15.0  # distance of the outer surfaces from the brain's surface
 
 
 @dataclass(frozen=True)
 class Head:
-    """How a person's head differs from the average one, and how it lies in the camera.
+    """Differences between an individual and the average head, and its position in the camera.
 
-    ``zooms``: size over the MNI head's along x, y, z. ``rotation_deg``: pitch, roll, yaw (about x, y, z).
-    ``shift_mm``: of the head's centre from the camera's. ``striata``: linear size of the left and right striatum.
-    ``ventricle_mm``: how far the ventricles have widened. ``warp_mm``: standard deviation of the smooth
-    displacement that ``warp_seed`` draws.
+    ``zooms``: size relative to the MNI head along x, y, z. ``rotation_deg``: pitch, roll, yaw (about x, y, z).
+    ``shift_mm``: from the camera's centre to the head's. ``striata``: relative linear size of the left and right
+    striatum. ``ventricle_mm``: how far the ventricles have widened. ``warp_mm``: standard deviation of the smooth
+    random displacement, drawn with ``warp_seed``.
     """
 
     zooms: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -124,7 +124,7 @@ class Head:
 
     @property
     def mni_to_scan(self) -> np.ndarray:
-        """The affine part, 4 x 4: MNI mm to scan mm, as `datxai.volume.resample` takes it."""
+        """The affine part, 4 x 4: MNI mm to scan mm, as `datxai.volume.resample` expects it."""
         matrix = np.eye(4)
         matrix[:3, :3] = _rotation(self.rotation_deg) @ np.diag(self.zooms)
         matrix[:3, 3] = np.asarray(self.shift_mm) - matrix[:3, :3] @ HEAD_CENTRE
@@ -134,8 +134,8 @@ class Head:
 def place(head: Head, uptake: Mapping[str, float], grid: Grid) -> tuple[Volume, Volume]:
     """Activity (per volume, 1 in the reference region) and attenuation (per cm) of a head on a scan grid.
 
-    ``uptake`` holds the regions `BINDING`, each with `_left` and `_right`, and whatever else shall differ from
-    `UPTAKE`. ``grid`` has axes along x, y, z and cubic voxels.
+    ``uptake`` holds the regions `BINDING`, each with `_left` and `_right`, and overrides `UPTAKE` for other regions.
+    ``grid`` has axes along x, y, z and cubic voxels.
     """
     fractions, names = average_head()
     values = widen_ventricles({**UPTAKE, **uptake}, head.ventricle_mm)
@@ -146,7 +146,7 @@ def place(head: Head, uptake: Mapping[str, float], grid: Grid) -> tuple[Volume, 
 
 
 def widen_ventricles(uptake: Mapping[str, float], ventricle_mm: float) -> dict[str, float]:
-    """The uptake with that of the white matter around the ventricles, as far as these have widened into it."""
+    """The uptake, extended by the white matter around the ventricles, which turns to csf as they widen."""
     values = dict(uptake)
     for i, ring in enumerate(_RINGS):
         taken = min(max(ventricle_mm / _RING_MM - i, 0.0), 1.0)
@@ -155,9 +155,9 @@ def widen_ventricles(uptake: Mapping[str, float], ventricle_mm: float) -> dict[s
 
 
 def render(head: Head, images: Iterable[np.ndarray], grid: Grid) -> list[np.ndarray]:
-    """Images of the average head (values of the voxels of `HEAD_GRID`, flat) as a head shows them on a scan grid."""
+    """Images of the average head (flat values on `HEAD_GRID`), deformed to an individual head on a scan grid."""
     index = (np.moveaxis(mni_positions(head, grid), -1, 0) - _ORIGIN) / _VOXEL_MM
-    # A target voxel averages what lies within it: the wider it is, the more the image is smoothed beforehand.
+    # A target voxel averages over its volume: the larger it is, the more the image is smoothed beforehand.
     sigma = np.sqrt(max(grid.spacing[0] ** 2 - _VOXEL_MM**2, 0.0) / 12.0) / _VOXEL_MM
     return [
         ndimage.map_coordinates(ndimage.gaussian_filter(_image(values), sigma, truncate=3.0), index, order=1)
@@ -166,7 +166,7 @@ def render(head: Head, images: Iterable[np.ndarray], grid: Grid) -> list[np.ndar
 
 
 def mni_positions(head: Head, grid: Grid) -> np.ndarray:
-    """Where each voxel of a scan grid lies in the average head: MNI mm, shape (X, Y, Z, 3)."""
+    """Position of each voxel of a scan grid in the average head: MNI mm, shape (X, Y, Z, 3)."""
     scan = grid.world_coordinates()
     back = np.linalg.inv(head.mni_to_scan)
     position = (scan + _warp(head, grid)) @ back[:3, :3].T + back[:3, 3]
@@ -204,7 +204,7 @@ def _rotation(degrees: tuple[float, float, float]) -> np.ndarray:
 
 @cache
 def average_head() -> tuple[sparse.csr_array, tuple[str, ...]]:
-    """Volume fractions of the average head (voxels of `HEAD_GRID` x regions, float32), and the regions' names."""
+    """Volume fractions of the average head (voxels of `HEAD_GRID` x regions, float32), and the names of the regions."""
     fractions, names = _labelled()
     covered = fractions.sum(axis=1)
     tissue = mni.load_tissue()
@@ -216,7 +216,7 @@ def average_head() -> tuple[sparse.csr_array, tuple[str, ...]]:
     rest = np.where(brain, np.clip(1.0 - covered, 0.0, 1.0), 0.0)
     x, y, z = HEAD_GRID.world_coordinates().reshape(-1, 3).T
 
-    # Grey matter without a label goes to the nearest cortex; behind and below that it is cerebellum, white and all.
+    # Unlabelled grey matter goes to the nearest cortex; behind and below, grey and white matter are cerebellum.
     cortical = [i for i, name in enumerate(names) if name in _CORTEX]
     cortex = fractions[:, cortical]
     nearest_cortex = ndimage.distance_transform_edt(_image(cortex.sum(axis=1) < 0.5), return_indices=True)
@@ -230,7 +230,7 @@ def average_head() -> tuple[sparse.csr_array, tuple[str, ...]]:
     cells = [_cells(fractions)]
 
     def fill(region: str | np.ndarray, where: np.ndarray, weight: np.ndarray | float) -> None:
-        """Give a region (or one per voxel) its share of some voxels."""
+        """Assign ``weight`` of the voxels in ``where`` to a region, or to one region per voxel."""
         voxels = np.flatnonzero(where & (np.broadcast_to(weight, where.shape) > 0.01))
         if isinstance(region, str):
             if region not in names:
@@ -270,11 +270,11 @@ def average_head() -> tuple[sparse.csr_array, tuple[str, ...]]:
 
 
 def _labelled() -> tuple[sparse.csr_array, list[str]]:
-    """Fractions of the regions that the atlas labels, counted in its 1 mm voxels."""
+    """Fractions of the regions labelled in the atlas, counted in its 1 mm voxels."""
     labels, label_names = mni.load_labels()
     names = {_region(name) for name in label_names.values()} | {"midbrain"}
-    made = (*PUTAMEN_PARTS, "caudate_dorsal", "bridges")
-    names = sorted(names | {f"{part}_{side}" for part in made for side in ("left", "right")})
+    added = (*PUTAMEN_PARTS, "caudate_dorsal", "bridges")
+    names = sorted(names | {f"{part}_{side}" for part in added for side in ("left", "right")})
     column_of = np.full(max(label_names) + 1, -1)
     column_of[list(label_names)] = [names.index(_region(name)) for name in label_names.values()]
     column = column_of[labels.data.astype(int)]
@@ -292,23 +292,24 @@ def _labelled() -> tuple[sparse.csr_array, list[str]]:
 
 
 def _shape_striatum(column: np.ndarray, names: list[str], side: str, lateral: int, origin: np.ndarray) -> None:
-    """Shape what binds on one side, part the putamen from back to front and the caudate by height, lay the bridges.
+    """Shape the binding tissue on one side: divide putamen (from back to front) and caudate (by height), add bridges.
 
-    ``column`` (X, Y, Z), 1 mm voxels from ``origin`` on, holds the region of each voxel and is changed; -1: none.
+    ``column`` (X, Y, Z) holds the region of each 1 mm voxel, -1 for none, and is changed in place; its first voxel is
+    at ``origin``.
     """
     putamen, caudate = (column == names.index(f"{name}_{side}") for name in ("putamen_middle", "caudate"))
-    inner, head, bridges = mni.find_binding(putamen, caudate, column < 0, lateral, origin)
+    binding_putamen, binding_caudate, bridges = mni.find_binding(putamen, caudate, column < 0, lateral, origin)
     column[bridges] = names.index(f"bridges_{side}")
-    column[(putamen & ~inner) | (caudate & ~head)] = -1
-    dorsal = head & (np.arange(column.shape[2]) + origin[2] > DORSAL_MM)
+    column[(putamen & ~binding_putamen) | (caudate & ~binding_caudate)] = -1
+    dorsal = binding_caudate & (np.arange(column.shape[2]) + origin[2] > DORSAL_MM)
     column[dorsal] = names.index(f"caudate_dorsal_{side}")
-    inner = np.argwhere(inner)
-    third = np.searchsorted(np.quantile(inner[:, 1], [1 / 3, 2 / 3]), inner[:, 1])
-    column[tuple(inner.T)] = np.array([names.index(f"{part}_{side}") for part in PUTAMEN_PARTS])[third]
+    binding_putamen = np.argwhere(binding_putamen)
+    third = np.searchsorted(np.quantile(binding_putamen[:, 1], [1 / 3, 2 / 3]), binding_putamen[:, 1])
+    column[tuple(binding_putamen.T)] = np.array([names.index(f"{part}_{side}") for part in PUTAMEN_PARTS])[third]
 
 
 def _region(label: str) -> str:
-    """Region of an atlas label: those that bind keep their side (all putamen is middle yet), cortex goes by lobe."""
+    """Region of an atlas label: binding regions keep their side (putamen as its middle part), cortex goes by lobe."""
     stem = label.removesuffix("_left").removesuffix("_right")
     if stem in ("putamen", *BINDING):
         return label.replace("putamen", "putamen_middle")
@@ -322,7 +323,7 @@ def _cells(matrix: sparse.csr_array) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _distance(within: np.ndarray) -> np.ndarray:
-    """How far the voxels of a mask are from what lies outside of it, in mm, in one row."""
+    """Distance in mm from each voxel of a mask to the nearest voxel outside it, flat."""
     return np.asarray(ndimage.distance_transform_edt(within)).ravel() * _VOXEL_MM
 
 

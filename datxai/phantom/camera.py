@@ -1,14 +1,14 @@
-"""Camera: what a SPECT camera with a parallel-hole collimator counts.
+"""Camera: the counts of a SPECT camera with a parallel-hole collimator.
 
-Geometry, as in DICOM PS3.3 C.8.4.12: the axis of rotation is z of the scan's world. The angle of a view is where
-the detector stands: 0 degrees at the patient's back, 90 at the left side, 180 in front. A frame shows what is seen
-from the detector: rows run from the head downwards, bins to the onlooker's right, so that the centre of bin b sees
-the line x cos(angle) - y sin(angle) = (b - (bins - 1) / 2) * pixel_mm.
+Geometry, as in DICOM PS3.3 C.8.4.12: the axis of rotation is z of the scan's world. The angle of a view is the
+position of the detector: 0 degrees at the patient's back, 90 at the left side, 180 in front. A frame is the view from
+the detector: rows run from the head downwards, bins to the viewer's right, so that the centre of bin b sees the line
+x cos(angle) - y sin(angle) = (b - (bins - 1) / 2) * pixel_mm.
 
-Modelled: attenuation, resolution falling with distance, motion, Poisson noise; what is scattered in the head, scattered
-in the collimator or comes through its septa, as broad blurs of the projections added to them (Cot et al. 2006, IEEE
-Trans Nucl Sci 53:198, find Gaussians adequate). Left out: dead time, decay during the scan, how scatter depends on
-depth, and that the photons above 500 keV, which make most of the penetration, are attenuated less.
+The model includes attenuation, resolution that falls with distance, motion and Poisson noise. Scatter in the head,
+scatter in the collimator and penetration of its septa are broad blurs of the projections that are added to them (Cot
+et al. 2006, IEEE Trans Nucl Sci 53:198, find Gaussians adequate). It leaves out dead time, decay during the scan, the
+depth dependence of scatter, and the lower attenuation of photons above 500 keV, which cause most of the penetration.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FWHM_OF_SIGMA = float(np.sqrt(8.0 * np.log(2.0)))
 
 
 class Collimator(NamedTuple):
-    """Parallel holes and the crystal behind: hole diameter, effective hole length, intrinsic FWHM, all in mm."""
+    """Parallel holes and the crystal behind them: hole diameter, effective hole length, intrinsic FWHM, all in mm."""
 
     hole_mm: float
     length_mm: float
@@ -37,7 +37,7 @@ class Collimator(NamedTuple):
         return np.hypot(self.intrinsic_mm, self.hole_mm * (1.0 + np.maximum(distance_mm, 0.0) / self.length_mm))
 
 
-# Low-energy high-resolution collimators of three makes. Effective length: less twice the mean path of 159 keV in lead.
+# Low-energy high-resolution collimators of three makes. Effective length: minus twice the mean path of 159 keV in lead.
 COLLIMATORS = {
     "lehr_24mm": Collimator(1.11, 23.03, 3.8),
     "lehr_27mm": Collimator(1.22, 26.0, 3.4),
@@ -47,12 +47,12 @@ COLLIMATORS = {
 
 @dataclass(frozen=True)
 class Camera:
-    """One acquisition: a full turn in equal steps on a circle. Lengths in mm, ratios relative to the direct counts.
+    """One acquisition: a full turn in equal steps on a circle. Lengths are in mm, ratios relative to the direct counts.
 
     ``scatter`` (in the head), ``collimator_scatter`` and ``penetration`` are added counts and the FWHM of their spread.
-    Of the photons that a 20 % window at 159 keV holds behind a low-energy collimator, 39 % came through the holes,
-    18 % were scattered by the collimator and 43 % penetrated it (Monte Carlo figures for a Siemens LEHR). How far
-    these spread is an assumption; the part that falls outside the field of view is not counted.
+    Of the photons in a 20 % window at 159 keV behind a low-energy collimator, 39 % came through the holes, 18 % were
+    scattered by the collimator and 43 % penetrated it (Monte Carlo figures for a Siemens LEHR). The width of their
+    spread is an assumption; photons outside the field of view are not counted.
     """
 
     views: int = 60
@@ -70,33 +70,33 @@ class Camera:
 
     @property
     def haze(self) -> tuple[tuple[float, float], ...]:
-        """All that is added to the direct counts: ratio and FWHM of each part."""
+        """Ratio and FWHM of each component that is added to the direct counts."""
         return self.scatter, self.collimator_scatter, self.penetration
 
     @property
     def angles_deg(self) -> np.ndarray:
-        """Angle of each view, counted towards the patient's left, in front, at the right (from 0)."""
+        """Angle of each view in [0, 360), increasing from the back to the patient's left, front and right."""
         return (self.start_angle_deg + 360.0 * np.arange(self.views) / self.views) % 360.0
 
 
 def acquire(
     activity: Volume, attenuation: Volume, camera: Camera, rng: np.random.Generator, device: str = "cpu"
 ) -> np.ndarray:
-    """Counts of one acquisition, float32 whole numbers of shape (views, rows, bins)."""
+    """Counts of one acquisition, integers as float32 of shape (views, rows, bins)."""
     return count(project(activity, attenuation, camera, device), camera.counts, rng)
 
 
 def count(expected: np.ndarray, total: float, rng: np.random.Generator) -> np.ndarray:
-    """Whole numbers (float32) with Poisson noise in the proportions of ``expected``, ``total`` in the mean."""
+    """Poisson counts (float32) in the proportions of ``expected``, scaled to a mean sum of ``total``."""
     return rng.poisson(expected * (total / expected.sum(dtype=np.float64))).astype(np.float32)
 
 
 @torch.no_grad()
 def project(activity: Volume, attenuation: Volume, camera: Camera, device: str = "cpu") -> np.ndarray:
-    """What a camera would count of activity (per ml) without noise: the mean rate of a view times its pixels.
+    """Noise-free projections of activity (per ml).
 
     ``activity`` and ``attenuation`` (per cm) share a grid with cubic voxels along x, y, z. A view sums activity times
-    voxel volume; without attenuation, scatter and penetration the sum of a view is that of the activity in ml.
+    voxel volume: without attenuation, scatter and penetration, the sum of a view is the integral of the activity.
     Returns float32, shape (views, rows, bins).
     """
     grid = activity.grid
@@ -106,17 +106,17 @@ def project(activity: Volume, attenuation: Volume, camera: Camera, device: str =
     maps = torch.from_numpy(np.stack([activity.data * grid.voxel_ml, attenuation.data * (voxel / 10.0)]))
     maps = maps.to(device).permute(0, 3, 2, 1)  # map, z, y, x
     depths, lateral = maps.shape[2], maps.shape[3]
-    side = max(depths, lateral)
-    steps = (torch.arange(side, device=device) - (side - 1) / 2.0) * voxel  # towards the detector, and sideways
+    size = max(depths, lateral)
+    steps = (torch.arange(size, device=device) - (size - 1) / 2.0) * voxel  # towards the detector, and laterally
 
     z = torch.from_numpy(grid.affine[2, 3] + voxel * np.arange(grid.shape[2])).float().to(device)
     fwhm = camera.collimator.fwhm_mm(camera.radius_mm - steps.cpu().numpy())
     sigma = torch.from_numpy(np.hypot(fwhm, camera.motion_mm) / FWHM_OF_SIGMA).float().to(device)
-    # Linear interpolation blurs by 0 to voxel^2 / 4, as a source lies on or between the turned lattice's lines, which
-    # in views along the axes is the same for all. Lattices half a voxel apart take turns, so that it is voxel^2 / 6.
+    # Linear interpolation adds a variance of 0 to voxel^2 / 4, depending on how a source lies between the lines of the
+    # rotated lattice. To average voxel^2 / 6 in views along the axes too, two lattices half a voxel apart alternate.
     lattices = [steps + shift * voxel for shift in (-0.25, 0.25)]
     bins = _edges(camera.bins, camera.pixel_mm, device)
-    across = [_spread(lateral, bins, _sharpened(sigma, voxel)) for lateral in lattices]
+    across = [_spread(lateral, bins, _subtract_interpolation(sigma, voxel)) for lateral in lattices]
     along = _spread(-z, _edges(camera.rows, camera.pixel_mm, device), sigma).transpose(1, 2)
 
     views = torch.empty(camera.views, camera.rows, camera.bins, device=device)
@@ -124,7 +124,7 @@ def project(activity: Volume, attenuation: Volume, camera: Camera, device: str =
         activity_seen, thickness = _turn(maps, angle, steps, lattices[view % 2], grid)  # each (depth, z, lateral)
         beyond = thickness.flip(0).cumsum(0).flip(0) - 0.5 * thickness  # half of the voxel's own
         planes = torch.bmm(activity_seen * torch.exp(-beyond), across[view % 2])  # depth, z, bins
-        views[view] = torch.bmm(along, planes).sum(0)  # depth by depth: the same for any number of threads
+        views[view] = torch.bmm(along, planes).sum(0)  # summed over depth last: independent of the number of threads
     direct = views
     for ratio, fwhm in camera.haze:
         if ratio:
@@ -138,7 +138,7 @@ def project(activity: Volume, attenuation: Volume, camera: Camera, device: str =
 
 
 def _turn(maps: torch.Tensor, angle: float, depth: torch.Tensor, lateral: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Maps (2, z, y, x) seen along a view: each map of shape (depth towards the detector, z, lateral)."""
+    """Maps (2, z, y, x) rotated to a view: each map of shape (depth towards the detector, z, lateral)."""
     depth, lateral = torch.meshgrid(depth, lateral, indexing="ij")
     sine, cosine = float(np.sin(angle)), float(np.cos(angle))
     x = lateral * cosine - depth * sine
@@ -158,8 +158,8 @@ def _spread(positions: torch.Tensor, edges: torch.Tensor, sigma: torch.Tensor) -
     return 0.5 * torch.erf(scaled).diff(dim=-1)
 
 
-def _sharpened(sigma: torch.Tensor, voxel: float) -> torch.Tensor:
-    """Take off what turning the voxels by linear interpolation blurs already: a variance of voxel^2 / 6 on average."""
+def _subtract_interpolation(sigma: torch.Tensor, voxel: float) -> torch.Tensor:
+    """Subtract the blur of rotation by linear interpolation, on average a variance of voxel^2 / 6."""
     return (sigma**2 - voxel**2 / 6.0).clamp(min=(voxel / 4.0) ** 2).sqrt()
 
 

@@ -1,7 +1,7 @@
-"""Population: who is scanned, how much binding each has left, how the scan was made, and what the readers say.
+"""Population: the subjects, their remaining binding, the acquisition of their scans, and the readers' labels.
 
-Subject ``i`` follows from the seed and ``i`` alone: a cohort can be drawn in any order by any number of workers, and
-a larger cohort begins with the smaller one.
+Subject ``i`` depends only on the seed and ``i``: a cohort can be drawn in any order by any number of workers, and a
+larger cohort begins with the smaller one.
 
 Proportions and ages: Nazari et al. 2022, Table 1 (doi 10.1007/s00259-021-05569-9). Decline with age, and sex:
 Varrone et al. 2013 (doi 10.1007/s00259-012-2276-8). Course of the loss, posterior to anterior, putamen before
@@ -29,7 +29,7 @@ STRATA = {
 AGE_RANGE, REFERENCE_AGE = (22.0, 97.0), 67.0
 DISEASED_SHARE = 0.478
 SIDES = ("left", "right")
-# These vary together, apart from the putamen.
+# These vary together, independently of the putamen.
 _CAUDATE = tuple(map(BINDING.index, ("caudate", "caudate_dorsal", "accumbens")))
 
 FEMALE_GAIN = 0.05
@@ -37,20 +37,20 @@ DECADE = (0.02, 0.02, 0.025, 0.02, 0.03, 0.035, 0.04, 0.03)  # share lost per de
 ATYPICAL = (0.85, 0.85, 0.88, 0.55, 0.92, 1.00, 1.05, 0.90)  # log loss at severity 1, per region
 VASCULAR = (0.9, 0.9, 0.95, 0.6, 1.0, 1.0, 1.0, 1.0)
 ATYPICAL_SHARE, VASCULAR_SHARE = 0.12, 0.14  # of the diseased, of the others
-# how much of what a reader sees is each region; and the share of a person's general level that he does not
-# take for normal variation
+# weight of each region in a reader's impression; and the share of a person's general level that readers do not take for
+# normal variation
 READER_WEIGHTS, READER_LEVEL = (0.0, 0.0, 0.0, 0.0, 0.2, 0.35, 0.45, 0.0), 0.5
 
 
 @dataclass(frozen=True)
 class Biology:
-    """Binding of the striatum, how it varies between people, and the course of its loss, per region of `BINDING`.
+    """Binding of the striatum, its variation between people, and the course of its loss, per region of `BINDING`.
 
-    ``binding``: ratio of a man of the reference age, sharpened against the blur to come, as `anatomy.UPTAKE`.
-    Standard deviations of the log between people: ``level`` of all binding, ``caudate`` of caudate and accumbens apart
-    from that, ``side`` and ``region``. ``severity``: median and standard deviation of the log of the worse side's;
-    ``loss``: log loss at severity 1; ``other``: the other side's share of the loss, mean and standard deviation of its
-    logit; ``involvement``: standard deviation of the log of the caudate's share in the disease.
+    ``binding``: binding ratio of a man of the reference age, sharpened to compensate for later blur, as in
+    `anatomy.UPTAKE`. Standard deviations of the log between people: ``level`` of all binding, ``caudate`` additionally
+    of caudate and accumbens, ``side`` and ``region``. ``severity``: median and standard deviation of the log on the
+    worse side; ``loss``: log loss at severity 1; ``other``: the other side's share of the loss, mean and standard
+    deviation of its logit; ``involvement``: standard deviation of the log of the caudate's share in the disease.
     """
 
     binding: tuple[float, ...]
@@ -64,7 +64,7 @@ class Biology:
     involvement: float
 
 
-# What `python -m benchmarks.fit_phantom` prints: fitted to real scans through the whole chain (docs/phantom.md).
+# Output of `python -m benchmarks.fit_phantom`: fitted to real scans through the whole chain (docs/phantom.md).
 BIOLOGY = Biology(
     binding=(5.43, 1.68, 5.45, 0.893, 6.42, 4.91, 6.78, 3.09),
     level=0.125,
@@ -79,8 +79,8 @@ BIOLOGY = Biology(
 
 
 class Site(NamedTuple):
-    """How a clinic scans: median counts of an acquisition, mean radius of the orbit, one of `camera.COLLIMATORS`, and
-    how it reconstructs and smooths, as keywords of `datxai.imaging.reconstruction.reconstruct`."""
+    """Protocol of a clinic: median counts of an acquisition, mean radius of the orbit, one of `camera.COLLIMATORS`, and
+    reconstruction settings, as keywords of `datxai.imaging.reconstruction.reconstruct`."""
 
     counts: float
     radius_mm: float
@@ -99,7 +99,7 @@ SITES = {
 
 @dataclass(frozen=True)
 class Acquisition:
-    """How one scan is made: what differs between sites and days.
+    """Settings of one scan that differ between sites and days.
 
     ``site``: one of `SITES`. ``counts`` of the whole acquisition, ``radius_mm`` of the orbit, ``collimator`` one of
     `camera.COLLIMATORS`, ``motion_mm`` FWHM of the patient's movement.
@@ -113,17 +113,17 @@ class Acquisition:
 
     @property
     def reconstruction(self) -> dict[str, Any]:
-        """How the site reconstructs and smooths."""
+        """Reconstruction settings of the site."""
         return SITES[self.site].reconstruction
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One case. ``label`` is what the readers made of it (0 normal, 1 reduced), ``diseased`` is the truth.
+    """One case. ``label`` is the readers' conclusion (0 normal, 1 reduced), ``diseased`` is the truth.
 
-    ``uptake`` per region over the reference region (specific binding + 1 in the striatum); ``severity`` is the log
-    loss of the weaker side's putamen, ``side`` the weaker one, ``asymmetry`` the other side's share of binding
-    kept, over the weaker side's, minus 1.
+    ``uptake`` is per region relative to the reference region (specific binding + 1 in the striatum); ``severity`` is
+    the log loss of the weaker putamen, ``side`` its side, ``asymmetry`` the remaining share of binding on the other
+    side over that on the weaker side, minus 1.
     """
 
     participant_id: str
@@ -139,16 +139,16 @@ class Subject:
     head: Head
     acquisition: Acquisition
     reads: tuple[Read, ...]
-    seed: tuple[int, int]  # for whatever else is random about this case
+    seed: tuple[int, int]  # for everything else that is random about this case
 
 
 def draw_population(n: int, seed: int = 0) -> list[Subject]:
-    """The first ``n`` subjects of the cohort of this seed, labels and sexes in the proportions of `STRATA`."""
+    """The first ``n`` subjects of the cohort of this seed, with labels and sexes in the proportions of `STRATA`."""
     return [draw_subject(seed, i, *stratum) for i, stratum in enumerate(_quota(n))]
 
 
 def _quota(n: int) -> list[tuple[int, str]]:
-    """Label and sex of each subject: every first k of them are in proportion, as near as whole numbers can be."""
+    """Label and sex of each subject: the first k are in proportion for every k, as closely as integers allow."""
     proportions = np.array([count for count, _, _ in STRATA.values()], float)
     proportions /= proportions.sum()
     drawn = np.zeros(len(proportions))
@@ -161,13 +161,13 @@ def _quota(n: int) -> list[tuple[int, str]]:
 
 
 def draw_subject(seed: int, index: int, label: int, sex: str) -> Subject:
-    """Subject ``index`` of the cohort of a seed, with a label and a sex.
+    """Subject ``index`` of the cohort of a seed, with the given label and sex.
 
-    Cases are drawn until the readers give one the label that is due: they are sometimes wrong, and so is the label.
+    Cases are drawn until the readers assign this label. Readers are sometimes wrong, and so is the label.
     """
     rng = np.random.default_rng([seed, index])
     _, mean, deviation = STRATA[label, sex]
-    age = _between(rng, mean, deviation, *AGE_RANGE)
+    age = _draw_truncated(rng, mean, deviation, *AGE_RANGE)
     while settle((case := draw_case(rng, age, sex)).reads) != label:
         pass
     return Subject(
@@ -189,8 +189,8 @@ def draw_subject(seed: int, index: int, label: int, sex: str) -> Subject:
 
 
 class Case(NamedTuple):
-    """Whether a person is ill and with what, the putaminal binding kept on each side, binding (2 sides, regions of
-    `BINDING`), and what the readers say."""
+    """Disease and its pattern, the putaminal binding kept on each side, binding (2 sides, regions of `BINDING`), and
+    the reads."""
 
     diseased: bool
     pattern: str
@@ -202,22 +202,22 @@ class Case(NamedTuple):
 def draw_case(
     rng: np.random.Generator, age: float, sex: str, biology: Biology = BIOLOGY, case_spread: float = CASE_SPREAD
 ) -> Case:
-    """A person of this age and sex who comes to be scanned, ill or not, and what the readers make of the scan."""
+    """Draw a person of this age and sex, diseased or not, and the reads of the scan."""
     diseased = bool(rng.random() < DISEASED_SHARE)
     pattern, loss = _draw_loss(rng, diseased, biology)
     level = np.exp(biology.level * rng.standard_normal())
-    own = biology.side * rng.standard_normal((2, 1)) + biology.region * rng.standard_normal((2, len(BINDING)))
-    kept = np.exp(own - loss)
-    seen = kept @ READER_WEIGHTS
+    variation = biology.side * rng.standard_normal((2, 1)) + biology.region * rng.standard_normal((2, len(BINDING)))
+    kept = np.exp(variation - loss)
+    apparent = kept @ READER_WEIGHTS
     expected = np.array(biology.binding) * (1 - np.array(DECADE)) ** ((age - REFERENCE_AGE) / 10)
     expected[list(_CAUDATE)] *= np.exp(biology.caudate * rng.standard_normal())
     binding = expected * (1 + FEMALE_GAIN * (sex == "F")) * level * kept
-    return Case(diseased, pattern, seen, binding, read_case(seen.min() * level**READER_LEVEL, rng, case_spread))
+    return Case(diseased, pattern, apparent, binding, read_case(apparent.min() * level**READER_LEVEL, rng, case_spread))
 
 
 def _draw_loss(rng: np.random.Generator, diseased: bool, biology: Biology) -> tuple[str, np.ndarray]:
-    """Kind of case and its log loss of binding, shape (2 sides, regions)."""
-    if not diseased:  # some have lost binding evenly, by vascular lesions or drugs: these make readers hesitate
+    """Pattern of a case and its log loss of binding, shape (2 sides, regions)."""
+    if not diseased:  # vascular lesions or drugs lower binding evenly in some, which makes readers disagree
         if rng.random() >= VASCULAR_SHARE:
             return "normal", np.zeros((2, len(BINDING)))
         return "vascular", rng.uniform(0.05, 0.35) * rng.uniform(0.7, 1.0, (2, 1)) * np.array(VASCULAR)
@@ -235,7 +235,7 @@ def _draw_loss(rng: np.random.Generator, diseased: bool, biology: Biology) -> tu
 
 
 def draw_uptake(rng: np.random.Generator, binding: np.ndarray) -> dict[str, float]:
-    """Uptake per region: the given binding of the striatum, and what varies outside it."""
+    """Uptake per region: the given binding of the striatum, and random variation outside it."""
     uptake = {
         name: UPTAKE[name] * float(np.exp(spread * rng.standard_normal())) for name, spread in UPTAKE_SPREAD.items()
     }
@@ -248,38 +248,38 @@ def draw_uptake(rng: np.random.Generator, binding: np.ndarray) -> dict[str, floa
 
 
 def draw_head(rng: np.random.Generator, age: float, sex: str) -> Head:
-    """Size, pose, ventricles and deformation of a person's head."""
+    """Draw size, pose, ventricles and deformation of a person's head."""
     size = (0.92 if sex == "F" else 0.96) * (1 + 0.025 * rng.standard_normal())
     zooms = size * np.array([1.0, 0.98, 0.96]) * (1 + 0.015 * rng.standard_normal(3))
     striata = np.exp(-0.01 * (age - REFERENCE_AGE) / 10 + 0.025 * rng.standard_normal() + 0.01 * rng.standard_normal(2))
-    pitch, roll, yaw = (_between(rng, 0.0, spread, -10.0, 10.0) for spread in (5.0, 3.0, 4.0))
-    x, y, z = (_between(rng, 0.0, spread, -15.0, 15.0) for spread in (5.0, 7.0, 7.0))
+    pitch, roll, yaw = (_draw_truncated(rng, 0.0, spread, -10.0, 10.0) for spread in (5.0, 3.0, 4.0))
+    x, y, z = (_draw_truncated(rng, 0.0, spread, -15.0, 15.0) for spread in (5.0, 7.0, 7.0))
     return Head(
         zooms=tuple(zooms.tolist()),
         rotation_deg=(pitch, roll, yaw),
         shift_mm=(x, y, z),
         striata=tuple(striata.tolist()),
-        ventricle_mm=_between(rng, 0.06 * (age - 45.0), 1.0, 0.0, 6.0),
+        ventricle_mm=_draw_truncated(rng, 0.06 * (age - 45.0), 1.0, 0.0, 6.0),
         warp_mm=1.5,
         warp_seed=int(rng.integers(2**32)),
     )
 
 
 def draw_acquisition(rng: np.random.Generator) -> Acquisition:
-    """Where and how a person is scanned."""
+    """Draw the site and settings of a person's scan."""
     name = str(rng.choice(list(SITES)))
     site = SITES[name]
     return Acquisition(
         site=name,
-        counts=float(np.exp(_between(rng, np.log(site.counts), 0.2, np.log(1e6), np.log(3.5e6)))),
-        radius_mm=_between(rng, site.radius_mm, 5.0, 118.0, 160.0),
+        counts=float(np.exp(_draw_truncated(rng, np.log(site.counts), 0.2, np.log(1e6), np.log(3.5e6)))),
+        radius_mm=_draw_truncated(rng, site.radius_mm, 5.0, 118.0, 160.0),
         collimator=site.collimator,
-        motion_mm=abs(_between(rng, 0.0, 2.0, -6.0, 6.0)),
+        motion_mm=abs(_draw_truncated(rng, 0.0, 2.0, -6.0, 6.0)),
     )
 
 
-def _between(rng: np.random.Generator, mean: float, deviation: float, low: float, high: float) -> float:
-    """A normal number, drawn again while it lies outside the limits."""
+def _draw_truncated(rng: np.random.Generator, mean: float, deviation: float, low: float, high: float) -> float:
+    """A normally distributed number, redrawn until it lies within the limits."""
     while not low <= (value := float(rng.normal(mean, deviation))) <= high:
         pass
     return value

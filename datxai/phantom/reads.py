@@ -1,4 +1,4 @@
-"""Simulated readers: two of them, two sessions each, a third look where one contradicts himself, then consensus."""
+"""Simulated reads: two readers, two sessions each, a third if a reader's sessions differ, then consensus."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 READERS = ("reader1", "reader2")
 CONSENSUS = "consensus"
-CRITERION = (0.735, 0.745)  # putaminal binding, as a fraction of the expected, below which each reads reduced
-CASE_SPREAD = 0.0907  # how differently two readers see the same case (log binding)
-SESSION_SPREAD = 0.045  # how differently one reader sees it twice
+CRITERION = (0.735, 0.745)  # putaminal binding, as a fraction of the expected, below which each reader reads reduced
+CASE_SPREAD = 0.0907  # standard deviation between readers of the same case (log binding)
+SESSION_SPREAD = 0.045  # standard deviation between sessions of one reader (log binding)
 
 
 class Read(NamedTuple):
-    """One look at one case: 0 normal, 1 reduced."""
+    """One read of one case: 0 normal, 1 reduced."""
 
     reader: str
     session: int
@@ -22,10 +22,10 @@ class Read(NamedTuple):
 
 
 def read_case(apparent: float, rng: np.random.Generator, case_spread: float = CASE_SPREAD) -> tuple[Read, ...]:
-    """All reads of a case whose weaker putamen looks like ``apparent`` of what its reader expects (1: normal).
+    """All reads of a case whose weaker putamen has the fraction ``apparent`` of the expected binding (1: normal).
 
-    A reader who contradicts himself looks a third time. Where the readers' majorities differ, they look together,
-    and see the case as it is: one read of `CONSENSUS` follows.
+    A reader whose two sessions differ reads a third time. Where the readers' majorities differ, one joint read of
+    `CONSENSUS` follows, which sees the case without error.
     """
     reads: list[Read] = []
     for reader, criterion in zip(READERS, CRITERION):
@@ -39,10 +39,10 @@ def read_case(apparent: float, rng: np.random.Generator, case_spread: float = CA
 
 
 def majority(reads: tuple[Read, ...] | list[Read], reader: str) -> int:
-    """What one reader settles on: the last look, which agrees with the first or decides."""
+    """The majority of one reader's reads: the last one, which agrees with the first or decides."""
     return [r.read for r in reads if r.reader == reader][-1]
 
 
 def settle(reads: tuple[Read, ...]) -> int:
-    """The label: what both readers settled on, else their consensus. Both stand last."""
+    """The label: the last read, which is the readers' agreement or else their consensus."""
     return reads[-1].read

@@ -1,4 +1,4 @@
-"""Scan: one subject before the camera, as projections, or by a short cut as a reconstructed volume."""
+"""Simulated scans of one subject: projections, or by a short cut a reconstructed volume."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from datxai.phantom.population import Subject
 from datxai.photons import average_transmission
 from datxai.volume import Grid, Volume
 
-VOXEL_MM, HEAD_SHAPE = 4.0, (64, 64, 64)  # of the activity that the camera looks at
+VOXEL_MM, HEAD_SHAPE = 4.0, (64, 64, 64)  # of the activity that is projected
 TRANSMISSION_VOXEL_MM = 12.0
-PROJECTIONS, _VOLUME = 1, 2  # streams of random numbers of a subject
+PROJECTIONS, _VOLUME = 1, 2  # random number streams of a subject
 
 
 def simulate_projections(subject: Subject, device: str = "cpu", **settings) -> tuple[np.ndarray, Camera]:
-    """Counts of a subject's scan, float32 (views, rows, bins), and the camera as it was set (`subject_camera`)."""
+    """Counts of a subject's scan, float32 (views, rows, bins), and the camera used (`subject_camera`)."""
     camera = subject_camera(subject, **settings)
     activity, attenuation = place(subject.head, subject.uptake, centred_grid(HEAD_SHAPE, VOXEL_MM))
     rng = np.random.default_rng([*subject.seed, PROJECTIONS])
@@ -25,28 +25,28 @@ def simulate_projections(subject: Subject, device: str = "cpu", **settings) -> t
 
 
 def subject_camera(subject: Subject, **settings) -> Camera:
-    """The camera as the subject's acquisition sets it: counts, radius, collimator, motion. ``settings`` go first."""
+    """The camera with the subject's counts, radius, collimator and motion; ``settings`` take precedence."""
     scan = subject.acquisition
-    own = {
+    acquired = {
         "counts": scan.counts,
         "radius_mm": scan.radius_mm,
         "collimator": COLLIMATORS[scan.collimator],
         "motion_mm": scan.motion_mm,
     }
-    return Camera(**(own | settings))
+    return Camera(**(acquired | settings))
 
 
 def centred_grid(shape: tuple[int, int, int], voxel_mm: float) -> Grid:
-    """Cubic voxels along the axes, the world's origin in their middle."""
+    """A grid of cubic voxels along the axes, centred on the world's origin."""
     return Grid.axis_aligned(shape, 3 * [voxel_mm], [-(n - 1) / 2.0 * voxel_mm for n in shape])
 
 
 def simulate_volume(subject: Subject, **settings) -> Volume:
-    """What filtered back projection would make of a subject's scan, without the detour: a fraction of the time.
+    """Approximate a subject's scan after filtered back projection, in a fraction of the time.
 
-    Activity is dimmed by the mean attenuation to all sides, blurred by the resolution at the axis, scatter and
+    Activity is attenuated by the mean over all directions, blurred by the resolution at the axis, scatter and
     penetration, given the noise of a ramp filter (power proportional to frequency in the transaxial plane), and
-    smoothed as the subject's site does. ``settings`` are those of `subject_camera`.
+    smoothed as at the subject's site. ``settings`` are those of `subject_camera`.
     """
     camera = subject_camera(subject, **settings)
     shape = (camera.bins, camera.bins, camera.rows)
@@ -55,7 +55,7 @@ def simulate_volume(subject: Subject, **settings) -> Volume:
     data = activity.data * _transmission(attenuation)
     data *= camera.counts / camera.views / data.sum()
 
-    # room for the broad blurs to leave
+    # padding keeps the broad blurs from wrapping around
     padded: list[int] = [fft.next_fast_len(int(1.5 * n), real=True) for n in shape]  # pyright: ignore[reportAssignmentType]
     frequency = np.stack(np.meshgrid(*map(fft.fftfreq, padded[:2]), fft.rfftfreq(padded[2]), indexing="ij"))
     radial = np.hypot(frequency[0], frequency[1])
@@ -66,12 +66,12 @@ def simulate_volume(subject: Subject, **settings) -> Volume:
 
     resolution = np.hypot(camera.collimator.fwhm_mm(camera.radius_mm), camera.motion_mm)
     broad = [(1.0, 0.0), *camera.haze]
-    passed = blur(resolution) * sum(ratio * blur(fwhm) for ratio, fwhm in broad) / sum(ratio for ratio, _ in broad)
+    transfer = blur(resolution) * sum(ratio * blur(fwhm) for ratio, fwhm in broad) / sum(ratio for ratio, _ in broad)
     window = np.sinc(radial) * (radial <= 0.5) * blur(float(subject.acquisition.reconstruction["post_filter_mm"]))
     rays = data.sum(axis=1)
     level = (rays**2).sum() / rays.sum() / camera.views  # mean counts of a bin that looks through the head
     noise = np.random.default_rng([*subject.seed, _VOLUME]).standard_normal(padded, np.float32)
-    spectrum = np.asarray(fft.rfftn(data, padded)) * passed
+    spectrum = np.asarray(fft.rfftn(data, padded)) * transfer
     spectrum = spectrum + np.asarray(fft.rfftn(noise)) * np.sqrt(np.pi * level * radial)
     image = np.asarray(fft.irfftn(spectrum * window, padded))[: shape[0], : shape[1], : shape[2]]
     return Volume(image, grid.affine, ({"step": "simulate_volume", "participant_id": subject.participant_id},))

@@ -171,7 +171,7 @@ def test_intra_reader_disagreement_counts_scans_read_twice():
         ("p\tA\t1\t1", r"has 1 readers \(A\), expected two"),
         ("p\tA\t1\t1\np\tB\t1\t1\np\tC\t1\t1", r"has 3 readers \(A, B, C\), expected two"),
         ("p\tconsensus\t1\t1", r"has 0 readers \(none\), expected two"),
-        ("n/a\tA\t1\t1", "participant or reader is not told"),
+        ("n/a\tA\t1\t1", "participant or reader is missing"),
         ("p\tA\t1", "line 2 has 3 cells, the header has 4"),
         ("", "has a header but no rows"),
     ],

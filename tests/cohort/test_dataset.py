@@ -93,7 +93,7 @@ def test_nothing_is_left_of_a_failed_write(tmp_path):
     ("case_ids", "shape", "message"),
     [
         ((), GRID.shape, "no case to store"),
-        (("a", "b", "a"), GRID.shape, "case 'a' comes twice"),
+        (("a", "b", "a"), GRID.shape, "case 'a' is listed twice"),
         (("a",), (4, 3, 3), r"case 'a' has shape \(4, 3, 3\), expected \(4, 3, 2\)"),
     ],
 )

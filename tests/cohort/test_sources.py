@@ -165,7 +165,7 @@ def test_dicom_is_told_by_content(folder, name):
     assert [file.name for file in scans[0].files] == ["IM1", "IM2.dcm.gz", "scan.dcm"]
     assert [file.name for file in scans[1].files] == ["IM1"]
     assert dict(skipped) == {
-        "01/empty": f"{folder / '01/empty'}: is no DICOM, passed over",
+        "01/empty": f"{folder / '01/empty'}: is not DICOM, passed over",
         "01/photo.jpg": f"{folder / '01/photo.jpg'}: is a picture, passed over",
         f"02/{name}": f"{folder / '02' / name}: lists the files of a medium, passed over",
     }
@@ -295,7 +295,7 @@ def test_ppmi_visits_are_sessions_and_other_groups_are_counted(tmp_path):
     scans, skipped = find_ppmi(ppmi(tmp_path, rows, folders))
     assert [scan.case_id for scan in scans] == ["3001", "3002_ses-Month12", "3002_ses-SC"]
     assert {scan.participant.participant_id for scan in scans} == {"3001", "3002"}
-    assert skipped == [("I4", "group 'SWEDD' takes no part")]
+    assert skipped == [("I4", "group 'SWEDD' is not included")]
 
 
 def test_ppmi_series_folders_are_found_by_file_name_or_date(tmp_path):

@@ -248,7 +248,7 @@ def test_one_site_is_left_out():
     ("values", "test", "said"),
     [
         (["train", "validation", "tested"] * 10, [], r"says 'tested' for sub-0002, expected train, validation or test"),
-        (["A", "B", "C"] * 10, ["D"], r"split\.test: no case has 'D' in the column 'site', expected of A, B, C"),
+        (["A", "B", "C"] * 10, ["D"], r"split\.test: no case has 'D' in the column 'site', expected any of A, B, C"),
         (["A", "A", "A"] * 10, ["A"], r"every case would be tested"),
         (["train", "train", "test"] * 10, [], r"the validation set would hold no case with label 0 \(0 cases in it"),
     ],

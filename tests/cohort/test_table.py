@@ -73,7 +73,7 @@ def test_unlabelled_where_allowed(tmp_path):
     [
         ("age\tlabel\n60\t1\n", "no column 'participant_id'"),
         ("participant_id\tlabel\n", "has a header but no rows"),
-        ("participant_id\tlabel\nsub-1\t0\n1\t1\n", "'sub-1' stands in 2 rows"),
+        ("participant_id\tlabel\nsub-1\t0\n1\t1\n", "'sub-1' occurs in 2 rows"),
         ("participant_id\tlabel\n1\t0\n2\t2\n", "'2': label is '2'"),
         ("participant_id\tlabel\n1\t0\n2\tn/a\n", "'2': label is 'n/a'"),
         ("participant_id\tlabel\n1\t0\n2\t0\n", r"no participant with label 1 \(reduced\) among 2"),

@@ -169,7 +169,7 @@ def test_without_a_table_every_scan_is_judged_and_nothing_said_of_accuracy(finis
     assert len(list((to / "relevance").glob("*.nii.gz"))) == len(names)
     for command in ("benchmark", "compare"):
         said = forked.datxai(command, f"run={to}", *([finished[0]] if command == "compare" else []), status=2).stderr
-        assert f"no case has a label, and '{command}' is about labelled test cases" in said
+        assert f"no case has a label, and '{command}' needs labelled test cases" in said
     Reader.open(to)  # which judges as the run does
 
 
@@ -231,7 +231,7 @@ def test_what_one_bad_scan_has_stopped_goes_on_without_it(finished, scans, tmp_p
 
 REFUSED = [
     (["data=folder", "data.root={scans}"], "`datxai apply` needs to="),
-    (["to={tmp}/to"], "no cohort is given that it could meet"),
+    (["to={tmp}/to"], "no cohort is given to apply it to"),
     (["to={tmp}/to", "data=folder", "data.root={scans}", "seed=1,2", "-m"], "takes one run to one cohort"),
     (["to={run}", "data=folder", "data.root={scans}"], "is, holds or lies in the run that is applied"),
     (["to={run}/to", "data=folder", "data.root={scans}"], "is, holds or lies in the run that is applied"),

@@ -163,7 +163,7 @@ def test_a_template_of_the_runs_own_lies_in_the_folder(both, scans, tmp_path):
     ("words", "said"),
     [
         (["run={cut}", "to={tmp}/to"], "is cut off: it has 9000 bytes"),
-        (["run={text}", "to={tmp}/to"], "is no bundle of datxai"),
+        (["run={text}", "to={tmp}/to"], "is not a bundle of datxai"),
         (["run={none}", "to={tmp}/to"], "no run folder of datxai there"),
         (["run={path}", "to={tmp}/to", "grid=mni_4mm"], "the bundle was made with grid.name=slab_12mm"),
         (["run={path}", "to={tmp}/to", "network.dropout=0.1"], "was made with network.dropout=0.2, and `apply`"),

@@ -456,7 +456,7 @@ def test_tracers_of_the_dopamine_transporter_are_known(name, is_one):
 
 def test_nifti_has_no_study(tmp_path):
     (tmp_path / "scan.nii.gz").touch()
-    with pytest.raises(InputError, match=r"scan\.nii\.gz: is NIfTI, which tells neither patient nor study"):
+    with pytest.raises(InputError, match=r"scan\.nii\.gz: is NIfTI, which names neither patient nor study"):
         read_source(tmp_path / "scan.nii.gz")
 
 

@@ -252,15 +252,15 @@ def test_folders_are_looked_through_and_what_is_passed_over_is_named(tmp_path, f
     assert sorted(path.name for path in scans) == ["IM0", "IM1", "IM2", "IM3"]
     assert {path.name: reason for path, reason in others} == {
         "SR": "is of modality SR",
-        "RAW": "is no image (SOP Class 1.2.840.10008.5.1.4.1.1.66)",
+        "RAW": "is not an image (SOP Class 1.2.840.10008.5.1.4.1.1.66)",
         "PLANAR": "holds planar images (Image Type ORIGINAL/PRIMARY/STATIC), expected projections (TOMO) or a "
         "reconstructed volume (RECON TOMO)",
-        "notes.txt": "is no DICOM",
-        "empty.dcm": "is no DICOM",
+        "notes.txt": "is not DICOM",
+        "empty.dcm": "is not DICOM",
     }
     expect_places(read_series(scans), frames, AXIAL, STEP)
     scans[1].write_bytes(scans[1].read_bytes()[:140])  # may be a part of the scan: not passed over
-    with pytest.raises(InputError, match=r"IM\d: ends before it tells what it is"):
+    with pytest.raises(InputError, match=r"IM\d: ends before its modality"):
         survey(tmp_path)
 
 
@@ -369,7 +369,7 @@ def change(**elements):
         (change(ImagePositionPatient=[-11, 20, -30]), "not evenly spaced"),
         (change(PixelSpacing=[2.5, 2.1]), "differ in matrix, pixel spacing or orientation"),
         (change(ImageOrientationPatient=CORONAL), "differ in matrix, pixel spacing or orientation"),
-        (change(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "are no right-angled axes"),
+        (change(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "are not at right angles"),
         (change(ImageOrientationPatient=None), "ImageOrientationPatient is missing"),
         (change(ImagePositionPatient=[1, 2]), r"ImagePositionPatient is \[1\.0, 2\.0\], expected 3 numbers"),
         (change(PatientID="other"), "more than one patient"),
@@ -377,7 +377,7 @@ def change(**elements):
         (change(PixelData=None), "holds no pixel data"),
         (change(SamplesPerPixel=3), "colour picture"),
         (change(SpacingBetweenSlices=4.5), r"slices are 3 mm apart by their positions and 4\.5 mm by Spacing Between"),
-        (change(ImageOrientationPatient=[1, 0, 0, 0, 0.9, 0.3]), "are no right-angled axes"),
+        (change(ImageOrientationPatient=[1, 0, 0, 0, 0.9, 0.3]), "are not at right angles"),
         (change(NumberOfSlices=9), "has 4 slices, the header promises 9; export the whole series"),
         (lambda d: d.__delitem__(slice(1, None)), "holds one slice"),
     ],

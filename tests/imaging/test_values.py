@@ -85,7 +85,7 @@ def test_projections(most):
     if most == 20:
         return  # no type ends there
     for limit in (most // 2, most * 2 // 3):
-        with pytest.raises(InputError, match=r"^scan: the largest count, \d+, stands in"):
+        with pytest.raises(InputError, match=r"^scan: the largest count, \d+, occurs in"):
             require_counts(np.minimum(counts, max(limit, 100)), "scan")
     if most > 255:
         for unit in (1, 1e-3, 300):  # what a slope makes of them

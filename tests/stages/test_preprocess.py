@@ -147,7 +147,7 @@ def test_what_lies_beside_a_scan_is_listed_once_also_when_the_scan_is_known(tmp_
         assert len(made) == times
         assert skipped == [
             ("01/CT", f"{files[2]}: is of modality CT, passed over"),
-            ("01/notes.txt", f"{files[3]}: is no DICOM, passed over"),
+            ("01/notes.txt", f"{files[3]}: is not DICOM, passed over"),
         ]
 
 

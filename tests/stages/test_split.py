@@ -46,7 +46,7 @@ def test_a_site_is_left_out(cohort, tmp_path):
         (["split.kind=half"], "split.kind is half, expected one of random, kfold, column"),
         (["split.fold=1"], "split.fold: a random split has no such setting, but split=kfold"),
         (["split=column", "split.column=clinic"], "has no column 'clinic', expected it for split.column=clinic"),
-        (["split=column", "split.column=site"], "expected train, validation or test; mend it, or name the values"),
+        (["split=column", "split.column=site"], "expected train, validation or test; correct it, or name the values"),
         (["split=column", "split.column=site", "split.test=[Z]"], "split.test: no case has 'Z' in the column 'site'"),
     ],
 )

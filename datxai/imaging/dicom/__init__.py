@@ -1,9 +1,9 @@
 """DICOM in and out: reconstructed volumes, the projections of a tomographic acquisition, and results.
 
-A `Series` is the files of one scan, of which each header is read once. `identify` says which of the first two it is,
-`read_series` and `read_projections` read them, and `write_projections` makes a complete NM TOMO object. `read_source`
-and `read_subject` tell whose scan it is, `deidentify` takes that away again, and `write_dicom_results` files a
-relevance map beside the scan.
+A `Series` holds the files of one scan; each header is read once. `identify` tells volumes from projections,
+`read_series` and `read_projections` read them, and `write_projections` writes a complete NM TOMO object. `read_source`
+and `read_subject` return the patient and study, `deidentify` removes the identity, and `write_dicom_results` adds a
+relevance map to the study.
 """
 
 from datxai.imaging.dicom.dataset import Series, identify, keep_scans, part_series, survey

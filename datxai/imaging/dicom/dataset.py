@@ -1,7 +1,7 @@
-"""What every reader of DICOM needs: files, elements, pixels, and which kind of scan it is.
+"""Shared by all DICOM readers: files, elements, pixels, and the kind of scan.
 
-Messages name the file and what is wrong with it; no identity of the patient is kept or told. Files come from anywhere:
-what a header claims is checked before memory is taken for it, and its text is shortened and escaped before it is told.
+Messages name the file and its fault; the patient's identity is neither kept nor shown. Files are not trusted: what a
+header claims is checked before memory is allocated, and its text is shortened and escaped before it is shown.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ GATED = {"GATED", "GATED TOMO", "RECON GATED TOMO"}
 TRANSMISSION = {"TRANSMISSION"}
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 IMAGE_CLASSES = {f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("20", "128", "128.1", "130", "5")}  # of SPECT and PET
-SCANS = {"NM", "PT", "ST"}  # modalities that DAT scans come as
+SCANS = {"NM", "PT", "ST"}  # modalities of DAT scans
 PHOTOPEAK_KEV = 159.0  # of I-123
 LARGEST_PIXELS = 2**26  # of one file: 512 x 512 x 256
 LARGEST_UNPACKED = 8 * LARGEST_PIXELS  # bytes of a deflated file
-LONGEST_TEXT = 64  # characters, as Long String has them
+LONGEST_TEXT = 64  # characters, as in the value representation Long String
 CHUNK = 2**20
 PREAMBLE = 128  # bytes before the prefix
 BULK = {"OB", "OW", "UN"}  # value representations that can hide pixels
@@ -58,8 +58,7 @@ Files = str | os.PathLike | Iterable[str | os.PathLike]
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """What the header of a file tells; ``kind`` is 'projections' or 'volume', and ``other`` says why it can be no part
-    of a scan."""
+    """The header of a file; ``kind`` is 'projections' or 'volume', ``other`` why it cannot belong to a scan."""
 
     path: Path
     elements: Any  # a pydicom dataset without pixels
@@ -71,25 +70,25 @@ class Header:
 
     @contextmanager
     def open(self) -> Iterator:
-        """The dataset without pixels. Whatever goes wrong while it is in use is the file's fault: an `InputError`."""
+        """The dataset without pixels. Any failure while it is in use is blamed on the file, as an `InputError`."""
         with _blaming(self.path):
             yield self.elements
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """The DICOM files of one scan, of which each header is read once.
+    """The DICOM files of one scan; each header is read once.
 
-    Every function here that takes files takes a series as well, and then reads no header again.
+    Every function here that takes files also takes a series, and then reads no header again.
     """
 
     paths: tuple[Path, ...]
-    others: tuple[tuple[Path, str], ...] = ()  # what lies beside the scan, and why it is passed over
+    others: tuple[tuple[Path, str], ...] = ()  # skipped files beside the scan, and why
     headers: dict[Path, Header] = field(default_factory=dict)
 
     @classmethod
     def of(cls, files: Files | Series) -> Series:
-        """The files of a scan without what lies beside it; see `survey`."""
+        """The files of a scan without the unrelated ones beside it; see `survey`."""
         if isinstance(files, Series):
             return files
         paths, others, forms = _list_files(files)
@@ -109,14 +108,14 @@ class Series:
         return self.headers[path]
 
     def why_no_scan(self, path: Path, form: str) -> str:
-        """Why a file of this form is no part of a scan; empty if it may be one."""
+        """Why a file of this form does not belong to a scan; empty if it may."""
         if form != DICOM:
-            return "is no DICOM"
+            return "is not DICOM"
         header = self.header(path)
         if not (header.modality or header.is_image):
             raise InputError(
-                f"{path}: ends before it tells what it is, and may be a part of the scan; it is truncated or "
-                f"damaged, export it again or remove it."
+                f"{path}: ends before its modality and may belong to the scan; it is truncated or damaged, export it "
+                f"again or remove it."
             )
         if header.modality not in SCANS:
             return f"is of modality {header.modality or 'unknown'}"
@@ -124,10 +123,10 @@ class Series:
 
 
 def identify(files: Files | Series) -> str:
-    """What files of one scan hold, from their headers: 'projections' or 'volume'.
+    """The kind of data in the files of one scan, from their headers: 'projections' or 'volume'.
 
-    Raises `InputError` if they hold both, planar, gated or transmission images, or are of another modality than NM
-    and PET.
+    Raises `InputError` if they hold both, if they hold planar, gated or transmission images, or if their modality is
+    neither NM nor PET.
     """
     series = files if isinstance(files, Series) else Series(tuple(list_files(files)))
     kinds = {}
@@ -150,9 +149,10 @@ def identify(files: Files | Series) -> str:
 
 
 def part_series(files: Files, damaged: list[tuple[Path, str]] | None = None) -> list[Series]:
-    """The scans among files or in a folder, each as `Series.of` gives one: what is of one patient and one series.
+    """The scans among files or in a folder, one `Series` per patient and series.
 
-    Where ``damaged`` is given, files whose header cannot be read go there with the reason, in place of an `InputError`.
+    If ``damaged`` is given, files whose header cannot be read are added to it with the reason, instead of raising
+    `InputError`.
     """
     paths, others, forms = _list_files(files)
     everything, scans = Series(tuple(paths)), defaultdict(list)
@@ -168,36 +168,36 @@ def part_series(files: Files, damaged: list[tuple[Path, str]] | None = None) -> 
             if damaged is None:
                 raise
             damaged.append((path, str(error)))
-    if not scans and not damaged:  # whoever reads them says what is wrong
+    if not scans and not damaged:  # the error is raised when they are read
         return [Series.of(files)]
-    beside = [tuple(sorted(others)), *[()] * len(scans)]  # named once
+    beside = [tuple(sorted(others)), *[()] * len(scans)]  # listed with the first scan only
     return [Series(tuple(parts), listed, everything.headers) for parts, listed in zip(scans.values(), beside)]
 
 
 def keep_scans(files: Files) -> list[Path]:
-    """The paths without what lies beside a scan (see `survey`)."""
+    """The paths without the unrelated files beside a scan (see `survey`)."""
     return survey(files)[0]
 
 
 def survey(files: Files) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """The files of a scan, and those that lie beside it with the reason why they are passed over.
+    """The files of a scan, and the unrelated files beside it with the reason for skipping each.
 
-    Beside a scan lie other modalities, as the CT of a SPECT/CT, captures of the screen, planar, gated and transmission
-    images, objects that are no images, and what is no DICOM. If there is nothing else, all of them are kept: whoever
-    reads them says what is wrong. A file that is DICOM but damaged may be a part of the scan: an `InputError`.
+    Unrelated are other modalities, such as the CT of a SPECT/CT, screen captures, planar, gated and transmission
+    images, objects that are not images, and files that are not DICOM. If nothing else is there, all are kept, and the
+    error is raised when they are read. A damaged DICOM file may belong to the scan: an `InputError`.
     """
     series = Series.of(files)
     return list(series.paths), list(series.others)
 
 
 def list_files(files: Files | Series) -> list[Path]:
-    """The paths; from a folder those below it, at any depth, that are DICOM or called so. A DICOMDIR is its folder."""
+    """The paths; of a folder, all files at any depth that are DICOM or named so. A DICOMDIR stands for its folder."""
     return list(files.paths) if isinstance(files, Series) else _list_files(files)[0]
 
 
 def _list_files(files: Files) -> tuple[list[Path], list[tuple[Path, str]], dict[Path, str]]:
-    """What `list_files` gives, the other files of a folder with the reason why they are passed over, and the forms of
-    those whose form has been looked at."""
+    """The paths of `list_files`, the other files of a folder with the reason for skipping each, and the forms of the
+    files examined so far."""
     others, forms = [], {}
     single = isinstance(files, (str, os.PathLike))
     paths = [Path(files)] if single else sorted(map(Path, files))
@@ -206,7 +206,7 @@ def _list_files(files: Files) -> tuple[list[Path], list[tuple[Path, str]], dict[
     if single and paths[0].is_dir():
         folder, forms = paths[0], {path: tell_form_of_part(path) for path in walk(paths[0])}
         paths = [path for path, form in forms.items() if form == DICOM or (not form and _is_named_dicom(path))]
-        others = [(path, f"is {forms[path] or 'no DICOM'}") for path in forms.keys() - {*paths}]
+        others = [(path, f"is {forms[path] or 'not DICOM'}") for path in forms.keys() - {*paths}]
         if DICOM not in forms.values():
             raise InputError(
                 f"{folder}: holds no DICOM file among {len(forms)} files, expected the files of one series; give the "
@@ -232,7 +232,7 @@ def _read_header(path: Path) -> Header:
         except InputError as error:
             other = str(error).removeprefix(f"{path}: ").removesuffix("; remove it.")
         if sop_class and sop_class not in IMAGE_CLASSES and not dataset.get("Rows"):
-            other = f"is no image (SOP Class {printable(sop_class)})"
+            other = f"is not an image (SOP Class {printable(sop_class)})"
         is_capture = sop_class.startswith(SECONDARY_CAPTURE)
         is_image = bool(dataset.get("Rows"))
         modality = printable(dataset.get("Modality") or "")
@@ -241,29 +241,29 @@ def _read_header(path: Path) -> Header:
 
 @contextmanager
 def reading(path: Path, stop_before_pixels: bool = False) -> Iterator:
-    """The dataset of a file. Whatever goes wrong while it is in use is the file's fault: an `InputError`."""
+    """The dataset of a file. Any failure while it is in use is blamed on the file, as an `InputError`."""
     import pydicom
 
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # what it says of damaged files is said once, below
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # damaged files are reported once, below
     with _blaming(path), _open(path) as content:
         head = content.read(HEAD)
         bare = head[PREAMBLE:][: len(PREFIX)] != PREFIX and tell_form_of(head) == DICOM
         _require_bounded(content, 0 if bare else PREAMBLE + len(PREFIX), path)
         dataset = pydicom.dcmread(content, stop_before_pixels=stop_before_pixels, force=bare)
-        _settle_syntax(dataset, path)
+        _complete_syntax(dataset, path)
         yield dataset
 
 
 @contextmanager
 def _blaming(path: Path) -> Iterator[None]:
-    """Whatever goes wrong here is the file's fault: an `InputError`."""
+    """Blame any failure in the block on the file, as an `InputError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd but readable values are common
             yield
     except InputError:
         raise
-    except Exception as error:  # elements are parsed when asked for, and a damaged one raises anything
+    except Exception as error:  # elements are parsed lazily, and a damaged one may raise anything
         raise InputError(
             f"{path}: cannot be read as DICOM; it is damaged or of another format, export it again."
         ) from error
@@ -271,26 +271,26 @@ def _blaming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
-    """The content of a file, mapped, so that a length the file does not have takes no memory; unpacked if gzipped."""
+    """The content of a file, memory-mapped, so that a false length takes no memory; unpacked if gzipped."""
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content[:2] != GZIP:
-            whole = _complete(content)
+            whole = _add_preamble(content)
             yield whole if whole is content else io.BytesIO(whole)  # pyright: ignore[reportReturnType]  # is read like a file
             return
         with gzip.GzipFile(fileobj=content) as packed:
             while packed.read(CHUNK):
                 _require_unpacked(packed.tell(), path)
             packed.seek(0)
-            yield io.BytesIO(_complete(packed.read()))
+            yield io.BytesIO(_add_preamble(packed.read()))
 
 
-def _complete(content):
-    """The content of a file with the preamble, where it begins with the prefix that stands behind one."""
+def _add_preamble(content):
+    """The content of a file; a preamble is added if it begins with the prefix that should follow one."""
     return bytes(PREAMBLE) + content[:] if content[: len(PREFIX)] == PREFIX else content
 
 
-def _settle_syntax(dataset, path: Path) -> None:
-    """Without a transfer syntax, that in which the elements turned out to be written, uncompressed."""
+def _complete_syntax(dataset, path: Path) -> None:
+    """If the transfer syntax is missing, set the uncompressed one in which the elements were found to be written."""
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     if dataset.file_meta.get("TransferSyntaxUID"):
@@ -306,26 +306,26 @@ def _settle_syntax(dataset, path: Path) -> None:
 
 
 def kind_of(dataset, path: Path) -> str:
-    """'projections' or 'volume', by Image Type (0008,0008); other images are an `InputError`."""
+    """'projections' or 'volume', from Image Type (0008,0008); `InputError` for other images."""
     value = dataset.get("ImageType") or ()
     parts = [str(part).upper() for part in ((value,) if isinstance(value, str) else value)]
     for name, values in (("planar", PLANAR), ("gated", GATED), ("transmission", TRANSMISSION)):
         if values & {*parts}:
-            stated = printable("/".join(parts))
+            shown = printable("/".join(parts))
             raise InputError(
-                f"{path}: holds {name} images (Image Type {stated}), expected projections (TOMO) or a reconstructed "
+                f"{path}: holds {name} images (Image Type {shown}), expected projections (TOMO) or a reconstructed "
                 f"volume (RECON TOMO); remove it."
             )
     return "projections" if PROJECTIONS in parts else "volume"
 
 
 def require_pixels(dataset, path: Path) -> None:
-    """Raise `InputError` unless there are pixels of one value each, where the standard puts them."""
+    """Raise `InputError` unless there are pixels of one value each in a standard element."""
     if not any(keyword in dataset for keyword in PIXEL_KEYWORDS):
         private = any(element.tag.is_private and element.VR in BULK for element in dataset)
-        where = "only private elements of the manufacturer" if private else "it is truncated or no image"
+        detail = "only private elements of the manufacturer" if private else "it is truncated or no image"
         raise InputError(
-            f"{path}: holds no pixel data ({where}), expected Pixel Data (7FE0,0010); export it again as "
+            f"{path}: holds no pixel data ({detail}), expected Pixel Data (7FE0,0010); export it again as "
             f"standard DICOM or remove it."
         )
     declared = [int(dataset.get(keyword) or 1) for keyword in ("Rows", "Columns", "NumberOfFrames")]
@@ -356,7 +356,7 @@ def decode(dataset, path: Path) -> np.ndarray:
     try:
         pixels = dataset.pixel_array
         fits = _fits_stored_bits(dataset, pixels)
-    except Exception as error:  # decoders raise what they like
+    except Exception as error:  # decoders may raise anything
         raise InputError(
             f"{path}: the pixel data cannot be decoded, there is less or other data than the header promises; the "
             f"file is truncated or damaged, export it again."
@@ -370,19 +370,19 @@ def decode(dataset, path: Path) -> np.ndarray:
 
 
 def _fits_stored_bits(dataset, pixels: np.ndarray) -> bool:
-    """Whether uncompressed pixels are the same with and without the bits beyond those that are said to be stored."""
+    """Whether the bits of uncompressed pixels beyond Bits Stored are unused."""
     allocated = dataset.get("BitsAllocated")
     if "PixelData" not in dataset or allocated == dataset.get("BitsStored") or allocated not in (8, 16, 32):
         return True
     if dataset.file_meta.TransferSyntaxUID.is_compressed:
         return True
     order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
-    whole = np.dtype(f"{order}{'ui'[dataset.PixelRepresentation]}{allocated // 8}")
-    return bool((np.frombuffer(dataset.PixelData, whole, pixels.size) == pixels.ravel()).all())
+    dtype = np.dtype(f"{order}{'ui'[dataset.PixelRepresentation]}{allocated // 8}")
+    return bool((np.frombuffer(dataset.PixelData, dtype, pixels.size) == pixels.ravel()).all())
 
 
 def rescale(pixels: np.ndarray, dataset, path: Path) -> np.ndarray:
-    """Stored values times Rescale Slope plus Rescale Intercept, where there are any; float32."""
+    """Stored values times Rescale Slope plus Rescale Intercept, if present; float32."""
     slope, intercept = (
         0.0 if dataset.get(keyword) in (None, "") else float(numbers(dataset, keyword, 1, path)[0])
         for keyword in ("RescaleSlope", "RescaleIntercept")
@@ -412,7 +412,7 @@ def numbers(dataset, keyword: str, count: int, path: Path) -> np.ndarray:
 
 
 def window_limits(item) -> list[float] | None:
-    """Lowest and highest limit in keV of a window, which may be made of several ranges."""
+    """Lowest and highest limit in keV of a window, which may consist of several ranges."""
     keywords = ("EnergyWindowLowerLimit", "EnergyWindowUpperLimit")
     bounds = [
         [float(part[keyword].value) for keyword in keywords]
@@ -434,13 +434,13 @@ def pixel_spacing(dataset, path: Path) -> np.ndarray:
 
 
 def is_spacing(length_mm: np.ndarray) -> np.ndarray:
-    """Whether voxels of a scan of the head can be so far apart; bool of the same shape."""
+    """Whether a length is a plausible voxel spacing in a scan of the head; bool of the same shape."""
     low, high = SPACING_RANGE_MM
     return (low <= length_mm) & (length_mm <= high)
 
 
 def printable(value: object) -> str:
-    """Text of a header for a message: shortened, and what is no printable character escaped."""
+    """Header text for a message: shortened, unprintable characters escaped."""
     text = str(value)
     text = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
     return text if text.isprintable() else text.encode("unicode_escape").decode()
@@ -451,7 +451,7 @@ def _require_bounded(content: BinaryIO, start: int, path: Path) -> None:
     from pydicom.filereader import read_dataset
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    content.seek(start)  # of the meta information, behind preamble and prefix
+    content.seek(start)  # the meta information, after preamble and prefix
     meta = read_dataset(content, False, True, stop_when=lambda tag, *_: tag.group != 2)
     unpack, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:

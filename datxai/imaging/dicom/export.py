@@ -1,6 +1,6 @@
-"""Export: projections as a complete NM TOMO object (DICOM PS3.3 A.5, C.8.4), as a camera for I-123 would write it.
+"""Export of projections as a complete NM TOMO object (DICOM PS3.3 A.5, C.8.4), as a camera would write for I-123.
 
-The same projections and names give the same bytes: unique identifiers are hashes, and there are no dates.
+The same projections and names give the same bytes: unique identifiers are hashes, and no dates are written.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def write_projections(
     Parameters
     ----------
     projections : Projections
-        Counts are rounded to whole ones; angles must be evenly spaced within each detector.
+        Counts are rounded to integers; angles must be evenly spaced within each detector.
     name : str
-        Tells this acquisition from all others: all unique identifiers are made of it.
+        Distinguishes this acquisition from all others: all unique identifiers are derived from it.
     detectors : int
-        The views are dealt out to so many detectors, in blocks of equal length.
+        The number of detectors over which the views are divided, in blocks of equal length.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def _describe_tracer() -> dict:
 
 
 def _describe_detector(projections: Projections, start: float, view: int, own_start: bool) -> dict:
-    """A detector with the place of its first frame in LPS+ mm, as it stands at its ``start`` angle."""
+    """A detector and the position of its first frame in LPS+ mm, at the ``start`` angle."""
     _, rows, bins = projections.counts.shape
     field = [rows * projections.row_spacing_mm, bins * projections.pixel_mm]
     sine, cosine = np.sin(np.deg2rad(start)), np.cos(np.deg2rad(start))
@@ -211,7 +211,7 @@ def _describe_rotation(projections: Projections, start: float, step: float, view
 
 
 def _find_steps(angles: np.ndarray, path: object) -> tuple[list[float], float]:
-    """First angle of each detector, in [0, 360), and the one step (signed) of all."""
+    """First angle of each detector, in [0, 360), and their common signed step."""
     steps = (np.diff(angles, axis=1) + 180.0) % 360.0 - 180.0
     step = float(np.median(steps)) if steps.size else 360.0
     if not abs(step) > ANGLE_TOLERANCE_DEG or (np.abs(steps - step) > ANGLE_TOLERANCE_DEG).any():

@@ -1,4 +1,4 @@
-"""DICOM objects as they are written: elements by keyword, coded terms, files."""
+"""Writing of DICOM objects: elements by keyword, coded terms, files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ BRAIN = ("12738006", "SCT", "Brain")  # SNOMED CT, as in DICOM PS3.16
 def write_object(path: str | os.PathLike, sop_class: str, sop_instance: str, elements: Mapping[str, object]) -> None:
     """Write one object as a file, atomically; explicit VR, little endian.
 
-    ``elements`` go by keyword: mappings are items, lists of them sequences, floats are rounded to the 16 characters
-    of a decimal string where they become one.
+    ``elements`` by keyword: mappings are items, lists of them sequences, floats are rounded to the 16 characters of a
+    decimal string if they become one.
     """
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
@@ -28,7 +28,7 @@ def write_object(path: str | os.PathLike, sop_class: str, sop_instance: str, ele
     nowhere: Any = None  # not read from a file
     dataset = FileDataset(nowhere, {}, preamble=b"\0" * 128, file_meta=meta)
     with warnings.catch_warnings(), replacing(path) as temporary:
-        warnings.simplefilter("ignore")  # odd values in the elements of patient and study are copied as they are
+        warnings.simplefilter("ignore")  # odd values in patient and study elements are copied unchanged
         for keyword, value in {"SOPClassUID": sop_class, "SOPInstanceUID": sop_instance, **elements}.items():
             setattr(dataset, keyword, _element(value))
         dataset.save_as(temporary, enforce_file_format=True)
@@ -40,7 +40,7 @@ def code(term: tuple[str, str, str]) -> dict[str, str]:
 
 
 def _element(value: object) -> object:
-    """A value as pydicom takes it."""
+    """A value in the form that pydicom expects."""
     from pydicom import Dataset
     from pydicom.valuerep import DSfloat
 

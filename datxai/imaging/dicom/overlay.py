@@ -1,7 +1,7 @@
-"""Colour pictures of a scan with its relevance on it, for viewers that show nothing but pictures.
+"""Colour pictures of a scan with its relevance overlaid, for viewers that show only pictures.
 
-Slices are axial, as radiologists look at them: from the feet, the patient's right at the left of the picture. Marks and
-scale stand in a strip below the image, never on it, but for the letters R and L.
+Slices are axial in radiological convention: seen from the feet, the patient's right at the left of the picture. Note
+and scale are in a strip below the image; only the letters R and L are drawn on it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from scipy import ndimage
 from datxai.imaging.dicom.volumes import LPS_TO_RAS
 from datxai.volume import Volume
 
-LEAST_COLUMNS = 256  # pixels; smaller pictures are enlarged, so that letters can be read
-BRIGHT_PERCENTILE = 99.9  # the voxels above it take about the volume of the striata
+MIN_COLUMNS = 256  # pixels; smaller pictures are enlarged, so that letters are legible
+BRIGHT_PERCENTILE = 99.9  # the voxels above it have about the volume of the striata
 HEADROOM = 1.3  # black is this many times that value, so that relevance can be seen on the striata
 NOTE = "RESEARCH USE, NOT DIAGNOSTIC"
 FONT_SIZE, STRIP_ROWS = 11, 34
 
 
 def lay_out(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A RAS+ array (X, Y, Z) as axial frames in radiologists' convention.
+    """A RAS+ array (X, Y, Z) as axial frames in radiological convention.
 
     Returns the frames (slices, rows, columns), from the feet upwards, rows towards the back, columns to the patient's
     left, and the affine from (column, row, slice) to DICOM's LPS+ mm.
@@ -31,7 +31,7 @@ def lay_out(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def blend(scan: Volume, relevance: Volume, colours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The scan in inverse grey and on it, the more opaque the further from zero, the relevance in colour.
+    """The scan in inverse grey, overlaid with the relevance in colour, more opaque the further it is from zero.
 
     Parameters
     ----------
@@ -49,25 +49,25 @@ def blend(scan: Volume, relevance: Volume, colours: np.ndarray) -> tuple[np.ndar
     assert scan.grid.same_as(relevance.grid), "scan and relevance lie on one grid"
     assert colours.shape == (256, 3) and colours.dtype == np.uint8, (colours.shape, colours.dtype)
     (grey, affine), (signal, _) = (lay_out(volume.data, volume.affine) for volume in (scan, relevance))
-    times = -(-LEAST_COLUMNS // grey.shape[2])
+    factor = -(-MIN_COLUMNS // grey.shape[2])
     grey, signal = (
-        np.asarray(ndimage.zoom(part, (1, times, times), order=1, mode="nearest", grid_mode=True))
-        for part in (grey, signal)
+        np.asarray(ndimage.zoom(image, (1, factor, factor), order=1, mode="nearest", grid_mode=True))
+        for image in (grey, signal)
     )
-    finer = np.diag([1.0 / times, 1.0 / times, 1.0, 1.0])
-    finer[:2, 3] = (1.0 / times - 1.0) / 2.0  # centre of the first of the finer pixels
+    finer = np.diag([1.0 / factor, 1.0 / factor, 1.0, 1.0])
+    finer[:2, 3] = (1.0 / factor - 1.0) / 2.0  # centre of the first of the finer pixels
     limit = float(np.abs(relevance.data).max()) or 1.0
     black = HEADROOM * float(np.percentile(scan.data, BRIGHT_PERCENTILE))
-    under = 255.0 * (1.0 - np.clip(grey / (black if black > 0 else 1.0), 0.0, 1.0))
+    background = 255.0 * (1.0 - np.clip(grey / (black if black > 0 else 1.0), 0.0, 1.0))
     relative = np.clip(signal / limit, -1.0, 1.0)
-    over = colours[np.rint((relative + 1.0) * 127.5).astype(np.uint8)]
+    foreground = colours[np.rint((relative + 1.0) * 127.5).astype(np.uint8)]
     opacity = np.sqrt(np.abs(relative))[..., None]
-    frames = np.rint(opacity * over + (1.0 - opacity) * under[..., None]).astype(np.uint8)
+    frames = np.rint(opacity * foreground + (1.0 - opacity) * background[..., None]).astype(np.uint8)
     return _mark(frames, colours, limit), affine @ finer
 
 
 def _mark(frames: np.ndarray, colours: np.ndarray, limit: float) -> np.ndarray:
-    """R and L at the sides; below, in rows of their own, what the pictures are for and what the colours mean."""
+    """Draw R and L at the sides and, in separate rows below, the intended use and the colour scale."""
     from PIL import Image, ImageDraw, ImageFont
 
     _, rows, columns, _ = frames.shape

@@ -1,12 +1,12 @@
 """Projections: the views of a tomographic acquisition, read from DICOM NM TOMO.
 
-Where a detector stands (DICOM PS3.3 C.8.4.12, Start Angle): 0 degrees is at the patient's back, and seen from the
-patient's feet the angle grows counter-clockwise, to the left side (90), the front (180), the right side (270).
-Rotation Direction CC is growing, CW falling. These are the angles that reconstruction takes, so nothing is converted.
-Frames show what is seen from the detector: rows from the head downwards, columns to the onlooker's right.
-Image Orientation of a detector is not looked at: files often leave it empty or give it for one view only.
+The angle of a detector (DICOM PS3.3 C.8.4.12, Start Angle) is 0 degrees at the patient's back and, seen from the
+patient's feet, increases counter-clockwise: to the left side (90), the front (180), the right side (270). Rotation
+Direction CC means increasing, CW decreasing. Reconstruction expects the same angles, so nothing is converted.
+Frames are views from the detector: rows from the head downwards, columns to the viewer's right.
+Image Orientation of a detector is ignored: files often leave it empty or give it for one view only.
 Center of Rotation Offset (C.8.4.11.1.5) is how far, in mm, the axis of rotation projects to the right of the image's
-middle. Frames that are said to be corrected for it (Corrected Image holds COR) have the axis in their middle.
+middle. Frames marked as corrected for it (Corrected Image contains COR) have the axis in their middle.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ VECTORS = {
     "view": "AngularViewVector",
 }
 FLIPS = ("rotation", "bins", "rows")
-MOST_BINS, MOST_VIEWS = 256, 360  # of all detectors; more would not fit in memory when reconstructed
+MAX_BINS, MAX_VIEWS = 256, 360  # of all detectors; reconstruction of more would not fit in memory
 SAME_ANGLE_DEG = 0.01
 ARC_TOLERANCE_DEG = 2.0  # largest difference between Scan Arc and the sum of the steps
 LARGEST_OFFSET_MM = 50.0  # of the centre of rotation; with a larger one the head would not be in the field of view
@@ -56,12 +56,12 @@ LARGEST_OFFSET_MM = 50.0  # of the centre of rotation; with a larger one the hea
 
 @dataclass(frozen=True, eq=False)
 class Projections:
-    """What the camera counted.
+    """The counts of a camera and the geometry of its views.
 
-    ``counts`` is float32 of shape (views, rows, bins), ``angles_deg`` says where the detector stood (see the
-    module), ``radius_mm`` how far from the axis, per view, if that is known; ``pixel_mm`` is the size of a bin,
-    ``row_spacing_mm`` the distance between rows. ``centre_bin`` is the bin, counted from 0, on which the axis
-    projects, per view, where the file says so. ``history`` is that of a `Volume`, without the patient's identity.
+    ``counts`` is float32 of shape (views, rows, bins). Per view, ``angles_deg`` is the detector's position (see the
+    module docstring) and ``radius_mm``, if known, its distance from the axis. ``pixel_mm`` is the size of a bin,
+    ``row_spacing_mm`` the distance between rows. ``centre_bin`` is the bin, counted from 0, onto which the axis
+    projects in each view, if the file gives it. ``history`` is that of a `Volume`, without the patient's identity.
     """
 
     counts: np.ndarray
@@ -84,18 +84,18 @@ class Projections:
 
 @dataclass(frozen=True)
 class _Detector:
-    """What one detector saw in the window of I-123, view by view."""
+    """The views of one detector in the energy window of I-123."""
 
     counts: np.ndarray  # (views, rows, bins)
     start_deg: float | None  # angle of its first view, if the file gives one
-    turned_deg: np.ndarray  # angle of each view less that of the first, (views,)
+    turned_deg: np.ndarray  # angle of each view minus that of the first, (views,)
     radius_mm: list[float] | None
     offset_mm: float  # of the centre of rotation, to the right
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What one file holds of an acquisition."""
+    """The part of an acquisition in one file."""
 
     patient: str
     series: str
@@ -115,27 +115,26 @@ def read_projections(
 ) -> Projections:
     """Read the projections of one acquisition, of any number of detectors, in the energy window of I-123.
 
-    The angle of a view is the start angle of its detector (where that has none: of its rotation) plus or minus the
-    angular step times the number of steps made. The window is the one that holds 159 keV, or whose name says so.
+    The angle of a view is the start angle of its detector (or of its rotation, if the detector has none) plus or minus
+    the angular step times the number of steps. The window is the one that includes 159 keV, or is named accordingly.
 
     Parameters
     ----------
     files : path or paths
-        One NM TOMO file, or a folder with it; or the files of one series that hold a detector or an energy window
-        each.
+        One NM TOMO file, or a folder that holds it; or the files of one series with one detector or energy window each.
     start_angle_deg : float or floats, optional
-        For files that record it otherwise: where the first detector stood first (the others follow as recorded),
-        or one angle per detector.
+        For files with non-standard angles: the start angle of the first detector (the others follow as recorded), or
+        one angle per detector.
     flip : collection of str
-        For files that record it otherwise: 'rotation' counts all angles from the first in the other sense (the
+        For files with non-standard directions: 'rotation' reverses the direction of rotation from the first angle (the
         volume is mirrored), 'bins' and 'rows' mirror the frames.
 
     Raises
     ------
     InputError
-        If it is no one NM TOMO acquisition; angles, rotation or pixel spacing are missing; detectors start at one
-        angle; frames are not windows times detectors times views; no window or several could be that of I-123;
-        every count is zero.
+        If the files are not a single NM TOMO acquisition; angles, rotation or pixel spacing are missing; detectors
+        start at the same angle; the number of frames is not windows times detectors times views; no window or several
+        could be that of I-123; or every count is zero.
     """
     if unknown := set(flip) - {*FLIPS}:
         raise InputError(
@@ -144,13 +143,13 @@ def read_projections(
     paths = list_files(files)
     name = paths[0] if len(paths) == 1 else paths[0].parent
     parts = _read_parts(paths)
-    _require_one(parts, name)
+    _require_single_acquisition(parts, name)
     detectors = [detector for part in parts for detector in part.detectors]
     counts = np.concatenate([detector.counts for detector in detectors])
     if not counts.any():
         raise InputError(f"{name}: every count is zero, expected an acquisition; export it again.")
-    if len(counts) > MOST_VIEWS:
-        raise InputError(f"{name}: has {len(counts)} views, expected at most {MOST_VIEWS}; keep one acquisition.")
+    if len(counts) > MAX_VIEWS:
+        raise InputError(f"{name}: has {len(counts)} views, expected at most {MAX_VIEWS}; keep one acquisition.")
     require_counts(counts, name)
     sense = -1.0 if "rotation" in flip else 1.0
     starts = _choose_starts([detector.start_deg for detector in detectors], start_angle_deg, sense, len(parts), name)
@@ -185,7 +184,7 @@ def read_projections(
 
 
 def _read_parts(paths: list[Path]) -> list[_Part]:
-    """What the files hold of I-123. Those of several that hold other energy windows only are left out."""
+    """The I-123 data in the files. Files with other energy windows only are left out, unless there are no others."""
     parts, left_out = [], []
     for path in paths:
         try:
@@ -220,15 +219,15 @@ def _require_matrix(dataset, path: Path) -> None:
     """Raise `InputError` for more bins than a camera has, before memory is allocated for a volume."""
     bins = int(dataset.get("Columns") or 1)
     width_mm = bins * pixel_spacing(dataset, path)[1]
-    if bins > MOST_BINS or width_mm > LARGEST_EXTENT_MM:
+    if bins > MAX_BINS or width_mm > LARGEST_EXTENT_MM:
         raise InputError(
-            f"{path}: has {bins} bins, {width_mm:g} mm wide, expected at most {MOST_BINS} and {LARGEST_EXTENT_MM:g} "
+            f"{path}: has {bins} bins, {width_mm:g} mm wide, expected at most {MAX_BINS} and {LARGEST_EXTENT_MM:g} "
             f"mm; export the acquisition's raw data."
         )
 
 
-def _require_one(parts: list[_Part], name: object) -> None:
-    """One series of one patient on one matrix. Identities are compared but never shown."""
+def _require_single_acquisition(parts: list[_Part], name: object) -> None:
+    """Raise `InputError` unless the parts are of one series, patient and matrix. Identities are never shown."""
     if len({part.patient for part in parts}) > 1:
         raise InputError(f"{name}: the files are of more than one patient, expected one acquisition; separate them.")
     if len({part.series for part in parts}) > 1:
@@ -255,16 +254,16 @@ def _index_frames(dataset, count: int, path: Path) -> dict[str, np.ndarray]:
             )
         if frames[name].min() < 1:
             raise InputError(f"{path}: {keyword} has entries below 1, expected numbers from 1 on; export it again.")
-    head = np.stack([frames["window"], frames["detector"]])
-    heads, in_each = np.unique(head, axis=1, return_counts=True)
-    if np.unique(np.vstack([head, frames["rotation"]]), axis=1).shape[1] > heads.shape[1]:
+    pair = np.stack([frames["window"], frames["detector"]])
+    pairs, in_each = np.unique(pair, axis=1, return_counts=True)
+    if np.unique(np.vstack([pair, frames["rotation"]]), axis=1).shape[1] > pairs.shape[1]:
         raise InputError(
             f"{path}: a detector makes several rotations, expected one; export each rotation as a file of its own."
         )
     windows = max(int(dataset.get("NumberOfEnergyWindows") or 1), int(frames["window"].max()))
     detectors = max(int(dataset.get("NumberOfDetectors") or 1), int(frames["detector"].max()))
     views = int(in_each.max())
-    different = np.unique(np.vstack([head, frames["view"]]), axis=1).shape[1]
+    different = np.unique(np.vstack([pair, frames["view"]]), axis=1).shape[1]
     if not different == count == windows * detectors * views:
         raise InputError(
             f"{path}: has {count} frames ({different} different ones), expected {windows * detectors * views} "
@@ -302,12 +301,12 @@ def _read_detector(
     dataset, number: int, frames: dict[str, np.ndarray], window: int, pixels: np.ndarray, path: Path
 ) -> _Detector:
     """The views of one detector in the window of I-123, ordered by angle."""
-    own = np.flatnonzero((frames["window"] == window) & (frames["detector"] == number))
-    own = own[np.argsort(frames["view"][own])]
-    views = frames["view"][own]
+    selected = np.flatnonzero((frames["window"] == window) & (frames["detector"] == number))
+    selected = selected[np.argsort(frames["view"][selected])]
+    views = frames["view"][selected]
     rotations = dataset.get("RotationInformationSequence") or ()
     items = dataset.get("DetectorInformationSequence") or ()
-    turn = int(frames["rotation"][own[0]])
+    turn = int(frames["rotation"][selected[0]])
     if turn > len(rotations):
         raise InputError(
             f"{path}: lacks the rotation information of its frames (0054,0052), expected start angle, step and "
@@ -327,7 +326,7 @@ def _read_detector(
     elif _is_given(rotation, "StartAngle"):
         start = float(numbers(rotation, "StartAngle", 1, path)[0]) + step * (views[0] - 1)
     return _Detector(
-        rescale(pixels[own], dataset, path),
+        rescale(pixels[selected], dataset, path),
         start,
         step * (views - views[0]),
         _radius(detector, len(views)) or _radius(rotation, len(views)),
@@ -336,30 +335,30 @@ def _read_detector(
 
 
 def _choose_starts(
-    declared: list[float | None], given: float | Sequence[float] | None, sense: float, files: int, name: object
+    declared: list[float | None], setting: float | Sequence[float] | None, sense: float, files: int, name: object
 ) -> list[float]:
-    """Angle of the first view of each detector, in degrees, from the files and from the user's setting."""
+    """Angle of the first view of each detector, in degrees, from the files and the user's ``setting``."""
     try:
-        wanted = None if given is None else np.atleast_1d(np.array(given, float)).tolist()
+        wanted = None if setting is None else np.atleast_1d(np.array(setting, float)).tolist()
     except (TypeError, ValueError):
         wanted = []
-    n, known = len(declared), [start for start in declared if start is not None]
+    n, recorded = len(declared), [start for start in declared if start is not None]
     if wanted is not None and (len(wanted) not in (1, n) or not np.isfinite(wanted).all()):
         raise InputError(
-            f"{name}: reconstruction.start_angle_deg is {given}, expected a number of degrees or a list of {n}, one "
+            f"{name}: reconstruction.start_angle_deg is {setting}, expected a number of degrees or a list of {n}, one "
             f"per detector; correct it."
         )
     advice = "set reconstruction.start_angle_deg" + (f" to a list of {n} angles, one per detector" if n > 1 else "")
     if wanted and len(wanted) == n:
         starts = wanted
-    elif len(known) < n:
+    elif len(recorded) < n:
         raise InputError(
             f"{name}: StartAngle is missing, of a detector and of its rotation (0054,0200); export the acquisition's "
             f"raw data, or {advice}."
         )
     else:
-        first = wanted[0] if wanted else known[0]
-        starts = [first + sense * (start - known[0]) for start in known]
+        first = wanted[0] if wanted else recorded[0]
+        starts = [first + sense * (start - recorded[0]) for start in recorded]
     angles = np.sort(np.mod(starts, 360.0))
     if (np.diff(angles, append=angles[0] + 360.0) < SAME_ANGLE_DEG).any():
         whole = "" if files == 1 else f" of {files} files"
@@ -371,12 +370,12 @@ def _choose_starts(
     return starts
 
 
-def _is_given(holder, keyword: str) -> bool:
-    return holder.get(keyword) not in (None, "")
+def _is_given(item, keyword: str) -> bool:
+    return item.get(keyword) not in (None, "")
 
 
 def _step(rotation, views: int, path: Path) -> float:
-    """Degrees from view to view, negative where the angle falls."""
+    """Degrees from view to view, negative where the angle decreases."""
     step = numbers(rotation, "AngularStep", 1, path)[0]
     direction = printable(rotation.get("RotationDirection") or "missing")
     if step <= 0 or direction not in DIRECTIONS:
@@ -384,9 +383,9 @@ def _step(rotation, views: int, path: Path) -> float:
             f"{path}: AngularStep is {step:g} and RotationDirection {direction}, expected more than 0 degrees and CC "
             f"or CW; export the acquisition's raw data."
         )
-    promised = int(rotation.get("NumberOfFramesInRotation") or views)
-    if promised % views:  # cameras count the views of one detector, or those of all detectors and windows
-        raise InputError(f"{path}: has {views} views of a detector, the rotation promises {promised}; export it again.")
+    declared = int(rotation.get("NumberOfFramesInRotation") or views)
+    if declared % views:  # cameras count the views of one detector, or of all detectors and windows
+        raise InputError(f"{path}: has {views} views of a detector, the rotation promises {declared}; export it again.")
     if (views - 1) * step > 360.0 + ARC_TOLERANCE_DEG:
         raise InputError(
             f"{path}: {views} views in steps of {step:g} degrees (Angular Step, 0018,1144) go round more than once, "
@@ -394,7 +393,7 @@ def _step(rotation, views: int, path: Path) -> float:
         )
     arc = rotation.get("ScanArc")
     if arc not in (None, "") and (arc := float(numbers(rotation, "ScanArc", 1, path)[0])):
-        counted = {n - k for n in (views, promised) for k in (0, 1)}  # views, or the steps between them
+        counted = {n - k for n in (views, declared) for k in (0, 1)}  # views, or the steps between them
         if min(abs(n * step - abs(arc)) for n in counted) > max(step, ARC_TOLERANCE_DEG):
             raise InputError(
                 f"{path}: Scan Arc (0018,1143) is {arc:g} degrees, but {views} views in steps of {step:g} (Angular "
@@ -404,7 +403,7 @@ def _step(rotation, views: int, path: Path) -> float:
 
 
 def _offset(dataset, detector, path: Path) -> float:
-    """How far to the right of the image's middle the axis projects, in mm."""
+    """Distance from the image's middle to the projected axis, to the right, in mm."""
     corrections = dataset.get("CorrectedImage") or ()
     corrections = (corrections,) if isinstance(corrections, str) else corrections
     if "COR" in corrections or not _is_given(detector, "CenterOfRotationOffset"):
@@ -418,9 +417,9 @@ def _offset(dataset, detector, path: Path) -> float:
     return offset
 
 
-def _radius(holder, views: int) -> list[float] | None:
-    """Distance of the detector from the axis per view, in mm: one value for all, or one each."""
-    value = holder.get("RadialPosition")
+def _radius(item, views: int) -> list[float] | None:
+    """Distance of the detector from the axis per view, in mm; None unless there is one value, or one per view."""
+    value = item.get("RadialPosition")
     try:
         radii = np.atleast_1d(np.array(value, float)) if value not in (None, "") else np.array([])
     except (TypeError, ValueError):

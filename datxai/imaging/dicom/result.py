@@ -1,7 +1,7 @@
-"""Results back into the archive: the relevance map as numbers (Parametric Map) and as colour pictures.
+"""Results for the archive: the relevance map as numbers (Parametric Map) and as colour pictures.
 
-Both are filed in the scan's study, each as a new series, and name the instances they were made of. Frames carry their
-place in the patient (DICOM PS3.3 C.7.6.16); nothing existing is ever overwritten.
+Both become new series of the scan's study and refer to their source instances. Frames carry their position in the
+patient (DICOM PS3.3 C.7.6.16). Existing files are never overwritten.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from datxai.imaging.dicom.source import Source
 from datxai.volume import Volume
 
 RIGHT_ANGLE_TOLERANCE = 1e-3  # of the cosine between rows and columns
-SERIES_NUMBERS = {"map": 9501, "colour": 9502}  # larger than those that scanners give
+SERIES_NUMBERS = {"map": 9501, "colour": 9502}  # larger than those that scanners assign
 NO_DATE, NO_TIME = "19000101", "000000"  # where an element must not be empty
 
-# Coded terms of DICOM PS3.16, SNOMED CT and UCUM; there is no public code for relevance
+# Coded terms of DICOM PS3.16, SNOMED CT and UCUM; relevance has no public code
 SOURCE_IMAGE = ("121322", "DCM", "Source image for image processing operation")
 DERIVATION = ("112187", "DCM", "Unspecified method of calculation")
 QUANTITY = ("246205007", "SCT", "Quantity")
@@ -39,9 +39,9 @@ def write_dicom_results(
     Parameters
     ----------
     folder : path
-        Files are named by their new unique identifiers, so none is ever overwritten.
+        Files are named after their new unique identifiers, so none is ever overwritten.
     source : Source
-        Of `read_source`, or of `deidentify`.
+        From `read_source` or `deidentify`.
     relevance, scan : Volume
         In the scan's own space, on one grid.
     colours : uint8 array (256, 3)
@@ -61,7 +61,7 @@ def write_dicom_results(
 def write_parametric_map(
     path: str | os.PathLike, relevance: Volume, source: Source, description: str, uid: str | None = None
 ) -> None:
-    """Write relevance as a Parametric Map with float32 pixels (DICOM PS3.3 A.75), exactly the volume's values.
+    """Write relevance as a Parametric Map (DICOM PS3.3 A.75) with float32 pixels, exactly the volume's values.
 
     Raises `InputError` if the file exists, or the volume's axes are not at right angles within its slices.
     """
@@ -180,7 +180,7 @@ def write_secondary_capture(
 
 
 def _describe_result(source: Source, kind: str, description: str) -> dict:
-    """The elements on patient, study, series, equipment and sources, which both objects share."""
+    """The elements of patient, study, series, equipment and sources, shared by both objects."""
     from pydicom.uid import generate_uid
 
     now = datetime.now()
@@ -215,7 +215,7 @@ def _describe_result(source: Source, kind: str, description: str) -> dict:
 
 
 def _refer(source: Source) -> list[dict]:
-    """References to the source instances, without numbers of frames: the network sees the whole scan at once."""
+    """References to the source instances, without frame numbers: the network sees the whole scan at once."""
     return [
         {
             "ReferencedSOPClassUID": class_,
@@ -228,7 +228,7 @@ def _refer(source: Source) -> list[dict]:
 
 
 def _place_frames(path: str | os.PathLike, frames: np.ndarray, affine: np.ndarray) -> tuple[dict, dict, list[dict]]:
-    """Where frames (slices, rows, columns, ...) lie in the patient: elements, shared and per-frame groups."""
+    """Position of frames (slices, rows, columns, ...) in the patient: elements, shared and per-frame groups."""
     columns, rows = affine[:3, 0], affine[:3, 1]
     spacing = np.linalg.norm([rows, columns], axis=1)
     cosines = np.concatenate([columns / spacing[1], rows / spacing[0]])
@@ -237,11 +237,11 @@ def _place_frames(path: str | os.PathLike, frames: np.ndarray, affine: np.ndarra
             f"{path}: rows and columns of the scan are not at right angles, expected DICOM's axes; "
             f"resample the scan to right-angled axes."
         )
-    between = float(abs(np.cross(cosines[:3], cosines[3:]) @ affine[:3, 2]))
+    slice_spacing = float(abs(np.cross(cosines[:3], cosines[3:]) @ affine[:3, 2]))
     positions = affine[:3, 3] + np.arange(len(frames))[:, None] * affine[:3, 2]
     shared = {
         "PixelMeasuresSequence": [
-            {"PixelSpacing": spacing.tolist(), "SliceThickness": between, "SpacingBetweenSlices": between}
+            {"PixelSpacing": spacing.tolist(), "SliceThickness": slice_spacing, "SpacingBetweenSlices": slice_spacing}
         ],
         "PlaneOrientationSequence": [{"ImageOrientationPatient": cosines.tolist()}],
     }
@@ -251,7 +251,7 @@ def _place_frames(path: str | os.PathLike, frames: np.ndarray, affine: np.ndarra
 
 
 def _number_frames(count: int) -> tuple[dict, list[dict]]:
-    """The dimension along which frames are counted (DICOM PS3.3 C.7.6.17), and the count of each."""
+    """The dimension along which frames are numbered (DICOM PS3.3 C.7.6.17), and the number of each."""
     from pydicom.datadict import tag_for_keyword
     from pydicom.uid import generate_uid
 

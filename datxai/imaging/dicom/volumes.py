@@ -1,7 +1,7 @@
 """Reconstructed volumes from DICOM: NM, PET, CT and MR, one slice or all slices per file.
 
-DICOM's patient axes are LPS+ (left, back, head); the conversion to RAS+ happens here. No identity of the
-patient is kept, in a volume's history or in a message.
+DICOM's patient axes are LPS+ (left, back, head); they are converted to RAS+ here. The patient's identity is kept
+neither in a volume's history nor in a message.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from datxai.volume import Volume, require_signal, to_ras
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 COSINE_TOLERANCE = 1e-3  # of directions: agreement between slices
-ROUNDED_COSINES = 0.02  # of unit lengths and right angles: what is left of them with two decimals; made exact
+ROUNDED_COSINES = 0.02  # of unit lengths and right angles: error of cosines rounded to two decimals; corrected
 SPACING_TOLERANCE = 0.05  # of slice positions, as a fraction of the distance between slices
 
 
@@ -45,12 +45,12 @@ class _Slice:
     position: np.ndarray  # centre of the first pixel
     axes: np.ndarray  # (3, 2): step from column to column, step from row to row
     normal: np.ndarray  # row direction x column direction
-    gap: float = 0.0  # to the next slice, where the header tells it
+    gap: float = 0.0  # to the next slice, if the header gives it
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What one file says; ``promised`` is the number of slices of the whole volume, 0 where it is silent."""
+    """The content of one file; ``promised`` is the declared number of slices of the volume, 0 if missing."""
 
     patient: str
     series: str
@@ -64,7 +64,7 @@ def read_series(files: Files | Series) -> Volume:
     """Read one reconstructed series as a `Volume`, in RAS+.
 
     A multi-frame file of nuclear medicine is stacked along the cross product of its row and column
-    directions, to the side that the sign of Spacing Between Slices (0018,0088) says (DICOM PS3.3 C.8.4.15);
+    directions, on the side given by the sign of Spacing Between Slices (0018,0088; DICOM PS3.3 C.8.4.15);
     everything else by the position of each slice. Stored values are rescaled (slope, intercept).
 
     Parameters
@@ -75,14 +75,14 @@ def read_series(files: Files | Series) -> Volume:
     Raises
     ------
     InputError
-        If the files are unreadable, truncated or no images; of several patients or series; projections or
-        planar images; not of I-123; or slices that are missing, double, or not on one lattice.
+        If the files are unreadable, truncated or not images; of several patients or series; projections or planar
+        images; not of I-123; or if slices are missing, duplicated, or not on one lattice.
     """
     paths = list_files(files)
     parts = [_read_file(path) for path in paths]
     name = paths[0] if len(paths) == 1 else paths[0].parent
-    _require_one(parts, name)
-    slices = [one for part in parts for one in part.slices]
+    _require_single_series(parts, name)
+    slices = [slice_ for part in parts for slice_ in part.slices]
     _require_count(len(slices), parts[0].promised, name)
     data, affine = _stack(slices, name)
     require_lattice(data.shape, affine, name)
@@ -127,8 +127,8 @@ def _require_tracer(dataset, path: Path) -> None:
         )
 
 
-def _require_one(parts: list[_Part], name: object) -> None:
-    """One patient, one series. Identities are compared, not told."""
+def _require_single_series(parts: list[_Part], name: object) -> None:
+    """Raise `InputError` unless the files are of one patient and one series. Identities are never shown."""
     if len({part.patient for part in parts}) > 1:
         raise InputError(f"{name}: the files are of more than one patient, expected one series; separate them.")
     series = {part.series: part.description for part in parts}
@@ -138,7 +138,7 @@ def _require_one(parts: list[_Part], name: object) -> None:
 
 
 def _require_count(count: int, promised: int, name: object) -> None:
-    """As many slices as the header promises, where it does."""
+    """Raise `InputError` unless there are as many slices as the header declares, if it does."""
     if promised and promised != count:
         advice = "export the whole series again" if count < promised else "give one volume at a time"
         raise InputError(f"{name}: has {count} slices, the header promises {promised}; {advice}.")
@@ -148,8 +148,8 @@ def _cut(dataset, pixels: np.ndarray, path: Path) -> list[_Slice]:
     """The slices of one file."""
     if "PerFrameFunctionalGroupsSequence" in dataset:
         return _cut_enhanced(dataset, pixels, path)
-    directions = _find_told(dataset, "ImageOrientationPatient", 6, path)
-    position = _find_told(dataset, "ImagePositionPatient", 3, path)
+    directions = _find_geometry(dataset, "ImageOrientationPatient", 6, path)
+    position = _find_geometry(dataset, "ImagePositionPatient", 3, path)
     spacing = pixel_spacing(dataset, path)
     first = _place(pixels[0], position, directions, spacing, dataset, dataset, path)
     if len(pixels) == 1:
@@ -168,32 +168,32 @@ def _cut(dataset, pixels: np.ndarray, path: Path) -> list[_Slice]:
     ]
 
 
-def _find_told(dataset, keyword: str, count: int, path: Path) -> np.ndarray:
-    """An element of the geometry, from the detectors or from the top level, wherever it is told.
+def _find_geometry(dataset, keyword: str, count: int, path: Path) -> np.ndarray:
+    """An element of the geometry, from the detectors or the top level, wherever it is present.
 
-    Several detectors of a reconstruction, and the top level, have to agree in direction; positions may differ, since
-    where a head lies is found anyway.
+    Directions of several detectors and of the top level must agree. Positions may differ, since registration finds the
+    head anyway.
     """
     holders = [item for item in (*(dataset.get("DetectorInformationSequence") or ()), dataset) if item.get(keyword)]
     values = [numbers(holder, keyword, count, path) for holder in holders] or [numbers(dataset, keyword, count, path)]
-    other = max(values, key=lambda value: np.abs(value - values[0]).max())
-    if count == 6 and np.abs(other - values[0]).max() > ROUNDED_COSINES:
+    farthest = max(values, key=lambda value: np.abs(value - values[0]).max())
+    if count == 6 and np.abs(farthest - values[0]).max() > ROUNDED_COSINES:
         raise InputError(
-            f"{path}: Image Orientation is {values[0].tolist()} in one place and {other.tolist()} in another "
+            f"{path}: Image Orientation is {values[0].tolist()} in one place and {farthest.tolist()} in another "
             f"(detectors, top level), expected one; export it again."
         )
     return values[0]
 
 
 def _cut_enhanced(dataset, pixels: np.ndarray, path: Path) -> list[_Slice]:
-    """The slices of an enhanced multi-frame file (DICOM PS3.3 C.7.6.16): each frame brings its own place."""
+    """The slices of an enhanced multi-frame file (DICOM PS3.3 C.7.6.16): each frame has its own position."""
     groups = dataset.PerFrameFunctionalGroupsSequence
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
     if len(groups) != len(pixels):
         raise InputError(f"{path}: has {len(pixels)} frames and {len(groups)} descriptions of frames; export it again.")
 
     def find(group, sequence, keyword):
-        """Where the element is told: for the frame, for all frames, or at the top level."""
+        """The item with the element: of the frame, of all frames, or the top level."""
         for holder in (group, shared):
             if holder is not None and holder.get(sequence) and holder[sequence][0].get(keyword) not in (None, ""):
                 return holder[sequence][0]
@@ -216,14 +216,14 @@ def _cut_enhanced(dataset, pixels: np.ndarray, path: Path) -> list[_Slice]:
 def _place(pixels, position, directions, spacing, scaling, measures, path) -> _Slice:
     left, lengths, right = np.linalg.svd(directions.reshape(2, 3), full_matrices=False)
     if np.abs(lengths - 1).max() > ROUNDED_COSINES:
-        raise InputError(f"{path}: Image Orientation {directions.tolist()} are no right-angled axes; export it again.")
-    along_columns, along_rows = left @ right  # the nearest that are
+        raise InputError(f"{path}: Image Orientation {directions.tolist()} are not at right angles; export it again.")
+    along_columns, along_rows = left @ right  # the nearest orthonormal axes
     axes = np.stack([along_columns * spacing[1], along_rows * spacing[0]], axis=1)
     return _Slice(rescale(pixels, scaling, path), position, axes, np.cross(along_columns, along_rows), _gap(measures))
 
 
 def _gap(holder) -> float:
-    """Spacing Between Slices without its sign; 0 where it is not told."""
+    """Absolute value of Spacing Between Slices; 0 if missing."""
     try:
         return abs(float(holder.get("SpacingBetweenSlices") or 0))
     except (TypeError, ValueError):
@@ -233,16 +233,16 @@ def _gap(holder) -> float:
 def _stack(slices: list[_Slice], name: object) -> tuple[np.ndarray, np.ndarray]:
     """(data of shape (columns, rows, slices), affine to RAS+ mm) of slices in any order."""
     first = slices[0]
-    for one in slices:
-        if one.pixels.shape != first.pixels.shape or np.abs(one.axes - first.axes).max() > COSINE_TOLERANCE:
+    for slice_ in slices:
+        if slice_.pixels.shape != first.pixels.shape or np.abs(slice_.axes - first.axes).max() > COSINE_TOLERANCE:
             raise InputError(
                 f"{name}: the slices differ in matrix, pixel spacing or orientation, expected one lattice; "
                 "give one series."
             )
     if len(slices) < 2:
         raise InputError(f"{name}: holds one slice, expected a volume; give all files of the series.")
-    slices = sorted(slices, key=lambda one: one.position @ first.normal)
-    positions = np.array([one.position for one in slices])
+    slices = sorted(slices, key=lambda slice_: slice_.position @ first.normal)
+    positions = np.array([slice_.position for slice_ in slices])
     gaps = np.diff(positions @ first.normal)
     gap = np.sort(gaps)[(len(gaps) - 1) // 2]  # lower median: of two gaps, the one without a hole
     tolerance = SPACING_TOLERANCE * gap
@@ -261,7 +261,7 @@ def _stack(slices: list[_Slice], name: object) -> tuple[np.ndarray, np.ndarray]:
             f"{name}: slices are {gap:g} mm apart, expected {SPACING_RANGE_MM[0]:g} to {SPACING_RANGE_MM[1]:g} mm; "
             f"export the scan again."
         )
-    declared = max(one.gap for one in slices)
+    declared = max(slice_.gap for slice_ in slices)
     if declared and abs(declared / gap - 1) > SPACING_TOLERANCE:
         raise InputError(
             f"{name}: slices are {gap:g} mm apart by their positions and {declared:g} mm by Spacing Between Slices, "
@@ -272,4 +272,4 @@ def _stack(slices: list[_Slice], name: object) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"{name}: the slices are not evenly spaced, expected one lattice; export it again.")
     affine = np.eye(4)
     affine[:3] = np.column_stack([first.axes, step, positions[0]])
-    return np.stack([one.pixels.T for one in slices], axis=-1), LPS_TO_RAS @ affine
+    return np.stack([slice_.pixels.T for slice_ in slices], axis=-1), LPS_TO_RAS @ affine

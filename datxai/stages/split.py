@@ -1,4 +1,4 @@
-"""Training, validation and test set, and the table of their ages."""
+"""Division into training, validation and test set, and the table of ages."""
 
 from __future__ import annotations
 
@@ -30,26 +30,32 @@ def make(settings: Config, run: Run) -> None:
     labels, ages = ([row[name] for row in people] for name in ("label", "age"))
     sexes = [None if row["sex"] == "n/a" else row["sex"] for row in people]
     cases = Cases.of([row["subject"] for row in people], labels, sexes, ages)
-    given, seed = settings.split, settings.seed
-    if given.kind == "kfold":
-        sets = split_folds(cases, given.folds, given.fold, given.validation, given.candidates, seed, given.repeat)
-    elif given.kind == "column":
-        values = _read_column(people, given.column, run)
-        sets = split_by_column(cases, values, given.column, given.test, given.validation, given.candidates, seed)
+    options, seed = settings.split, settings.seed
+    if options.kind == "kfold":
+        sets = split_folds(
+            cases, options.folds, options.fold, options.validation, options.candidates, seed, options.repeat
+        )
+    elif options.kind == "column":
+        values = _read_column(people, options.column, run)
+        sets = split_by_column(
+            cases, values, options.column, options.test, options.validation, options.candidates, seed
+        )
     else:
-        sets = split(cases, given.sizes, given.candidates, seed)
-    write_table(run.table1, make_table1(sets, labels, sexes, ages), TABLE1_COLUMNS)
-    rows = [{"participant_id": row["participant_id"], "set": name} for row, name in zip(people, sets)]
-    write_table(run.split, rows, ["participant_id", "set"])
+        sets = split(cases, options.sizes, options.candidates, seed)
+    _write(people, sets, make_table1(sets, labels, sexes, ages), run)
 
 
 def _test_all(people: list[dict], run: Run) -> None:
-    """Another run is applied to all cases: a test set, but for those without a label."""
+    """Put all cases with a label into the test set, since another run is applied to them."""
     sets = [UNLABELLED if row["label"] is None else "test" for row in people]
-    known = [row for row in people if row["label"] is not None]
-    labels, ages = ([row[name] for row in known] for name in ("label", "age"))
-    sexes = [None if row["sex"] == "n/a" else row["sex"] for row in known]
-    write_table(run.table1, make_table1(["test"] * len(known), labels, sexes, ages), TABLE1_COLUMNS)
+    labelled = [row for row in people if row["label"] is not None]
+    labels, ages = ([row[name] for row in labelled] for name in ("label", "age"))
+    sexes = [None if row["sex"] == "n/a" else row["sex"] for row in labelled]
+    _write(people, sets, make_table1(["test"] * len(labelled), labels, sexes, ages), run)
+
+
+def _write(people: list[dict], sets: list[str], table1: list[dict], run: Run) -> None:
+    write_table(run.table1, table1, TABLE1_COLUMNS)
     rows = [{"participant_id": row["participant_id"], "set": name} for row, name in zip(people, sets)]
     write_table(run.split, rows, ["participant_id", "set"])
 

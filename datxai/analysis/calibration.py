@@ -80,7 +80,7 @@ def score(margins: ArrayLike, labels: ArrayLike) -> dict:
 
 
 def measure_reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS) -> dict:
-    """How often cases are reduced that are given some probability of it.
+    """Compare predicted probabilities with observed frequencies of reduced cases.
 
     Parameters
     ----------

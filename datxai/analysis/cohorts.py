@@ -64,11 +64,9 @@ def describe_calls(labels: ArrayLike, predicted: ArrayLike, scores: ArrayLike) -
 
 
 def describe_calibration(labels: ArrayLike, margins: ArrayLike, temperature: float | None) -> dict[str, dict]:
-    """The input of `compare_calibration` for one cohort.
-
-    For probabilities as predicted (``raw``) and, if there is a temperature, ``scaled`` by it: ``brier`` and
-    ``log_loss`` (nats), each with ``n``, ``mean`` and ``variance`` over the cases, and ``ece`` (None without cases).
-    """
+    """The input of `compare_calibration` for one cohort: for probabilities as predicted (``raw``) and, if there is a
+    temperature, ``scaled`` by it, ``brier`` and ``log_loss`` (nats), each with ``n``, ``mean`` and ``variance`` over
+    the cases, and ``ece`` (None without cases)."""
     labels, margins, measures = np.asarray(labels), np.asarray(margins, float), {}
     for name, divisor in (("raw", 1.0), *([("scaled", temperature)] if temperature is not None else [])):
         scaled = margins / divisor

@@ -36,10 +36,9 @@ def score_doubt(case: Mapping, cutoff: float | None) -> dict[str, float | None]:
 
     Returns
     -------
-    dict with ``map``: likeness to the mean map of the other class minus that to the mean map of the predicted class;
-    ``margin``: minus the distance of the logits, which ranks cases as the distance of the softmax outputs does;
-    ``sbr_near``: minus the distance of the SBR from its cutoff; ``sbr_against``: how far the SBR lies on the side of
-    the other class.
+    dict with ``map``: likeness to the mean map of the other class minus that of the predicted class; ``margin``: minus
+    the distance of the logits, which ranks cases as that of the softmax outputs does; ``sbr_near``: minus the distance
+    of the SBR from its cutoff; ``sbr_against``: how far the SBR lies on the side of the other class.
     """
     sign = 1 if case["predicted"] else -1
     r_normal, r_reduced = case["r_normal"], case["r_reduced"]

@@ -75,11 +75,8 @@ class Regression:
 
 @dataclass(frozen=True)
 class Expected:
-    """Distribution of a measure in a new normal case: t with ``freedom`` degrees of freedom, ``centre`` and ``scale``.
-
-    It comes from a regression on ``terms`` over ``n`` cases. With a ``shift`` it is the distribution of
-    log(measure + shift).
-    """
+    """Distribution of a measure in a new normal case: t with ``freedom`` degrees of freedom, ``centre`` and ``scale``,
+    from a regression on ``terms`` over ``n`` cases. With a ``shift`` it is that of log(measure + shift)."""
 
     centre: float
     scale: float
@@ -114,7 +111,7 @@ class Expected:
 
         transformed = float(transform(np.array(value), self.shift))
         offset = -np.inf if np.isnan(transformed) else transformed - self.centre
-        # The scale is zero if all normal cases have the same value.
+        # the scale is zero if all normal cases have the same value
         distance = offset / self.scale if self.scale else np.inf * np.sign(offset) if offset else 0.0
         tail = max(float(stdtr(self.freedom, -abs(distance))), MIN_PROBABILITY)  # the smaller tail, which is accurate
         z = float(-ndtri(tail) * np.sign(distance))

@@ -31,9 +31,8 @@ def label_regions(
     """The regions to be measured: ``region``, ``striatal``, ``mask``, ``volume_ml``, ``distance_mm``.
 
     ``parcellation`` holds labels (X, Y, Z), 0 for none; names end in ``_left`` (ipsilateral, after mirroring) or
-    ``_right``. Brain without a label is `REST`. The distance from the striatum is the median over the voxels of the
-    region, 0 inside. It matters because a map is no sharper than its rules, so that regions near the striatum share its
-    relevance.
+    ``_right``. Brain without a label is `REST`. The distance is the median of a region's voxels from the striatum, 0
+    inside: maps are no sharper than their rules, so that regions near the striatum share its relevance.
     """
     distance = distance_from(striatum, spacing)
     sides = {"left": "ipsilateral", "right": "contralateral"}
@@ -55,10 +54,8 @@ def label_regions(
 
 
 def measure_regions(relevance: np.ndarray, regions: Sequence[Mapping], brain: np.ndarray) -> list[dict]:
-    """Measure each region in one map; all values are None for a map of zeros.
-
-    Returns rows of ``share`` (of the brain's absolute relevance), ``density`` (share over share of the brain's volume)
-    and ``mean`` (signed, in units of the brain's mean absolute relevance).
+    """Measure each region in one map: ``share`` of the brain's absolute relevance, ``density`` (share over share of the
+    brain's volume) and ``mean`` (signed, in units of the brain's mean absolute relevance). None for a map of zeros.
     """
     total = float(np.abs(relevance[brain]).sum(dtype=float))
     if total == 0:
@@ -81,9 +78,8 @@ def summarise_regions(
 ) -> list[dict]:
     """Means over cases with 95 % t intervals, a row per region (`COLUMNS`), the densest first.
 
-    ``measured`` holds the result of `measure_regions` for each case, ``groups`` its group: TN, TP, FN or FP. Share and
-    density are over all cases; TN and TP are the mean relevance of these groups. The difference TP - TN has Welch's
-    interval.
+    ``measured`` holds the `measure_regions` of each case, ``groups`` its TN, TP, FN or FP. Share and density are over
+    all cases; TN and TP are the mean relevance of these groups. The difference TP - TN has Welch's interval.
     """
     rows = []
     for i, region in enumerate(regions):

@@ -62,11 +62,9 @@ Measure = Ellipsoid | Subspace
 
 
 def fit_ellipsoid(x: np.ndarray, smallest: float = 0.0) -> Ellipsoid:
-    """Fit the ellipsoid of cases [n, d].
-
-    Features are divided by their standard deviation, or by ``smallest`` if that is larger; their covariance is shrunk
-    (Ledoit and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4). Features that never vary are left out.
-    """
+    """Fit the ellipsoid of cases [n, d]. Features are divided by their standard deviation, or by ``smallest`` if that
+    is larger; their covariance is shrunk (Ledoit and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4). Features that never
+    vary are left out."""
     from sklearn.covariance import ledoit_wolf
 
     mean, spread = x.mean(axis=0), np.maximum(x.std(axis=0), smallest)
@@ -152,8 +150,8 @@ class Shift:
             feature = features[MEASURES[name][0]]
             if feature.shape != fit.mean.shape:
                 raise InputError(
-                    f"likeness to the training scans: {name} is of {len(feature)} numbers in the scan and of "
-                    f"{len(fit.mean)} in the run, which another version has made; run `datxai evaluate` anew."
+                    f"likeness to the training scans: {name} has {len(feature)} values in the scan and "
+                    f"{len(fit.mean)} in the run, which another version has made; run `datxai evaluate` again."
                 )
             value = float(fit.measure(feature[None])[0])
             rows[name] = {
@@ -176,11 +174,9 @@ class Shift:
         ]
 
     def summarise(self, tested: Sequence[Mapping]) -> dict:
-        """The section ``shift`` of metrics.json.
-
-        It holds ``judged``, ``note``, ``level``, the content of ``own``, and by measure the limit, the median and 95th
-        percentile of held-out cases, and how many of the test cases (``tested``, rows of `tabulate`) are beyond it.
-        """
+        """The section ``shift`` of metrics.json: ``judged``, ``note``, ``level``, the content of ``own``, and by
+        measure its limit, median and 95th percentile over held-out cases, and how many test cases (rows of `tabulate`)
+        exceed the limit."""
         return {
             "judged": bool(self.measures),
             "note": self.note,
@@ -217,15 +213,14 @@ class Shift:
             for name, fit in self.measures.items()
             for key, value in {**vars(fit), "usual": self.usual[name]}.items()
         }
-        about = {"limits": dict(self.limits), "note": self.note, "own": dict(self.own), "periods": SCAN_SPACE_PERIODS}
-        return arrays, about
+        return arrays, {
+            "limits": dict(self.limits), "note": self.note, "own": dict(self.own), "periods": SCAN_SPACE_PERIODS,
+        }  # fmt: skip
 
     @classmethod
     def unpack(cls, arrays: Mapping[str, np.ndarray], about: Mapping) -> Shift:
-        """Restore what `pack` returned; `KeyError`, `TypeError` or `ValueError` if the data is something else.
-
-        The measures of texture are dropped from data of earlier versions, which measured periods in MNI space.
-        """
+        """Restore what `pack` returned; `KeyError`, `TypeError` or `ValueError` if the data is something else. Measures
+        of texture are dropped from data of earlier versions, which measured periods in MNI space."""
         measures, usual, limits = {}, {}, {name: float(limit) for name, limit in about["limits"].items()}
         if limits and about.get("periods") != SCAN_SPACE_PERIODS:
             limits = {name: limit for name, limit in limits.items() if name not in TEXTURE}

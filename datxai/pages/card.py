@@ -158,7 +158,7 @@ def _describe_use(card: ModelCard) -> Iterator[str]:
         "patient may rest on it."
     )
     if "phantom" in card.data:
-        yield "The scans it was trained on are simulated: it says how methods behave, not how patients do."
+        yield "It was trained on simulated scans: it shows how methods behave, not how patients do."
 
 
 def _describe_cohort(card: ModelCard) -> Iterator[str]:
@@ -212,7 +212,7 @@ def _describe_rounding(card: ModelCard) -> str:
 def _describe_limits(card: ModelCard) -> Iterator[str]:
     yield from _heading(LIMITS)
     yield "- The figures are those of one split of one cohort; other cameras, reconstructions and people may differ."
-    yield "- It calls every scan normal or reduced, also one of another tracer, organ or disease."
+    yield "- It calls every scan normal or reduced, even one with another tracer, organ or disease."
     yield "- The ranges of normal binding ratios are those of this cohort, on its camera and with its reconstruction."
     yield "- A relevance map says what moved the network, not what causes the disease."
 
@@ -257,7 +257,7 @@ def _describe_content(card: ModelCard) -> Iterator[str]:
         f"age in groups of {card.least} cases or more; cutoff and tree of binding ratios"
     )
     if "shift.safetensors" in card.members:
-        yield "- what tells whether a scan is like the training scans: means, spreads and main axes of their features"
+        yield "- for recognising scans unlike the training scans: means, spreads and main axes of their features"
     yield (
         "- weights: they may reveal that somebody's scan was among those that the network was trained with (membership "
         "inference); whoever shares them has to weigh this"
@@ -271,7 +271,7 @@ def _list_items(title: str, source: str, items: Mapping[str, tuple[str, str | No
     answered = [[number, name, section] for number, (name, section) in items.items() if section is not None]
     yield from _table(["item", "name", "section"], answered)
     yield ""
-    yield "What only whoever made the study can answer:"
+    yield "What only the authors of the study can answer:"
     yield ""
     yield from (f"- {number}. {name}" for number, (name, section) in items.items() if section is None)
 

@@ -265,10 +265,8 @@ def plot_putamen_by_start(values: Mapping[str, Sequence[Sequence[float]]], group
     row = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
     for axes, (name, networks) in zip(row, values.items()):
         for x, group in enumerate(COLOURS):
-            pooled = np.concatenate([
-                np.asarray(cases)[np.asarray(case_groups) == group] / np.abs(cases).max()
-                for cases, case_groups in zip(networks, groups)
-            ])  # fmt: skip
+            scaled = (np.asarray(cases) / np.abs(cases).max() for cases in networks)
+            pooled = np.concatenate([cases[np.asarray(of_case) == group] for cases, of_case in zip(scaled, groups)])
             jitter = np.linspace(-0.3, 0.3, len(pooled)) if len(pooled) > 1 else [0.0] * len(pooled)
             axes.scatter(x + np.asarray(jitter), pooled, s=2.5, color=COLOURS[group], linewidths=0)
         axes.axhline(0, color="black", linewidth=0.6)
@@ -283,8 +281,7 @@ def plot_putamen_by_start(values: Mapping[str, Sequence[Sequence[float]]], group
 def plot_reliability(calibration: Mapping) -> Figure:
     """Share of reduced cases by predicted probability, without and, if there is one, with the temperature.
 
-    ``calibration`` is the result of `datxai.analysis.calibration.calibrate`. The lower panels show the number of cases
-    in each bin.
+    ``calibration``: see `datxai.analysis.calibration.calibrate`. Below, the number of cases in each bin.
     """
     titles = {"raw": "as predicted"}
     if calibration["determined"]:

@@ -201,7 +201,9 @@ def describe_case(page: CasePage) -> dict:
         "Explanation": page.explanation,
         "Quality control": page.quality,
         "Likeness to the training scans": _describe_shift(page.shift) if page.shift else {},
-        **{f"Beside it: {name}": {**other.explanation, **other.measures} for name, other in page.beside.items()},
+        **{
+            f"Other explanation: {name}": {**other.explanation, **other.measures} for name, other in page.beside.items()
+        },
         "Time, s": page.timings,
         "Provenance": page.provenance,
     }
@@ -222,7 +224,8 @@ def describe_case(page: CasePage) -> dict:
         "explained": explained,
         "among_normals_caption": AMONG_NORMALS,
         "others": {
-            name: describe_output(map_.explanation.get("target"), page.predicted) for name, map_ in page.beside.items()
+            name: describe_output(other.explanation.get("target"), page.predicted)
+            for name, other in page.beside.items()
         },
     }
 

@@ -255,9 +255,9 @@ def _find_obstacle(settings: Config, findings: Findings) -> str:
     """The reason why scans cannot be compared with the training cases of a run; empty if they can."""
     n = len(findings.of_set("train"))
     if settings.training.max_epochs == 0:
-        return "The network was not trained in this run, so that no scan can be held against what it was trained with."
+        return "The network was not trained in this run, so that no scan can be compared with its training scans."
     if n < shift.MIN_CASES:
-        return f"{n} training cases are too few to hold a scan against; {shift.MIN_CASES} are needed."
+        return f"{n} training cases are too few to compare a scan with; {shift.MIN_CASES} are needed."
     return ""
 
 

@@ -24,40 +24,33 @@ def outputs(run: Run) -> list[Path]:
 
 def make(settings: Config, run: Run) -> None:
     people = list(Findings(run).people.values())
-    if settings.applied is not None:
-        _test_all(people, run)
-        return
-    labels, ages = ([row[name] for row in people] for name in ("label", "age"))
-    sexes = [None if row["sex"] == "n/a" else row["sex"] for row in people]
-    cases = Cases.of([row["subject"] for row in people], labels, sexes, ages)
-    options, seed = settings.split, settings.seed
-    if options.kind == "kfold":
-        sets = split_folds(
-            cases, options.folds, options.fold, options.validation, options.candidates, seed, options.repeat
-        )
-    elif options.kind == "column":
-        values = _read_column(people, options.column, run)
-        sets = split_by_column(
-            cases, values, options.column, options.test, options.validation, options.candidates, seed
-        )
+    if settings.applied is not None:  # the cohort is a test set, except for cases without a label
+        sets = [UNLABELLED if row["label"] is None else "test" for row in people]
     else:
-        sets = split(cases, options.sizes, options.candidates, seed)
-    _write(people, sets, make_table1(sets, labels, sexes, ages), run)
-
-
-def _test_all(people: list[dict], run: Run) -> None:
-    """Put all cases with a label into the test set, since another run is applied to them."""
-    sets = [UNLABELLED if row["label"] is None else "test" for row in people]
-    labelled = [row for row in people if row["label"] is not None]
-    labels, ages = ([row[name] for row in labelled] for name in ("label", "age"))
-    sexes = [None if row["sex"] == "n/a" else row["sex"] for row in labelled]
-    _write(people, sets, make_table1(["test"] * len(labelled), labels, sexes, ages), run)
-
-
-def _write(people: list[dict], sets: list[str], table1: list[dict], run: Run) -> None:
+        sets = _divide(people, settings, run)
+    used = [(row, name) for row, name in zip(people, sets) if name != UNLABELLED]
+    table1 = make_table1([name for _, name in used], *_list_demographics([row for row, _ in used]))
     write_table(run.table1, table1, TABLE1_COLUMNS)
     rows = [{"participant_id": row["participant_id"], "set": name} for row, name in zip(people, sets)]
     write_table(run.split, rows, ["participant_id", "set"])
+
+
+def _divide(people: list[dict], settings: Config, run: Run) -> list[str]:
+    """The set of each case, as ``settings.split`` asks for it."""
+    cases = Cases.of([row["subject"] for row in people], *_list_demographics(people))
+    spec, seed = settings.split, settings.seed
+    if spec.kind == "kfold":
+        return split_folds(cases, spec.folds, spec.fold, spec.validation, spec.candidates, seed, spec.repeat)
+    if spec.kind == "column":
+        values = _read_column(people, spec.column, run)
+        return split_by_column(cases, values, spec.column, spec.test, spec.validation, spec.candidates, seed)
+    return split(cases, spec.sizes, spec.candidates, seed)
+
+
+def _list_demographics(people: list[dict]) -> tuple[list, list, list]:
+    """Labels, sexes (None if unknown) and ages."""
+    sexes = [None if row["sex"] == "n/a" else row["sex"] for row in people]
+    return [row["label"] for row in people], sexes, [row["age"] for row in people]
 
 
 def _read_column(people: list[dict], column: str, run: Run) -> list[str]:

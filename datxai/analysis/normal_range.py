@@ -183,7 +183,7 @@ class NormalRange:
         shown = [*self.ages, *([] if age is None else [age])]
         ages = np.linspace(min(shown), max(shown), 50)
         expected = [self.expect(years, sex) for years in ages.tolist()]
-        limits = np.array([(*one.limits, one.median) for one in expected if one])
+        limits = np.array([(*expectation.limits, expectation.median) for expectation in expected if expectation])
         low, high, median = limits.T
         return {"age": ages, "low": low, "median": median, "high": high, "sex": sex if "sex" in sample.terms else None}
 
@@ -252,7 +252,7 @@ def describe_range(
     first = next(filter(None, judged.values()), None)
     if first is None:
         return ""
-    who = {"F": "woman", "M": "man"}[sex or ""] if "sex" in first["terms"] else "person"
+    person = {"F": "woman", "M": "man"}[sex or ""] if "sex" in first["terms"] else "person"
     years = f"of {age:g} years" if "age" in first["terms"] else "of any age"
     ages = [measure.ages for measure in ranges.values() if measure.ages]
     warning = ""
@@ -260,4 +260,4 @@ def describe_range(
         low, high = min(low for low, _ in ages), max(high for _, high in ages)
         if not low <= age <= high:
             warning = f" Their ages are {low} to {high} years, so that this is an extrapolation."
-    return f"95 % prediction interval of {first['n']} normal cases of the run, for a {who} {years}.{warning}"
+    return f"95 % prediction interval of {first['n']} normal cases of the run, for a {person} {years}.{warning}"

@@ -38,8 +38,8 @@ def prepare() -> None:
         figure = Figure()
         figure.text(0, 0, "\u2212", weight="bold")
         figure.text(0, 0, "\u2212")
-        for kind in ("png", "pdf"):
-            figure.savefig(io.BytesIO(), format=kind)
+        for file_format in ("png", "pdf"):
+            figure.savefig(io.BytesIO(), format=file_format)
 
 
 def write_case_pdf(path: str | os.PathLike, page: CasePage) -> None:

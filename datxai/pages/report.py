@@ -347,8 +347,8 @@ def _pack_spaces(page: CasePage) -> list[dict]:
 def _pack_shared(page: CasePage, volumes: Mapping[str, Volume]) -> dict:
     """MNI space with the volumes of one of two scans, on colour scales that fit both scans."""
     assert page.volumes and page.prior
-    both = (page.volumes, page.prior.volumes)
-    tops = {kind: max(float(abs(each[kind].data).max()) for each in both) for kind in ("spect", "relevance")}
+    scans = (page.volumes, page.prior.volumes)
+    tops = {kind: max(float(abs(each[kind].data).max()) for each in scans) for kind in ("spect", "relevance")}
     return pack_space("MNI space", volumes, _label_outlines(page), page.sides, tops)
 
 

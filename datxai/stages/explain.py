@@ -53,10 +53,10 @@ def make_part(settings: Config, run: Run, part: slice) -> None:
 
 
 def _choose_cases(settings: Config, run: Run) -> list[dict]:
-    which = settings.attribution.cases
-    if which not in ("test", "all"):
-        raise InputError(f"attribution.cases={which}: expected test or all.")
-    cases = [case for case in Findings(run).predictions if which == "all" or case["set"] in ("test", UNLABELLED)]
+    chosen_set = settings.attribution.cases
+    if chosen_set not in ("test", "all"):
+        raise InputError(f"attribution.cases={chosen_set}: expected test or all.")
+    cases = [case for case in Findings(run).predictions if chosen_set == "all" or case["set"] in ("test", UNLABELLED)]
     if settings.target == "label" and any(case["label"] is None for case in cases):
         raise InputError(
             "target=label: there are cases without a label; choose predicted, normal, reduced, decision or difference."

@@ -76,7 +76,7 @@ def _make_case(bench: Bench, x: Tensor, relevance: Tensor, trial: Trial, explain
             return sign * (logits[:, 1] - logits[:, 0])
         return logits[:, trial.target]
 
-    other = 0 if trial.target in ("difference", "decision") else 1 - int(trial.target)
+    other_target = 0 if trial.target in ("difference", "decision") else 1 - int(trial.target)
     fill = {
         "mean": lambda: torch.from_numpy(bench.mean_scan).to(x),
         "blur": lambda: blur(x, bench.grid.spacing),
@@ -88,7 +88,7 @@ def _make_case(bench: Bench, x: Tensor, relevance: Tensor, trial: Trial, explain
         relevance=relevance,
         score=score,
         explain=lambda model, x: explain(model, x, trial.target),
-        explain_other=lambda model, x: explain(model, x, other),
+        explain_other=lambda model, x: explain(model, x, other_target),
         fill=fill,
         parcels=bench.parcels,
         regions=bench.regions,

@@ -63,27 +63,31 @@ def run(settings: Config, folder: Run) -> None:
     space = read_space(options, settings)
     folder.entry("split", "search")
     trials.require_optuna()
-    place = folder.folder / "search" / options.name
-    place.mkdir(parents=True, exist_ok=True)
-    require_own(folder.folder, place, place.parent)
-    quest = Quest(settings, folder, place, space, _changed(settings, folder))
-    with trials.explaining_the_database(quest.database):
-        study = quest.open()
-        with holding(quest.owner, "datxai search"):
-            quest.search(study)
-        shutil.rmtree(quest.owner, ignore_errors=True)
+    out = folder.folder / "search" / options.name
+    out.mkdir(parents=True, exist_ok=True)
+    require_own(folder.folder, out, out.parent)
+    search = SearchProcess(settings, folder, out, space, _find_changes(settings, folder))
+    with trials.explaining_the_database(search.database):
+        study = search.open()
+        with holding(search.owner, "datxai search"):
+            search.run_trials(study)
+        shutil.rmtree(search.owner, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty: other processes are still working
-            quest.owner.parent.rmdir()
-        quest.report(study)
+            search.owner.parent.rmdir()
+        search.report(study)
 
 
 @dataclass(frozen=True)
-class Quest:
-    """A search: its base run and folder, its space, and other settings that differ from those of the base run."""
+class SearchProcess:
+    """A process that works on a search.
+
+    ``base`` is the run that trials start from, ``folder`` that of the search; ``changed`` holds the settings outside
+    ``space`` that differ from those of the base.
+    """
 
     settings: Config
     base: Run
-    place: Path
+    folder: Path
     space: Mapping[str, BaseDistribution]
     changed: Mapping[str, Any]
     identity: str = uuid.uuid4().hex
@@ -94,12 +98,12 @@ class Quest:
 
     @property
     def database(self) -> Path:
-        return self.place / "study.db"
+        return self.folder / "study.db"
 
     @property
     def owner(self) -> Path:
         """A folder that is locked as long as this process is alive."""
-        return self.place / "at-work" / self.identity
+        return self.folder / "at-work" / self.identity
 
     def open(self) -> Study:
         """Create or load the study. Raises `InputError` if it has another space, objective or run."""
@@ -130,11 +134,11 @@ class Quest:
                 other = ", ".join(name for name in definition if existing.get(name) != definition[name])
                 raise InputError(
                     f"{self.database}: is a search with another {other}, expected the one given now; choose another "
-                    f"search.name={options.name}-2, or remove {self.place}."
+                    f"search.name={options.name}-2, or remove {self.folder}."
                 )
         return study
 
-    def search(self, study: Study) -> None:
+    def run_trials(self, study: Study) -> None:
         """Make trials until there are enough, several of them in parallel."""
         n = max(1, self.options.processes)
         done = len(trials.finished(study))
@@ -177,7 +181,7 @@ class Quest:
 
         with self._exclusively():
             for lost in trials.running(study):
-                if not _is_alive(self.place / "at-work" / lost.user_attrs.get("owner", "none")):
+                if not _is_alive(self.folder / "at-work" / lost.user_attrs.get("owner", "none")):
                     study.tell(lost.number, state=trials.states().FAIL)
                     if lost.params.keys() == self.space.keys():  # else it was killed before all were proposed
                         study.enqueue_trial(lost.params)
@@ -192,7 +196,7 @@ class Quest:
 
     def _exclusively(self) -> contextlib.AbstractContextManager[None]:
         """A lock shared by all processes that work on the search."""
-        return holding(self.place, "datxai search", patience=60.0)
+        return holding(self.folder, "datxai search", patience=60.0)
 
     def _make(self, trial: Trial) -> tuple[float, bool]:
         """Train with a trial's settings; returns the objective and whether the training was ended early."""
@@ -223,7 +227,7 @@ class Quest:
         if self.settings.network.target is not None:  # code is executed only if it is named on the command line
             arguments.append(f"network.target={self.settings.network.target}")
         cores = max(1, (os.cpu_count() or 1) // max(1, self.options.processes))
-        arguments += [f"device={self.settings.device}", "--config-dir", str(self.place)]
+        arguments += [f"device={self.settings.device}", "--config-dir", str(self.folder)]
         process = subprocess.Popen(
             [sys.executable, "-m", "datxai", stage, *arguments],
             stdout=subprocess.DEVNULL,
@@ -237,7 +241,7 @@ class Quest:
             process.wait()
 
     def _folder_of(self, name: str) -> Path:
-        return self.place / "trials" / name
+        return self.folder / "trials" / name
 
     def _write_experiment(self, name: str, params: Mapping[str, Any], title: str) -> None:
         tree: dict[str, Any] = {}
@@ -248,7 +252,7 @@ class Quest:
                 node = node.setdefault(parent, {})
             node[last] = value
         text = yaml.safe_dump(tree, sort_keys=False)
-        write_text(self.place / "experiment" / f"{name}.yaml", f"# @package _global_\n# {title}\n{text}")
+        write_text(self.folder / "experiment" / f"{name}.yaml", f"# @package _global_\n# {title}\n{text}")
 
     def _remove_all_but_best(self, study: Study) -> None:
         """Remove the runs of all finished trials but the best; weights take space, and the study keeps the results."""
@@ -257,7 +261,7 @@ class Quest:
         for trial in trials.finished(study):
             if (name := trials.name_of(trial)) not in kept:
                 shutil.rmtree(self._folder_of(name), ignore_errors=True)
-                (self.place / "experiment" / f"{name}.yaml").unlink(missing_ok=True)
+                (self.folder / "experiment" / f"{name}.yaml").unlink(missing_ok=True)
 
     def report(self, study: Study) -> None:
         """Write the table, the figure and the experiment file of the best trial, and log where they are."""
@@ -276,8 +280,8 @@ class Quest:
         ]
         best = trials.best_of(study)
         if best is None:
-            raise InputError(f"{self.place}: no trial was finished, expected one at least; give search.trials=30.")
-        write_table(self.place / "trials.tsv", rows, list(rows[0]))
+            raise InputError(f"{self.folder}: no trial was finished, expected one at least; give search.trials=30.")
+        write_table(self.folder / "trials.tsv", rows, list(rows[0]))
         figure = plot_search(
             rows,
             list(self.space),
@@ -286,8 +290,8 @@ class Quest:
             logarithmic=[name for name, distribution in self.space.items() if getattr(distribution, "log", False)],
             choices=[name for name, distribution in self.space.items() if hasattr(distribution, "choices")],
         )
-        save_figure(figure, self.place / "search")
-        command = f"datxai --config-dir {self.place} experiment=best base={self.base.folder} run=RUN_DIR"
+        save_figure(figure, self.folder / "search")
+        command = f"datxai --config-dir {self.folder} experiment=best base={self.base.folder} run=RUN_DIR"
         result = f"validation {self.options.objective} {best.value:.4f}"
         title = f"The best of {len(rows)} trials, trial {best.number} ({result})"
         self._write_experiment("best", best.params, f"{title}:\n#   {command}")
@@ -295,7 +299,7 @@ class Quest:
         log.info(
             "Its run goes on with `datxai run=%s`; its settings: %s", self._folder_of(trials.name_of(best)), command
         )
-        log.info("Table and figure: %s", self.place)
+        log.info("Table and figure: %s", self.folder)
 
 
 class Watched:
@@ -327,7 +331,7 @@ class Watched:
         return bool(self.reported) and self.trial.should_prune()
 
 
-def _changed(settings: Config, base: Run) -> dict[str, Any]:
+def _find_changes(settings: Config, base: Run) -> dict[str, Any]:
     """Settings of network and training that differ from those that the run was made with."""
     record = read_record(base.folder)
     recorded = record.settings() if record else {}

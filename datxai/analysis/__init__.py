@@ -1,1 +1,1 @@
-"""What numbers and maps say: classification, calibration, relevance of groups and regions, comparison of runs."""
+"""Statistics over cases: classification, calibration, relevance of groups and regions, comparison of runs."""

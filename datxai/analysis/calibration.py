@@ -1,7 +1,7 @@
-"""Whether probabilities mean what they say: temperature scaling, reliability, scores, and an "uncertain" class.
+"""Calibration of probabilities: temperature scaling, reliability, scores, and an "uncertain" class.
 
-A margin is the logit of reduced minus that of normal, natural logarithms; the probability of reduced is the logistic
-function of it, which is the softmax of the two logits.
+A margin is the logit of reduced minus that of normal (natural logarithm). Its logistic function is the probability of
+reduced, which equals the softmax of the two logits.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from numpy.typing import ArrayLike
 
 from datxai.analysis.classification import wilson_interval
 
-TEMPERATURES = 0.05, 20.0  # between these the temperature is looked for
+TEMPERATURES = 0.05, 20.0  # bounds of the search
 BINS = 10  # of equal width, for reliability and expected calibration error
 DRAWS = 1000  # of labels, for the error to expect of a calibrated classifier
-UNCERTAIN_SHARE = 0.05  # of the validation cases; readers find about as many inconclusive
+UNCERTAIN_SHARE = 0.05  # of the validation cases; human readers call about as many inconclusive
 
 
 def fit_temperature(margins: ArrayLike, labels: ArrayLike) -> dict:
-    """The temperature that minimises the negative log likelihood (Guo et al. 2017, arXiv:1706.04599).
+    """Fit the temperature that minimises the negative log likelihood (Guo et al. 2017, arXiv:1706.04599).
 
     Parameters
     ----------
@@ -29,11 +29,12 @@ def fit_temperature(margins: ArrayLike, labels: ArrayLike) -> dict:
 
     Returns
     -------
-    dict with ``temperature``, by which margins are to be divided; ``determined``: whether the cases determine one;
-    ``n`` and ``errors``, the cases and those on the wrong side of zero; ``note``, a sentence, where not all is well.
+    dict with ``temperature``, the divisor of margins; ``determined``: whether the cases determine one; ``n`` and
+    ``errors``: how many cases there are, and how many lie on the wrong side of zero; ``note``, a sentence, if there is
+    a problem.
 
-    Where all cases are of one class, or all on their right side, the likelihood has no maximum: it grows as the
-    temperature goes to zero. The temperature is then 1, which leaves probabilities as they are.
+    If all cases belong to one class, or all are on the correct side, the likelihood has no maximum: it grows as the
+    temperature goes to zero. The temperature is then 1, which leaves probabilities unchanged.
     """
     from scipy.optimize import minimize_scalar
 
@@ -79,7 +80,7 @@ def score(margins: ArrayLike, labels: ArrayLike) -> dict:
 
 
 def measure_reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS) -> dict:
-    """How often cases are reduced that are called so with some probability.
+    """Compare predicted probabilities with observed frequencies of reduced cases.
 
     Parameters
     ----------
@@ -91,8 +92,8 @@ def measure_reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int =
     -------
     dict with ``ece``, the expected calibration error: mean over cases of |mean probability - share of reduced cases|
     of their bin (Guo et al. 2017, arXiv:1706.04599, for the probability of one class); ``ece_if_calibrated``,
-    its mean for labels drawn with these very probabilities, which few cases keep from zero (Broecker and Smith 2007,
-    doi:10.1175/WAF993.1); and ``bins``, a row for each that holds a case: ``low, high, n, probability`` (mean),
+    its mean for labels drawn with these very probabilities, above zero in small samples (Broecker and Smith 2007,
+    doi:10.1175/WAF993.1); and ``bins``, a row for each bin with cases: ``low, high, n, probability`` (mean),
     ``reduced`` (share) and ``reduced_ci95`` (Wilson).
     """
     probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
@@ -123,10 +124,10 @@ def measure_reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int =
 
 
 def calibrate(fit: Mapping, margins: ArrayLike, labels: ArrayLike) -> dict:
-    """How well (test) cases are calibrated without and with a temperature that others were fitted.
+    """Measure the calibration of (test) cases without and with a temperature that was fitted to other cases.
 
-    Returns the ``fit``, of `fit_temperature`, with ``raw`` and ``scaled``: what `score` and `measure_reliability`
-    return. Without a case it is the fit alone.
+    Returns the ``fit`` of `fit_temperature` with ``raw`` and ``scaled``: what `score` and `measure_reliability`
+    return. Without cases it is the fit alone.
     """
     margins = np.asarray(margins, float)
     calibrated: dict[str, Any] = {**fit}
@@ -138,17 +139,17 @@ def calibrate(fit: Mapping, margins: ArrayLike, labels: ArrayLike) -> dict:
 def choose_uncertain(probabilities: ArrayLike, fraction: float = UNCERTAIN_SHARE) -> float:
     """Half the width of the interval about 0.5 that holds ``fraction`` of these (validation) cases, rounded up.
 
-    A case is uncertain if its probability is at most so far from 0.5.
+    A case is uncertain if its probability is no farther than this from 0.5.
     """
     distances = np.sort(np.abs(np.asarray(probabilities, float) - 0.5))
     return float(distances[int(np.ceil(fraction * len(distances))) - 1])
 
 
 def measure_uncertain(uncertain: ArrayLike, wrong: ArrayLike) -> dict:
-    """What an "uncertain" class does: its ``rate``, the share of the errors ``caught``, the ``accuracy`` of the rest.
+    """Evaluate an "uncertain" class: its ``rate``, the share of errors ``caught``, the ``accuracy`` of the other cases.
 
-    Each with its Wilson interval ``<name>_ci95`` and its counts ``<name>_of`` = [cases, of how many]; None without
-    a case to count.
+    Each comes with its Wilson interval ``<name>_ci95`` and its counts ``<name>_of`` = [cases, of how many]; None if
+    there is no case to count.
     """
     uncertain, wrong = np.asarray(uncertain, bool), np.asarray(wrong, bool)
     counts = {

@@ -1,16 +1,16 @@
-"""How binding changed between two scans of one person, and whether by more than two such scans differ anyway."""
+"""Change of binding ratios between two scans of a person, and whether it exceeds test-retest variability."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-# Mean absolute difference of two scans of a person, in per cent of their mean, without any change in between. Striatum:
-# Booij et al. 1998 (J Nucl Med 39:1879-1884, PMID 9829575): 7.25 % by regions drawn by hand, 7.47 % by fixed ones.
-# Parts of it: Tsuchida et al. 2004 (doi:10.1007/BF02984583): 11.9 % in controls, 12.2 % in Parkinson's disease.
+# Mean absolute difference of two scans of an unchanged person, in per cent of their mean. Striatum: Booij et al. 1998
+# (J Nucl Med 39:1879-1884, PMID 9829575): 7.25 % with manually drawn regions, 7.47 % with fixed ones. Parts of the
+# striatum: Tsuchida et al. 2004 (doi:10.1007/BF02984583): 11.9 % in controls, 12.2 % in Parkinson's disease.
 VARIABILITY = {"striatum": 7.5}
 VARIABILITY_OF_PARTS = 12.2
-# Normal differences of mean size 1 have the standard deviation sqrt(pi / 2); 95 % of them are smaller than this.
+# Normally distributed differences of mean size 1 have the standard deviation sqrt(pi / 2); 95 % are smaller than this.
 LIMIT_OF_VARIABILITY = 1.959964 * math.sqrt(math.pi / 2)
 SOURCE = (
     "Limits: what 95 % of repeated scans without any change stay within, from the test-retest variability of FP-CIT "
@@ -20,8 +20,8 @@ SOURCE = (
 
 
 def limits_of(region: str) -> tuple[float, float]:
-    """How far a second scan of a person may be from the first in a region (``striatum_left``), down and up, in per cent
-    of the first, before it counts as a change. In per cent of their mean both are the same."""
+    """Limits of the change of an unchanged region (such as ``striatum_left``), down and up, in per cent of the first
+    scan. In per cent of the mean of both scans they have the same size."""
     share = LIMIT_OF_VARIABILITY * VARIABILITY.get(region.partition("_")[0], VARIABILITY_OF_PARTS) / 100
     return -200 * share / (2 + share), 200 * share / (2 - share)
 
@@ -31,9 +31,9 @@ def measure_change(
 ) -> dict[str, dict]:
     """The change of each binding ratio that both scans have.
 
-    Region to ``before`` and ``now``; ``percent`` of before, and ``percent_per_year`` where it is known how many
-    ``years`` lie between; ``limits`` of the percentage (`limits_of`), and whether it ``exceeds`` them. Where nothing
-    bound before, there is no percentage: None.
+    Returns by region ``before`` and ``now``; the change in ``percent`` of before, and ``percent_per_year`` if the
+    ``years`` between the scans are known; ``limits`` of the percentage (`limits_of`), and whether it ``exceeds`` them.
+    The percentage is None if there was no binding before.
     """
     changes = {}
     for region, first in before.items():

@@ -1,4 +1,4 @@
-"""How well a classifier does, and two conventional classifiers to compare the network with."""
+"""Classification performance, and two conventional classifiers to compare the network with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FEATURES = (
 
 
 def summarise(labels: ArrayLike, predicted: ArrayLike, scores: ArrayLike | None = None) -> dict:
-    """Classification figures with 95 % intervals.
+    """Classification performance with 95 % intervals.
 
     Parameters
     ----------
@@ -151,18 +151,18 @@ def fit_cart(
 
 
 def follow_tree(nodes: Sequence[Mapping], features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a tree given by its ``nodes`` (`Cart`) says of features (n, p): ``predict`` and ``score`` of it, (n,) each.
+    """Apply a tree given by its ``nodes`` (`Cart`) to features (n, p); returns its labels and scores, (n,) each.
 
-    Columns are `FEATURES`. As in scikit-learn, features are rounded to float32 before they are compared.
+    Columns are `FEATURES`. As in scikit-learn, features are rounded to float32 before comparison.
     """
-    leaves = []
+    shares = []
     for row in np.asarray(features, np.float32):
         node = nodes[0]
         while node["feature"] is not None:
             below = row[FEATURES.index(node["feature"])] <= node["threshold"]
             node = nodes[node["left"] if below else node["right"]]
-        leaves.append(node["reduced"] / (node["normal"] + node["reduced"]))
-    scores = np.array(leaves, float)
+        shares.append(node["reduced"] / (node["normal"] + node["reduced"]))
+    scores = np.array(shares, float)
     return (scores > 0.5).astype(int), scores
 
 
@@ -193,7 +193,7 @@ def find_auc_interval(auc: float, m: int, n: int) -> list[float]:
 
 
 def _list_nodes(tree, names: Sequence[str]) -> list[dict]:
-    """The nodes of a fitted tree of scikit-learn (its ``tree_``)."""
+    """Nodes (`Cart`) of a fitted scikit-learn tree (its ``tree_``)."""
     leaf = tree.children_left < 0
     counts = np.rint(tree.value[:, 0] / tree.value[:, 0].sum(axis=1, keepdims=True) * tree.n_node_samples[:, None])
     return [
@@ -234,20 +234,20 @@ def _require_trainable(values: np.ndarray, labels: np.ndarray, what: str) -> Non
         raise InputError(f"The training cases are all of one class; {what} needs normal and reduced cases.")
 
 
-def _average(*parts: tuple[float | None, list[float] | None]) -> tuple[float | None, list[float] | None]:
-    """Mean of independent proportions given with intervals; the distances to the limits add in square."""
-    known = [(value, interval) for value, interval in parts if value is not None and interval is not None]
-    if len(known) < len(parts):
+def _average(*estimates: tuple[float | None, list[float] | None]) -> tuple[float | None, list[float] | None]:
+    """Mean of independent proportions given with intervals; distances to the limits add in quadrature."""
+    defined = [(value, interval) for value, interval in estimates if value is not None and interval is not None]
+    if len(defined) < len(estimates):
         return None, None
-    mean = sum(value for value, _ in known) / len(known)
+    mean = sum(value for value, _ in defined) / len(defined)
     low, high = (
-        math.sqrt(sum((value - interval[end]) ** 2 for value, interval in known)) / len(known) for end in (0, 1)
+        math.sqrt(sum((value - interval[end]) ** 2 for value, interval in defined)) / len(defined) for end in (0, 1)
     )
     return mean, [mean - low, mean + high]
 
 
 def _bisect(inside: Callable[[float], bool], start: float, end: float) -> float:
-    """The border between ``start``, which is inside, and ``end``, which is not (or is itself the border)."""
+    """The boundary between ``start``, which is inside, and ``end``, which is outside or on the boundary."""
     if start == end:
         return end
     for _ in range(60):

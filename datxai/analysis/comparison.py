@@ -1,4 +1,4 @@
-"""How far the relevance maps of several networks, or explanations, agree, case by case, and which of two leads."""
+"""Agreement of relevance maps of several networks or explanations, case by case, and which of two scores higher."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HOTTEST = 0.01  # share of the voxels of highest absolute relevance whose overla
 
 
 def compare_maps(maps: Sequence[np.ndarray], share: float = HOTTEST) -> tuple[np.ndarray, np.ndarray]:
-    """Agreement of every two maps of one case.
+    """Pairwise agreement of the maps of one case.
 
     Parameters
     ----------
@@ -19,42 +19,42 @@ def compare_maps(maps: Sequence[np.ndarray], share: float = HOTTEST) -> tuple[np
 
     Returns
     -------
-    Pearson correlation, and share of their hottest voxels that two maps have in common (1: all; by chance ``share``).
+    Pearson correlation, and the share of hottest voxels that two maps have in common (1: all; by chance ``share``).
     Arrays (pairs,) in the order of `itertools.combinations`; NaN where one of the maps is constant.
     """
     stack = np.stack(maps).astype(float)
     n = max(1, round(share * stack.shape[1]))
     hottest = np.zeros(stack.shape)
     np.put_along_axis(hottest, np.abs(stack).argpartition(-n, axis=1)[:, -n:], 1.0, axis=1)
-    known = np.ptp(stack, axis=1) > 0
+    varies = np.ptp(stack, axis=1) > 0
     stack -= stack.mean(axis=1, keepdims=True)
-    lengths = np.where(known, np.linalg.norm(stack, axis=1), np.nan)
+    lengths = np.where(varies, np.linalg.norm(stack, axis=1), np.nan)
     pairs = np.triu_indices(len(stack), 1)
-    overlap = np.where(np.outer(known, known), hottest @ hottest.T / n, np.nan)
+    overlap = np.where(np.outer(varies, varies), hottest @ hottest.T / n, np.nan)
     return (stack @ stack.T / np.outer(lengths, lengths))[pairs], overlap[pairs]
 
 
 def count_leads(a: Sequence[float | None], b: Sequence[float | None]) -> dict:
-    """In how many cases ``a``, and in how many ``b``, has the higher score; None: not known, and left out.
+    """Count the cases in which ``a`` or ``b`` has the higher score; pairs with None are left out.
 
     Returns
     -------
-    dict with the counts ``a``, ``b``, ``tied``, and ``p`` of the exact two-sided sign test that neither leads; for
-    scores of 0 and 1 that is McNemar's exact test.
+    dict with the counts ``a``, ``b``, ``tied``, and ``p`` of the exact two-sided sign test, whose null hypothesis is
+    that neither leads; for scores of 0 and 1 this is McNemar's exact test.
     """
     from scipy.stats import binomtest
 
-    known = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    leads, trails = sum(x > y for x, y in known), sum(x < y for x, y in known)
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    leads, trails = sum(x > y for x, y in pairs), sum(x < y for x, y in pairs)
     p = float(binomtest(leads, leads + trails).pvalue) if leads + trails else 1.0
-    return {"a": leads, "b": trails, "tied": len(known) - leads - trails, "p": p}
+    return {"a": leads, "b": trails, "tied": len(pairs) - leads - trails, "p": p}
 
 
 def summarise_agreement(values: np.ndarray) -> dict:
-    """``mean`` and ``sd`` over all cases and pairs, and ``n``, the values known; None where there are too few."""
-    known = values[np.isfinite(values)]
+    """``mean`` and ``sd`` over cases and pairs, None with too few values, and ``n``, the number of finite values."""
+    finite = values[np.isfinite(values)]
     return {
-        "mean": float(known.mean()) if known.size else None,
-        "sd": float(known.std(ddof=1)) if known.size > 1 else None,
-        "n": int(known.size),
+        "mean": float(finite.mean()) if finite.size else None,
+        "sd": float(finite.std(ddof=1)) if finite.size > 1 else None,
+        "n": int(finite.size),
     }

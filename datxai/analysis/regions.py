@@ -1,6 +1,6 @@
-"""Relevance by region of an atlas: which regions the network looked at, the striatum's and the others.
+"""Relevance by region of an atlas: which regions inside and outside the striatum the network relied on.
 
-The question of Nazari et al. 2021 (doi:10.1038/s41598-021-02385-x): what signal outside the striatum helps.
+Nazari et al. 2021 (doi:10.1038/s41598-021-02385-x) asked which signal outside the striatum helps.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def label_regions(
     """The regions to be measured: ``region``, ``striatal``, ``mask``, ``volume_ml``, ``distance_mm``.
 
     ``parcellation`` holds labels (X, Y, Z), 0 for none; names end in ``_left`` (ipsilateral, after mirroring) or
-    ``_right``. What is brain and has no label is `REST`. The distance is the median of a region's voxels from the
-    striatum, 0 inside: a map is no sharper than its rules, so what lies near the striatum shares its relevance.
+    ``_right``. Brain without a label is `REST`. The distance is the median of a region's voxels from the striatum, 0
+    inside: maps are no sharper than their rules, so that regions near the striatum share its relevance.
     """
     distance = distance_from(striatum, spacing)
     sides = {"left": "ipsilateral", "right": "contralateral"}
@@ -54,17 +54,17 @@ def label_regions(
 
 
 def measure_regions(relevance: np.ndarray, regions: Sequence[Mapping], brain: np.ndarray) -> list[dict]:
-    """Per region of one map: ``share`` of the brain's absolute relevance, its ``density`` (share over share of the
-    brain's volume) and ``mean``, signed, in units of the brain's mean absolute relevance. None for a map of zeros.
+    """Measure each region in one map: ``share`` of the brain's absolute relevance, ``density`` (share over share of the
+    brain's volume) and ``mean`` (signed, in units of the brain's mean absolute relevance). None for a map of zeros.
     """
-    whole = float(np.abs(relevance[brain]).sum(dtype=float))
-    if whole == 0:
+    total = float(np.abs(relevance[brain]).sum(dtype=float))
+    if total == 0:
         return [{"share": None, "density": None, "mean": None} for _ in regions]
-    unit = whole / brain.sum()
+    unit = total / brain.sum()
     rows = []
     for region in regions:
         inside = relevance[region["mask"]].astype(float)
-        share = float(np.abs(inside).sum() / whole)
+        share = float(np.abs(inside).sum() / total)
         rows.append({
             "share": share,
             "density": share * float(brain.sum()) / len(inside),
@@ -78,27 +78,27 @@ def summarise_regions(
 ) -> list[dict]:
     """Means over cases with 95 % t intervals, a row per region (`COLUMNS`), the densest first.
 
-    ``measured`` holds a `measure_regions` per case, ``groups`` its TN, TP, FN or FP. Share and density are over all
-    cases; TN and TP are the mean relevance of these groups, the difference TP - TN has Welch's interval.
+    ``measured`` holds the `measure_regions` of each case, ``groups`` its TN, TP, FN or FP. Share and density are over
+    all cases; TN and TP are the mean relevance of these groups. The difference TP - TN has Welch's interval.
     """
     rows = []
-    for place, region in enumerate(regions):
+    for i, region in enumerate(regions):
         row = {name: region[name] for name in ("region", "striatal", "distance_mm", "volume_ml")}
         values = {
-            name: np.array([case[place][name] for case in measured if case[place][name] is not None])
+            name: np.array([case[i][name] for case in measured if case[i][name] is not None])
             for name in ("share", "density")
         }
         for group in ("TN", "TP"):
-            means = [case[place]["mean"] for case, of in zip(measured, groups) if of == group]
+            means = [case[i]["mean"] for case, case_group in zip(measured, groups) if case_group == group]
             values[group] = np.array([mean for mean in means if mean is not None])
         for name, means in values.items():
-            row |= _named(name, _average(means))
-        row |= _named("difference", _subtract(values["TP"], values["TN"]))
+            row |= _name_columns(name, _average(means))
+        row |= _name_columns("difference", _subtract(values["TP"], values["TN"]))
         rows.append(row)
     return sorted(rows, key=lambda row: -(row["density"] or 0))
 
 
-def _named(name: str, interval: tuple[float | None, ...]) -> dict:
+def _name_columns(name: str, interval: tuple[float | None, ...]) -> dict:
     return dict(zip((name, f"{name}_low", f"{name}_high"), interval))
 
 

@@ -1,4 +1,4 @@
-"""Relevance maps on the group level: where they peak, their means, and whether one looks like its class."""
+"""Relevance maps at group level: peaks, means, and whether a map looks like those of its class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datxai.volume import Grid
 
 
 def find_peak(relevance: np.ndarray, grid: Grid, striatum: np.ndarray) -> dict:
-    """The voxel of highest absolute relevance and how far it lies from the striatum.
+    """Find the voxel of highest absolute relevance and its distance from the striatum.
 
     Parameters
     ----------
@@ -22,8 +22,7 @@ def find_peak(relevance: np.ndarray, grid: Grid, striatum: np.ndarray) -> dict:
     Returns
     -------
     dict with ``x, y, z`` (mm), ``value`` (signed), ``distance_mm`` to the centre of the nearest striatal
-    voxel (0 inside) and ``inside``. A map that is zero everywhere has no peak: position and distance are
-    None.
+    voxel (0 inside) and ``inside``. Position and distance are None for a map of zeros.
     """
     assert relevance.shape == striatum.shape == tuple(grid.shape), (relevance.shape, striatum.shape)
     assert striatum.any(), "empty striatum"
@@ -38,14 +37,14 @@ def find_peak(relevance: np.ndarray, grid: Grid, striatum: np.ndarray) -> dict:
 
 
 def measure_distance(a: Sequence[float | None], b: Sequence[float | None]) -> float | None:
-    """How far two positions (x, y, z in mm) lie apart, in mm; None where one is not known."""
+    """Distance of two positions (x, y, z in mm), in mm; None if one is unknown."""
     if None in (*a, *b):
         return None
     return float(np.linalg.norm(np.subtract(np.array(a, float), np.array(b, float))))
 
 
 def summarise_peaks(peaks: Sequence[Mapping], near_mm: float = 4.0) -> dict:
-    """How many peaks (of `find_peak`) lie inside the striatum, how many within ``near_mm`` of it."""
+    """Count the peaks (of `find_peak`) inside the striatum and within ``near_mm`` of it."""
     distances = [peak["distance_mm"] for peak in peaks if peak["distance_mm"] is not None]
     return {
         "n": len(peaks),
@@ -67,7 +66,7 @@ class MeanMap:
         self.mean: np.ndarray | None = None
 
     def add(self, data: np.ndarray) -> None:
-        """Take one more map into the mean."""
+        """Add a map to the mean."""
         if self.mean is None:
             self.mean = np.zeros(data.shape)
         assert data.shape == self.mean.shape, (data.shape, self.mean.shape)
@@ -75,15 +74,15 @@ class MeanMap:
         self.mean += (data - self.mean) / self.n
 
     def without(self, data: np.ndarray) -> np.ndarray | None:
-        """The mean of all maps but ``data``, one that was added; None if there is no other."""
+        """The mean of all maps except ``data``, which was added before; None if there is no other."""
         return None if self.n < 2 or self.mean is None else self.mean + (self.mean - data) / (self.n - 1)
 
 
 def make_heat_map(true_positive: np.ndarray, true_negative: np.ndarray) -> np.ndarray:
     """Mean relevance of the true positive minus that of the true negative cases.
 
-    The sign is that of the caption of Fig. 3 in Nazari et al. 2022 (doi:10.1007/s00259-021-05569-9); the
-    text there has it the other way round.
+    The sign follows the caption of Fig. 3 in Nazari et al. 2022 (doi:10.1007/s00259-021-05569-9); the text there has
+    the opposite sign.
     """
     return true_positive - true_negative
 
@@ -95,16 +94,16 @@ def check_consistency(
     mean_reduced: np.ndarray,
     mask: np.ndarray | None = None,
 ) -> dict:
-    """Whether a case's relevance map looks like the mean map of the class that was predicted for it.
+    """Check whether the relevance map of a case looks like the mean map of its predicted class.
 
-    Correlates the map with the mean maps of the true negative and the true positive cases, over ``mask`` or
-    over all voxels. Neither mean may hold the map itself (`MeanMap.without`): with few cases it would make the map
-    look like its own class.
+    Correlates the map with the mean maps of the true negative and the true positive cases, over ``mask`` or over all
+    voxels. Neither mean may include the map itself (`MeanMap.without`), which with few cases would make the map look
+    like its own class.
 
     Returns
     -------
-    dict with ``r_normal, r_reduced`` (Pearson) and ``consistent``: the map is nearer to the mean map of its
-    own predicted class than to the other. None where a map is constant.
+    dict with ``r_normal, r_reduced`` (Pearson) and ``consistent``: whether the map is more like the mean map of its
+    predicted class than like the other. None if a map is constant.
     """
     where = slice(None) if mask is None else mask
     r_normal, r_reduced = (_correlate(relevance[where], mean[where]) for mean in (mean_normal, mean_reduced))

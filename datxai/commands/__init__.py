@@ -1,1 +1,1 @@
-"""What stands beside the journey: one module a command, with ``run(settings, folder)``."""
+"""Commands other than the stages of a run: one module each, with ``run(settings, folder)``."""

@@ -1,4 +1,4 @@
-"""A run's model in one file that may be handed on, with its card; or the card of such a file."""
+"""Export of a run's model to a single file that can be shared, with its model card."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ from datxai.tested import Tested
 
 log = logging.getLogger("datxai")
 
-LEAST = 5  # cases of a mean, or of a subgroup of the test, that is handed on
-SUBGROUPS = ("sex", "age")  # others may be names, of sites or of people
+MIN_CASES = 5  # cases in a mean, or in a subgroup of the test, that may be shared
+SUBGROUPS = ("sex", "age")  # other columns may name sites or people
 TREE_KEYS = ("nodes", "tree")
 
 
 def run(settings: Config, trained: Run) -> None:
-    """Write the bundle of a finished run, ``settings.out``, by default RUN/NAME.datxai; of a bundle show the card.
+    """Write the bundle of a finished run to ``settings.out``, by default RUN/NAME.datxai; for a bundle, print its card.
 
-    With ``settings.precision=bf16`` kernels and matrices are rounded, and what that changes is measured on the run's
-    test cases. Raises `InputError` if the run cannot be handed on.
+    With ``settings.precision=bf16``, kernels and matrices are rounded, and the effect is measured on the run's test
+    cases. Raises `InputError` if the run cannot be shared.
     """
     if trained.folder.is_file():
         print(Bundle.open(trained.folder).card)
@@ -83,7 +83,7 @@ def run(settings: Config, trained: Run) -> None:
         **{name: file.read_bytes() for name, file in files.items()},
     }
     groups = {group: findings.groups.count(group) for group in ("TN", "TP")}
-    if reference.means is not None and min(groups.values()) >= LEAST:
+    if reference.means is not None and min(groups.values()) >= MIN_CASES:
         pair = {group: np.ascontiguousarray(mean) for group, mean in zip(groups, reference.means)}
         members[MEANS] = safetensors.numpy.save(pair)
     if reference.shift is not None and reference.shift.measures:
@@ -102,7 +102,7 @@ def run(settings: Config, trained: Run) -> None:
         rounding=rounding,
         parameters=sum(parameter.numel() for parameter in explainer.model.parameters()),
         groups=groups,
-        least=LEAST,
+        least=MIN_CASES,
         mean_scan_of=mean_scan_of,
         members={name: len(members[name]) for name in MOST if isinstance(members.get(name), bytes)},
         made_by={**about["made_by"], "run": reference.evaluated["fingerprint"]},
@@ -114,13 +114,13 @@ def run(settings: Config, trained: Run) -> None:
 
 
 def _read_record(settings: Config, trained: Run) -> Record:
-    """The settings that the explanation was made with, which those of this call have to be."""
+    """The settings that the explanation was made with; `InputError` if ``settings`` asks for another explanation."""
     record = read_record(trained.folder)
     if record is None or not record.values:
         raise InputError(f"{trained.folder}: no settings of the run are recorded; make the run again.")
     record = record.of_explanation(trained.explanation)
-    made = restore(record.values)
-    if made.composite.rules_from is None and describe_method(settings) != describe_method(made):
+    recorded = restore(record.values)
+    if recorded.composite.rules_from is None and describe_method(settings) != describe_method(recorded):
         raise InputError(
             f"run={trained.folder}: a bundle holds an explanation that the run has made, not another composite, "
             f"attribution or target; leave these out, or make it first: `datxai explain run={trained.folder} "
@@ -130,24 +130,24 @@ def _read_record(settings: Config, trained: Run) -> Record:
 
 
 def _count_mean_scan(model: nn.Module, findings: Findings) -> int | None:
-    """How many training cases the mean scan of a network is over; None where it subtracts none.
+    """The number of training cases in the mean scan of a network; None if it subtracts no mean.
 
-    Raises `InputError` if they are so few that it would show one of them.
+    Raises `InputError` if there are so few that the mean would reveal single scans.
     """
-    sees = getattr(model, "input", None)
-    if sees is None or not bool((sees.mean != 0).any()):
+    input_layer = getattr(model, "input", None)
+    if input_layer is None or not bool((input_layer.mean != 0).any()):
         return None
     cases = sum(case["set"] == "train" for case in findings.cohort)
-    if cases < LEAST:
+    if cases < MIN_CASES:
         raise InputError(
-            f"{findings.run.folder}: its network subtracts the mean of {cases} training scans, expected {LEAST} or "
+            f"{findings.run.folder}: its network subtracts the mean of {cases} training scans, expected {MIN_CASES} or "
             f"more for a mean that may be handed on; train with more cases, or with network=nazari2021."
         )
     return cases
 
 
 def _round(explainer: Explainer, findings: Findings) -> tuple[bytes, dict[str, Any]]:
-    """Weights as safetensors with kernels and matrices in bfloat16, and what that changes of the test cases."""
+    """Weights as safetensors with kernels and matrices in bfloat16, and the resulting changes in the test cases."""
     model, tensors = copy.deepcopy(explainer.model), {}
     matrices = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
     for name, tensor in model.state_dict().items():
@@ -158,77 +158,78 @@ def _round(explainer: Explainer, findings: Findings) -> tuple[bytes, dict[str, A
 
 
 def _compare(exact: Explainer, rounded: Explainer, findings: Findings) -> dict[str, Any]:
-    """The largest change of a logit, and of a map relative to its norm, over the test cases."""
+    """The largest changes of a logit and of a map (relative to its norm) over the test cases, and changed decisions."""
     cases, logit, share, decisions = findings.of_set("test"), 0.0, 0.0, 0
     with Bar(len(cases), "cases compared") as bar:
         for case in cases:
             x = torch.from_numpy(findings.store.volume(case["participant_id"]))[None, None]
-            pair = [one.explain(x, [case["label"]])[0] for one in (exact, rounded)]
-            (before, known), (after, found) = pair
-            logit = max(logit, float(np.abs(np.subtract(known["logits"], found["logits"])).max()))
-            norm = float(np.linalg.norm(before.astype(float))) or 1.0
-            share = max(share, float(np.linalg.norm(after.astype(float) - before)) / norm)
-            calls = {predict_label(record["logits"])["predicted"] for record in (known, found)}
+            maps, records = zip(*(explainer.explain(x, [case["label"]])[0] for explainer in (exact, rounded)))
+            logits = [record["logits"] for record in records]
+            logit = max(logit, float(np.abs(np.subtract(*logits)).max()))
+            norm = float(np.linalg.norm(maps[0].astype(float))) or 1.0
+            share = max(share, float(np.linalg.norm(maps[1].astype(float) - maps[0])) / norm)
+            calls = {predict_label(pair)["predicted"] for pair in logits}
             decisions += len(calls) > 1
             bar.update()
     return {"cases": len(cases), "logit": logit, "map": share, "decisions": decisions}
 
 
 def _describe_reference(settings: Config, reference: Reference, findings: Findings) -> dict[str, Any]:
-    """What a new scan, or another cohort, is held against, in numbers over many cases."""
-    found, calibration = findings.metrics["classifiers"], reference.calibration
-    classifiers = {"sbr": {"cutoff": found["sbr"]["cutoff"]}, "cart": {key: found["cart"][key] for key in TREE_KEYS}}
+    """The statistics over many cases that a new scan, or another cohort, is compared with."""
+    calibration = reference.calibration
+    sbr, cart = (findings.metrics["classifiers"][name] for name in ("sbr", "cart"))
+    classifiers = {"sbr": {"cutoff": sbr["cutoff"]}, "cart": {key: cart[key] for key in TREE_KEYS}}
     tested = Tested(findings, calibration, classifiers)
     return {
         "calibration": {key: calibration[key] for key in ("temperature", "determined", "half_width")},
-        "ranges": {name: one.pack() for name, one in reference.ranges.items()},
+        "ranges": {name: normal_range.pack() for name, normal_range in reference.ranges.items()},
         "evaluated": {key: reference.evaluated[key] for key in ("fingerprint", "finished")},
         "method": hash_content(describe_method(settings)),
         "classifiers": classifiers,
-        "tested": tested.describe(SUBGROUPS, LEAST) if len(tested.cases) >= LEAST else None,
+        "tested": tested.describe(SUBGROUPS, MIN_CASES) if len(tested.cases) >= MIN_CASES else None,
     }
 
 
 def _describe_run(record: Record, findings: Findings) -> dict[str, Any]:
-    """What the card says of cohort, figures and settings."""
-    values, found = record.values, findings.metrics
+    """The fields of `ModelCard` on cohort, performance and settings."""
+    values, metrics = record.values, findings.metrics
     split = values["split"]
     training = {name: value for name, value in values["training"].items() if name not in ("tracking", "shard")}
     plain = values["network"]["architecture"] == "plain"
     drawn = "Glorot uniform, biases zero" if plain else "as the network's class draws them"
-    started = {"initial weights": "of another training" if values["network"].get("weights") else drawn}
+    initialisation = {"initial weights": "of another training" if values["network"].get("weights") else drawn}
     groups = ("grid", "registration", "atlas", "preprocessing")
     imaging = {name: value for group in groups for name, value in values[group].items()}
     method = {**values["attribution"], "target": values["target"], "composite": values["composite"]["name"]}
-    small = {"age_mean": None, "age_sd": None}
+    hidden = {"age_mean": None, "age_sd": None}
     return {
         "data": "the digital phantom (simulated)" if values["data"]["kind"] == "phantom" else "scans of people",
-        "table1": [row if row["n"] >= LEAST else {**row, **small} for row in findings.table1],
+        "table1": [row if row["n"] >= MIN_CASES else {**row, **hidden} for row in findings.table1],
         "left_out": len(findings.skipped),
         "split": f"Division: {split['kind']}.",
-        "classifiers": found["classifiers"],
-        "calibration": found["calibration"],
-        "peaks": found["peaks"],
-        "inconsistent": found["inconsistent"],
-        "mean_map_correlation": found.get("mean_map_correlation"),
+        "classifiers": metrics["classifiers"],
+        "calibration": metrics["calibration"],
+        "peaks": metrics["peaks"],
+        "inconsistent": metrics["inconsistent"],
+        "mean_map_correlation": metrics.get("mean_map_correlation"),
         "settings": {
             page.IMAGING: {name: _hide(name, value) for name, value in imaging.items()},
             page.NETWORK: {name: _hide(name, value) for name, value in values["network"].items()},
-            page.TRAINING: {**started, **training},
+            page.TRAINING: {**initialisation, **training},
             page.EXPLANATION: method | {"lines of the composite": _list_lines(values["composite"])},
         },
     }
 
 
 def _hide(name: str, value: object) -> object:
-    """A setting as the card tells it: of a file of the run's own only that there is one."""
+    """A setting for the card; a path to a file of the user becomes "the run's own"."""
     return "the run's own" if value is not None and name in ("template", "labels", "names", "weights") else value
 
 
 def _list_lines(composite: Mapping[str, Any]) -> str:
-    """The lines of a composite in words."""
-    words = []
+    """The lines of a composite as text."""
+    lines = []
     for line in composite["layers"]:
         parameters = ", ".join(f"{name}={value}" for name, value in line["parameters"].items())
-        words.append(f"{' '.join(line['match'])}: {line['rule']}{f' ({parameters})' if parameters else ''}")
-    return "; ".join(words)
+        lines.append(f"{' '.join(line['match'])}: {line['rule']}{f' ({parameters})' if parameters else ''}")
+    return "; ".join(lines)

@@ -1,4 +1,4 @@
-"""Whether all that a run has made is as it was written: every file is read."""
+"""Verification of a run: reads every file and compares it with its recorded checksum."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger("datxai")
 
 
 def run(settings: Config, folder: Run) -> None:
-    """Print a line for every file that is damaged or missing, and which stage makes it again.
+    """Print a line for each damaged or missing file, with the command that makes it again.
 
     Raises `InputError` if there are any.
     """
@@ -30,6 +30,6 @@ def run(settings: Config, folder: Run) -> None:
     if n_damaged:
         raise InputError(
             f"{folder.folder}: damaged or missing: {n_damaged} of {n_files} files; the commands named above make them "
-            f"again, and `datxai run={folder.folder}` what rests on them."
+            f"again, and `datxai run={folder.folder}` what depends on them."
         )
     log.info("%s: %d files of %d stages, all as they were written", folder.folder, n_files, len(entries))

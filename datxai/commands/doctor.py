@@ -1,4 +1,4 @@
-"""What is installed here and what works, in ten lines for a bug report; no name of a host, a person or a folder."""
+"""Diagnostics for a bug report, without names of hosts, people or folders: what is installed and whether it works."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from collections.abc import Callable, Iterator
 from datxai.config import Config
 from datxai.run import Run, git_revision, versions
 
-BESIDE = ("datxai", "python", "torch")  # packages with lines of their own
-OF_DEVELOPERS = ("dev", "docs")  # extras that are not a user's
+OWN_LINES = ("datxai", "python", "torch")  # packages with a line of their own
+DEVELOPER_EXTRAS = ("dev", "docs")  # not for users
 
 
 def run(settings: Config, folder: Run) -> None:
-    """Print a line for each thing that reports of faults turn on: versions, accelerator, extras, room, and whether a
-    small network is explained rightly."""
+    """Print versions, accelerators, extras, memory, disk space, and whether a small network is explained correctly."""
     print("\n".join(f"{name:<12}{_try(find)}" for name, find in LINES.items()))
 
 
 def _try(find: Callable[[], str]) -> str:
     try:
         return find()
-    except Exception as error:  # what does not work is what a report is about
+    except Exception as error:  # failures belong in the report
         text = str(error).replace(os.path.expanduser("~"), "~").splitlines()
         return f"fails: {type(error).__name__}: {text[0] if text else ''}"
 
@@ -38,31 +37,31 @@ def _name_version() -> str:
 def _name_torch() -> str:
     import torch
 
-    quick = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return f"{torch.__version__}, {torch.get_num_threads()} threads, bf16 instructions: {'yes' if quick else 'no'}"
+    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return f"{torch.__version__}, {torch.get_num_threads()} threads, bf16 instructions: {'yes' if has_bf16 else 'no'}"
 
 
 def _name_accelerators() -> str:
     import torch
 
-    found = []
+    accelerators = []
     for number in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(number)
-        found.append(f"cuda:{number} {card.name}, {card.total_memory / 2**30:.0f} GiB")
-    return "; ".join(found) or "none that PyTorch can use (device=cpu)"
+        accelerators.append(f"cuda:{number} {card.name}, {card.total_memory / 2**30:.0f} GiB")
+    return "; ".join(accelerators) or "none that PyTorch can use (device=cpu)"
 
 
 def find_extras() -> dict[str, list[str]]:
-    """The packages that each extra lacks here, by the extra's name."""
-    lacks: dict[str, list[str]] = {}
+    """The missing packages of each extra, by the extra's name."""
+    missing: dict[str, list[str]] = {}
     for requirement in importlib.metadata.requires("datxai") or ():
         match = re.match(r"""([\w.-]+).*;.*\bextra == ['"](\w+)['"]""", requirement)
-        if match and match[2] not in OF_DEVELOPERS:
-            lacks.setdefault(match[2], []).extend([] if _is_there(match[1]) else [match[1]])
-    return lacks
+        if match and match[2] not in DEVELOPER_EXTRAS:
+            missing.setdefault(match[2], []).extend([] if _is_installed(match[1]) else [match[1]])
+    return missing
 
 
-def _is_there(package: str) -> bool:
+def _is_installed(package: str) -> bool:
     try:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -72,12 +71,12 @@ def _is_there(package: str) -> bool:
 
 def _name_extras() -> str:
     extras = find_extras()
-    there = [name for name, lacking in extras.items() if not lacking]
-    lacking = [f"{name} ({', '.join(names)})" for name, names in extras.items() if names]
-    return f"{', '.join(there) or 'none'}; not: {', '.join(lacking) or 'none'}"
+    complete = [name for name, missing in extras.items() if not missing]
+    incomplete = [f"{name} ({', '.join(missing)})" for name, missing in extras.items() if missing]
+    return f"{', '.join(complete) or 'none'}; not: {', '.join(incomplete) or 'none'}"
 
 
-def _name_room() -> str:
+def _name_free_space() -> str:
     return f"{shutil.disk_usage('.').free / 1e9:.1f} GB free in this folder"
 
 
@@ -86,7 +85,7 @@ def _name_memory() -> str:
 
 
 def _explain() -> str:
-    """Explain a network without biases by the LRP-0 rule, which hands on all relevance (Bach et al. 2015)."""
+    """Explain a network without biases by the LRP-0 rule, which conserves relevance (Bach et al. 2015)."""
     import torch
 
     from datxai.explain import attribute
@@ -99,14 +98,14 @@ def _explain() -> str:
         )  # fmt: skip
         lines = [{"match": ["type:Convolution", "type:Linear"], "rule": "epsilon", "parameters": {"epsilon": 1e-9}},
                  {"match": ["type:Activation"], "rule": "pass"}]  # fmt: skip
-        found = attribute(network, torch.rand(1, 1, 6, 6, 6), composite=lines, target=1)
-    start, end = sum(found.seeds[0]), float(found.relevance.sum())
+        result = attribute(network, torch.rand(1, 1, 6, 6, 6), composite=lines, target=1)
+    start, end = sum(result.seeds[0]), float(result.relevance.sum())
     verdict = "as it should be" if abs(end - start) < 1e-4 * abs(start) else "WRONG: LRP-0 loses none"
     return f"starts with {start:.4f}, ends with {end:.4f}, {verdict}"
 
 
 def _name_packages() -> Iterator[str]:
-    return (f"{name} {version}" for name, version in versions().items() if name not in BESIDE)
+    return (f"{name} {version}" for name, version in versions().items() if name not in OWN_LINES)
 
 
 LINES: dict[str, Callable[[], str]] = {
@@ -117,6 +116,6 @@ LINES: dict[str, Callable[[], str]] = {
     "packages": lambda: ", ".join(_name_packages()),
     "extras": _name_extras,
     "memory": _name_memory,
-    "disk": _name_room,
+    "disk": _name_free_space,
     "explanation": _explain,
 }

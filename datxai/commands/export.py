@@ -1,4 +1,4 @@
-"""A run's network in the format of other programs."""
+"""Export of a run's network to the format of other programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from datxai.run import Run
 log = logging.getLogger("datxai")
 
 LABELS = ("normal", "reduced")
-SAYS = (
+INPUT_DESCRIPTION = (
     "float32 [batch, 1, X, Y, Z]: scans in MNI space on this grid, axes RAS+, divided by the uptake of the reference "
     "region, mirrored so that the side with the lower putaminal binding ratio is left, as datxai preprocesses them"
 )
@@ -26,8 +26,8 @@ SAYS = (
 def run(settings: Config, trained: Run) -> None:
     """Write the network of a run, or of a bundle, as ONNX to ``settings.out``, by default RUN/NAME.onnx.
 
-    The file says of itself grid, labels, what the input has to be, and which run it is of. Raises `InputError` if it
-    cannot be made, or where something else has its name.
+    The metadata of the file hold the grid, the labels, a description of the input, and the run. Raises `InputError` if
+    the file cannot be written or its name is taken by something else.
     """
     from datxai.model import checkpoint
     from datxai.model.exchange import export_onnx, require_onnx
@@ -43,21 +43,21 @@ def run(settings: Config, trained: Run) -> None:
         raise InputError(f"out={path}: expected the name of a file that ends with .onnx; change out=FILE.onnx.")
     if in_bundle:
         bundle = Bundle.open(trained.folder)
-        model, made = bundle.load_network("cpu"), bundle.manifest["run"]["train"]
+        model, fingerprint = bundle.load_network("cpu"), bundle.manifest["run"]["train"]
     else:
-        made = trained.entry("train", "export")["fingerprint"]
+        fingerprint = trained.entry("train", "export")["fingerprint"]
         model, _ = checkpoint.load(trained.model, "cpu", settings.network.target)
     grid = grid_of(settings)
     properties = {
         "datxai": __version__,
-        "run": made,
+        "run": fingerprint,
         "grid": json.dumps({"name": grid.name, "shape": list(grid.shape), "affine": grid.affine.tolist()}),
         "labels": json.dumps(LABELS),
-        "input": SAYS,
+        "input": INPUT_DESCRIPTION,
         "use": "research, not diagnostic",
     }
     difference = export_onnx(model, grid.shape, path, properties)
     log.info(
-        "ONNX: %s, %.1f MB; logits as here within %.1g (of those beyond one relative to them)",
+        "ONNX: %s, %.1f MB; logits agree with PyTorch's within %.1g (relative for logits above one)",
         path, path.stat().st_size / 1e6, difference,
     )  # fmt: skip

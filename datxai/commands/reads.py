@@ -1,4 +1,4 @@
-"""Consensus of two readers from a table of their reads: who must be read again, and how far they agree."""
+"""Consensus of two readers from a table of their reads: their agreement, and which cases must be read again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datxai.run import Run
 
 
 def run(settings: Config, folder: Run) -> None:
-    """Print what the reads in ``settings.file`` come to; with ``settings.out`` write it as well.
+    """Print the consensus of the reads in ``settings.file``; with ``settings.out``, also write it.
 
     That folder then holds ``consensus.tsv``, a table of participants with labels, and ``agreement.json``.
     """
@@ -29,7 +29,7 @@ def run(settings: Config, folder: Run) -> None:
 
 
 def _describe(summary: dict) -> list[str]:
-    """The lines to print of `Consensus.summarise`."""
+    """The lines to print for the result of `Consensus.summarise`."""
     lines = [f"{summary['cases']} cases: {summary['normal']} normal, {summary['reduced']} reduced"]
     for reader, reads in summary["intra_reader"].items():
         lines.append(f"Intra-reader disagreement of {reader}: {_describe_disagreement(reads)}")

@@ -1,8 +1,8 @@
-"""A page on this machine where scans are dropped in: `datxai serve`.
+"""A local page on which scans are dropped to be read: `datxai serve`.
 
-Scans are patients' data and every file may be hostile, so: the page is for this machine alone; it loads nothing from
-elsewhere; requests of other sites are refused; names of files are neither used nor logged; what comes in is unpacked by
-`datxai.commands.upload`.
+Scans are patients' data, and any file may be hostile. Therefore the page is served to this machine only, loads nothing
+from elsewhere, and refuses requests from other sites. File names are neither used nor logged, and
+`datxai.commands.upload` unpacks uploads safely.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from datxai.run import Run
 
 log = logging.getLogger("datxai")
 
-_Request = socket.socket | tuple[bytes, socket.socket]  # as socketserver has it
+_Request = socket.socket | tuple[bytes, socket.socket]  # as in socketserver
 HOST = "127.0.0.1"
 PREFIX = "datxai-serve-"  # of the folder with uploads and results
-BEGIN_S = 60.0  # in which a server that begins has locked its folder
+STARTUP_S = 60.0  # within which a starting server has locked its folder
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -60,20 +60,20 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Limits(UploadLimits):
-    """How much one upload, and all of them together, may take."""
+    """Limits of one upload, and of all of them together."""
 
-    waiting: int = 8  # uploads at a time, the one being read among them
-    results: int = 20  # kept; the oldest is deleted
+    waiting: int = 8  # simultaneous uploads, including the one being read
+    results: int = 20  # kept; then the oldest is deleted
     connections: int = 32
-    headers: float = 5.0  # seconds to send the headers of a request
-    rate: float = 1 << 20  # bytes a second that an upload has to come in at, after as long
-    seconds: float = 60.0  # to take an answer
+    headers: float = 5.0  # seconds for the headers of a request, and until ``rate`` applies
+    rate: float = 1 << 20  # minimum speed of an upload, bytes per second
+    seconds: float = 60.0  # for receiving a response
 
 
 def run(settings: Config, trained: Run) -> None:
-    """Serve the page on 127.0.0.1 until Ctrl-C or SIGTERM; then everything that was made is deleted.
+    """Serve the page on 127.0.0.1 until Ctrl-C or SIGTERM, then delete all uploads and results.
 
-    Raises `InputError` if the run is not finished, its bundle not as it was written, or the port is taken.
+    Raises `InputError` if the run is not finished, the bundle is damaged, or the port is taken.
     """
     in_bundle = trained.folder.is_file()
     if not in_bundle:
@@ -93,7 +93,7 @@ def run(settings: Config, trained: Run) -> None:
             try:
                 server.reader = Reader.of(settings, trained)
                 server.made_from = server.reader.reference.identity
-                if not in_bundle:  # a bundle is in memory, whatever becomes of the file
+                if not in_bundle:  # a bundle is in memory, so that changes of its file do not matter
                     server.identify = lambda: trained.identity("evaluate", "serve")
                 log.info("Drop scans on http://%s:%d/ (Ctrl-C ends it)", HOST, server.port)
                 server.serve_forever()
@@ -103,20 +103,20 @@ def run(settings: Config, trained: Run) -> None:
 
 
 def _remove_left() -> None:
-    """Remove the uploads and results of servers that were killed: nobody holds their folders any more."""
-    for place in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    """Remove the uploads and results of servers that were killed, whose folders are no longer locked."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(InputError, OSError):
-            state = place.lstat()
-            begins = not (place / LOCK).exists() and time.time() - state.st_mtime < BEGIN_S
-            if stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not begins:
-                with holding(place, "datxai serve", patience=0):
-                    shutil.rmtree(place, ignore_errors=True)
+            status = folder.lstat()
+            is_starting = not (folder / LOCK).exists() and time.time() - status.st_mtime < STARTUP_S
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not is_starting:
+                with holding(folder, "datxai serve", patience=0):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Server(ThreadingTCPServer):
-    """Reads uploads one at a time, and hands out their results by addresses that cannot be guessed.
+    """Reads uploads one at a time, and serves their results at addresses that cannot be guessed.
 
-    ``folder`` is an empty directory, the only one written to. ``port`` 0 takes any that is free.
+    ``folder`` is an empty directory, the only one that is written to. ``port`` 0 chooses a free port.
     """
 
     daemon_threads = True
@@ -124,10 +124,10 @@ class Server(ThreadingTCPServer):
 
     def __init__(self, folder: Path, port: int, reader: Reader | None = None, limits: Limits | None = None):
         self.folder, self.reader, self.limits = folder, reader, limits or Limits()
-        self.made_from: str | None = None  # the identity of the run, when it was read
-        self.identify: Callable[[], str | None] = lambda: self.made_from  # that of now
+        self.made_from: str | None = None  # identity of the run when the reader was made
+        self.identify: Callable[[], str | None] = lambda: self.made_from  # current identity of the run
         self.places = threading.BoundedSemaphore(self.limits.waiting)
-        self.turn = threading.Lock()  # whoever holds it reads, and is the only one that writes to the folder
+        self.turn = threading.Lock()  # held while reading a scan and writing to the folder
         self.uploads: SimpleQueue[tuple[Future[str], tuple]] = SimpleQueue()
         threading.Thread(target=self._read_uploads, name="reader", daemon=True).start()
         self.ended = False
@@ -138,18 +138,18 @@ class Server(ThreadingTCPServer):
         self.hosts = {f"{host}:{self.port}" for host in (HOST, "localhost")}
 
     def finish(self) -> None:
-        """Wait for the reading under way, and begin no other."""
+        """Wait for the current reading, and start no other."""
         with self.turn:
             self.ended = True
 
     @property
     def model(self) -> str:
-        """What reads the scans, in words."""
+        """The name of the run or bundle that reads the scans."""
         source = self.reader and self.reader.source
         return "" if source is None else source.folder.resolve().name
 
     def read(self, body: BinaryIO, sizes: Sequence[int], age: float | None) -> str:
-        """Read the scan of an upload; the address of its result. Raises `InputError` if it cannot be used."""
+        """Read the scan of an upload and return the address of its result. Raises `InputError` if it cannot be used."""
         address: Future[str] = Future()
         self.uploads.put((address, (body, sizes, age)))
         return address.result()
@@ -167,9 +167,9 @@ class Server(ThreadingTCPServer):
         with self.turn:
             if self.ended:
                 raise InputError("The server has been ended.")
-            assert self.reader is not None, "it is there before the first request"
+            assert self.reader is not None, "set before the first request"
             if self.identify() != self.made_from:
-                raise InputError("The run has been made again since it was read; end `datxai serve` and begin it anew.")
+                raise InputError("The run has been made again since it was read; restart `datxai serve`.")
             upload, name = self.folder / "upload", secrets.token_urlsafe(16)
             upload.mkdir()
             try:
@@ -186,11 +186,11 @@ class Server(ThreadingTCPServer):
             return f"/results/{name}/report.html"
 
     def verify_request(self, request: _Request, client_address: object) -> bool:
-        """Whether there is room for one more connection; closes it otherwise."""
+        """Whether one more connection is allowed; otherwise it is closed."""
         return len(self.deadlines) < self.limits.connections
 
     def service_actions(self) -> None:
-        """Hang up on whoever is too slow."""
+        """Close connections that are past their deadline."""
         now = time.monotonic()
         for connection, deadline in list(self.deadlines.items()):
             if now > deadline:
@@ -198,17 +198,17 @@ class Server(ThreadingTCPServer):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: _Request, client_address: object) -> None:
-        """A client that has gone is no fault; of a fault of ours nothing is told that may be a patient's."""
+        """Log a fault without patient data; a client that disconnected is no fault."""
         _log_fault()
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]  # it serves no other
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]  # always of this class
     server_version, sys_version = "datxai", ""
 
     def setup(self) -> None:
         super().setup()
-        self._give_time(self.server.limits.headers)
+        self._set_deadline(self.server.limits.headers)
 
     def finish(self) -> None:
         try:
@@ -226,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/favicon.ico":
             self._answer(204, b"", "image/x-icon")
         elif result and result[1] in self.server.results:
-            self._hand_out(self.server.folder / result[1], result[2])
+            self._send_file(self.server.folder / result[1], result[2])
         else:
             self._refuse(404, "There is no such page; results are deleted when many newer ones have been made.")
 
@@ -258,8 +258,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             with tempfile.TemporaryFile(dir=self.server.folder) as body:
                 if self._receive(body, int(length)) < int(length):
-                    return None  # nobody is there any more
-                self._give_time(math.inf)
+                    return None  # the client has disconnected
+                self._set_deadline(math.inf)
                 status, answer = self._read(lambda: self.server.read(body, sizes, age))
         finally:
             self.server.places.release()
@@ -271,43 +271,43 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, {"page": read()}
         except InputError as error:
             return 422, {"error": str(error)}
-        except Exception:  # whatever a file brings about, the next one is read
+        except Exception:  # a file that triggers a bug must not stop the server
             _log_fault()
-            return 500, {"error": "Reading this scan failed through a fault of datxai; where it was, the log says."}
+            return 500, {"error": "Reading this scan failed because of a bug in datxai; the log says where."}
 
     def _receive(self, target: BinaryIO, length: int) -> int:
-        """Take at most ``length`` bytes of the body; how many came."""
-        left, begin = length, time.monotonic() + self.server.limits.headers
-        while left and (piece := self.rfile.read1(min(left, CHUNK))):
-            left -= target.write(piece)
-            self.server.deadlines[self.connection] = begin + (length - left) / self.server.limits.rate
+        """Receive at most ``length`` bytes of the body and return their number."""
+        received, start = 0, time.monotonic() + self.server.limits.headers
+        while received < length and (chunk := self.rfile.read1(min(length - received, CHUNK))):
+            received += target.write(chunk)
+            self.server.deadlines[self.connection] = start + received / self.server.limits.rate
         target.flush()
-        return length - left
+        return received
 
-    def _hand_out(self, folder: Path, name: str) -> None:
-        """A file of a result; the name is looked up, never used as a path."""
-        with suppress(FileNotFoundError):  # deleted just now
+    def _send_file(self, folder: Path, name: str) -> None:
+        """Send a file of a result; its name is looked up in the folder, never used as a path."""
+        with suppress(FileNotFoundError):  # deleted in the meantime
             path = next((path for path in folder.iterdir() if path.name == name), None)
             if path is not None:
-                kind = "text/html; charset=utf-8" if path.suffix == ".html" else "application/octet-stream"
-                return self._answer(200, path.read_bytes(), kind)
+                content_type = "text/html; charset=utf-8" if path.suffix == ".html" else "application/octet-stream"
+                return self._answer(200, path.read_bytes(), content_type)
         return self._refuse(404, "There is no such file.")
 
     def _refuse(self, status: int, sentence: str) -> None:
-        """Answer before the body has come; then take it, unused, since many clients read only once they have sent."""
+        """Answer before the body has arrived; then discard the body, since many clients read only after sending."""
         self._answer(status, json.dumps({"error": sentence}).encode())
         if self.command != "POST":
             return
-        self._give_time(2.0)
-        taken = 0
-        while taken < self.server.limits.upload and (piece := self.rfile.read1(CHUNK)):
-            taken += len(piece)
+        self._set_deadline(2.0)
+        received = 0
+        while received < self.server.limits.upload and (chunk := self.rfile.read1(CHUNK)):
+            received += len(chunk)
 
-    def _answer(self, status: int, content: bytes, kind: str = "application/json") -> None:
-        self._give_time(self.server.limits.seconds)
+    def _answer(self, status: int, content: bytes, content_type: str = "application/json") -> None:
+        self._set_deadline(self.server.limits.seconds)
         self.send_response(status)
-        self.send_header("Content-Type", kind)
-        if kind == "application/octet-stream":
+        self.send_header("Content-Type", content_type)
+        if content_type == "application/octet-stream":
             self.send_header("Content-Disposition", "attachment")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -318,11 +318,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         super().end_headers()
 
-    def _give_time(self, seconds: float) -> None:
+    def _set_deadline(self, seconds: float) -> None:
         self.server.deadlines[self.connection] = time.monotonic() + seconds
 
     def log_message(self, format: str, *_: object) -> None:
-        """Requests are not logged: their addresses lead to results."""
+        """Log no requests, since their addresses lead to results."""
 
 
 def _parse_age(text: str | None) -> float | None:
@@ -336,7 +336,7 @@ def _parse_age(text: str | None) -> float | None:
 
 
 def _log_fault() -> None:
-    """Where in the code a fault came up; not its words, which may come from a header."""
+    """Log where in the code an error occurred, but not its message, which may quote a header."""
     error = sys.exc_info()[1]
     if error is not None and not isinstance(error, (ConnectionError, TimeoutError)):
         log.error("fault: %s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))

@@ -1,4 +1,4 @@
-"""Spectral relevance analysis of a run: whether its maps show one way of deciding, or several."""
+"""Spectral relevance analysis of a run: whether its maps show one decision strategy or several."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ CELL_MM = 12.0  # about the resolution of a scan
 def run(settings: Config, folder: Run) -> None:
     """Group the relevance maps of the cases predicted normal, and of those predicted reduced.
 
-    RUN/spectral then holds ``clusters.tsv`` (a row per case), ``spectral.json`` (eigenvalues, gap and p value; and of
-    each group size, prototype and relevance outside the brain) and a figure per class. Too small a class is left out.
+    RUN/spectral then holds ``clusters.tsv`` (a row per case), ``spectral.json`` (eigenvalues, gap and p value; for each
+    group, size, prototype and relevance outside the brain) and a figure per class. Too small a class is left out.
     """
     folder.entry("explain", "spectral")
     findings, atlas = Findings(folder), settings.atlas
@@ -42,7 +42,7 @@ def run(settings: Config, folder: Run) -> None:
         strategies, outside = _find_groups(findings, cases, anatomy, settings, out / name)
         summary[name] = _summarise(strategies, cases, outside)
         rows += _tabulate(strategies, cases, outside)
-        _announce(name, summary[name])
+        _log_groups(name, summary[name])
     if not summary:
         raise InputError(
             f"{folder.folder}: fewer than {MIN_MAPS} relevance maps in each class, expected more in one of them; "
@@ -56,7 +56,7 @@ def run(settings: Config, folder: Run) -> None:
 def _find_groups(
     findings: Findings, cases: Sequence[Mapping], anatomy: Anatomy, settings: Config, figure: Path
 ) -> tuple[Strategies, list[float]]:
-    """The groups of the cases' maps, drawn; and the share of each map's relevance outside the brain."""
+    """Group the cases' maps and draw the groups; also returns the share of each map's relevance outside the brain."""
     from datxai.pages.figures import plot_strategies
     from datxai.pages.style import save_figure
     from datxai.pages.tables import describe_output
@@ -96,21 +96,21 @@ def _tabulate(strategies: Strategies, cases: Sequence[Mapping], outside: Sequenc
             "predicted": case["predicted"],
             "group": case["group"],
             "cluster": cluster + 1,
-            "prototype": place in strategies.prototypes,
+            "prototype": i in strategies.prototypes,
             "outside_brain": fraction_outside,
             "x": x,
             "y": y,
         }
-        for place, (case, cluster, fraction_outside, (x, y)) in enumerate(
+        for i, (case, cluster, fraction_outside, (x, y)) in enumerate(
             zip(cases, strategies.clusters, outside, strategies.embedding)
         )
     ]
 
 
-def _announce(name: str, summary: Mapping) -> None:
+def _log_groups(name: str, summary: Mapping) -> None:
     n_groups = len(summary["groups"])
-    kind = "one kind of map" if n_groups == 1 else f"{n_groups} kinds of maps"
-    log.info("%s: %d cases, %s (eigengap %.2f, p = %.3f)", name, summary["n"], kind, summary["gap"], summary["p"])
+    kinds = "one kind of map" if n_groups == 1 else f"{n_groups} kinds of maps"
+    log.info("%s: %d cases, %s (eigengap %.2f, p = %.3f)", name, summary["n"], kinds, summary["gap"], summary["p"])
     for number, group in enumerate(summary["groups"], start=1):
         log.info(
             "  group %d: %d cases, like %s; outside the brain %.0f %% of the relevance; %d misclassified",

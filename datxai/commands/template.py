@@ -1,4 +1,4 @@
-"""A template for registration from a run's own normal scans."""
+"""A registration template made from the normal scans of a run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from datxai.volume import UPTAKE, Volume, save
 
 log = logging.getLogger("datxai")
 
-MIN_SCANS = 5  # fewer show their own noise and anatomy
-ROUNDS = 2  # the mean of the scans as they are registered; then once more, each registered to that mean
+MIN_SCANS = 5  # a mean of fewer shows individual noise and anatomy
+ROUNDS = 2  # first the mean of the scans as registered by the run, then with each scan registered to that mean
 
 
 def run(settings: Config, folder: Run) -> None:
-    """Write RUN/template.nii.gz, the mean of the normal scans (label 0) that quality control calls green.
+    """Write RUN/template.nii.gz, the mean of the normal scans (label 0) with a green verdict of quality control.
 
-    Use it by registration.template=RUN/template.nii.gz.
+    Use it with registration.template=RUN/template.nii.gz.
     """
     folder.entry("preprocess", "template")
     findings = Findings(folder)

@@ -1,7 +1,7 @@
-"""What is dropped on the page of `datxai serve`, unpacked so that a reader can take it.
+"""Unpacking of scans dropped on the page of `datxai serve`.
 
-Every file may be hostile: content tells what it is, names are not used, and bytes are counted while they are unpacked,
-whatever an archive says of itself.
+Any file may be hostile: files are classified by content, their names are not used, and bytes are counted during
+unpacking, whatever the archive claims.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ from datxai.errors import InputError
 from datxai.forms import DICOM, GZIP, HEAD, NIFTI, PAIR, tell_form_of
 
 CHUNK = 1 << 20
-PIECE = 1 << 16  # what a member of a gzip file leaves over is copied
+GZIP_CHUNK = 1 << 16  # smaller, since the rest of a chunk is copied after each gzip member
 
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """How much one upload may take."""
+    """Size limits of one upload."""
 
-    upload: int = 256 << 20  # bytes, as they are sent
+    upload: int = 256 << 20  # bytes as sent
     unpacked: int = 1 << 30  # bytes of all files
-    files: int = 2048  # of an upload, or in its archive
+    files: int = 2048  # number of files, of the upload or in its archive
 
 
 def unpack(body: BinaryIO, sizes: Sequence[int], folder: Path, limits: UploadLimits) -> Path:
-    """Store an upload under names of our own, told apart by content: the path that `Reader.read` takes.
+    """Store the scan of an upload under new names, and return its path for `Reader.read`.
 
-    ``body`` holds files of these ``sizes`` (bytes), one behind the other: one NIfTI file, the DICOM files of a series,
-    or a ZIP archive with those. What is neither, such as the viewer on a CD, is left out. Raises `InputError`.
+    ``body`` holds concatenated files of these ``sizes`` (bytes): one NIfTI file, the DICOM files of a series, or a ZIP
+    archive of either. Other files, such as the viewer on a CD, are left out. Raises `InputError` if there is not
+    exactly one scan, or if the upload is damaged or too large.
     """
     nifti, series, unpacked = folder / "scan.nii", folder / "scan", 0
     series.mkdir()
     try:
         for number, packed in enumerate(_list_files(body, sizes, limits), start=1):
             head, chunks = _read_head(packed)
-            path = _choose_place(tell_form_of(head), nifti, series / f"{number:04}.dcm")
+            path = _choose_path(tell_form_of(head), nifti, series / f"{number:04}.dcm")
             if path is None:
                 continue
             with path.open("xb") as stream:
@@ -66,7 +67,7 @@ def unpack(body: BinaryIO, sizes: Sequence[int], folder: Path, limits: UploadLim
 
 
 def _read_head(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """The first bytes of a file, enough to tell its form, and the rest in pieces; unpacked where it is gzipped."""
+    """The first bytes of a file, enough to determine its form, and the rest in chunks; decompressed if gzipped."""
     head = b""
     while len(head) < HEAD and (chunk := next(chunks, b"")):
         head += chunk
@@ -76,8 +77,8 @@ def _read_head(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
     return head, chunks
 
 
-def _choose_place(form: str, nifti: Path, dicom: Path) -> Path | None:
-    """Where a file of this form goes; None for what is no scan."""
+def _choose_path(form: str, nifti: Path, dicom: Path) -> Path | None:
+    """Where to store a file of this form; None if it is no scan."""
     if form == PAIR:
         raise InputError(
             "There is a header whose image is a file of its own (.hdr and .img), expected NIfTI in one file "
@@ -89,7 +90,7 @@ def _choose_place(form: str, nifti: Path, dicom: Path) -> Path | None:
 
 
 def _list_files(body: BinaryIO, sizes: Sequence[int], limits: UploadLimits) -> Iterator[Iterator[bytes]]:
-    """The content of each file in pieces; of an archive, that of the files in it."""
+    """The content of each file, or of each file in an archive, in chunks."""
     body.seek(0)
     if len(sizes) > 1 or body.read(4) != b"PK\x03\x04":
         body.seek(0)
@@ -103,14 +104,14 @@ def _list_files(body: BinaryIO, sizes: Sequence[int], limits: UploadLimits) -> I
         for entry in archive.infolist():
             if entry.flag_bits & 1:
                 raise InputError("The archive is encrypted; give it without a password.")
-            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # these unpack piece by piece
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # which unpack in chunks
                 raise InputError("The archive is packed in an unusual way; pack it as ordinary ZIP (deflate).")
             with archive.open(entry) as stream:
                 yield iter(lambda stream=stream: stream.read(CHUNK), b"")
 
 
 def _require_few_entries(body: BinaryIO, limits: UploadLimits) -> None:
-    """Count an archive's entries before all are loaded: each begins with these bytes, whatever it says at its end."""
+    """Count an archive's entries by their signature before all are loaded; the count at its end is not trusted."""
     with mmap.mmap(body.fileno(), 0, access=mmap.ACCESS_READ) as content:
         position, count = content.find(b"PK\x01\x02"), 0
         while position >= 0:
@@ -121,21 +122,21 @@ def _require_few_entries(body: BinaryIO, limits: UploadLimits) -> None:
 
 
 def _gunzip(head: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Unpack a gzip file, in pieces of bounded size, the first at least as long as a NIfTI header."""
-    pieces = (chunk[at : at + PIECE] for chunk in chain([head], chunks) for at in range(0, len(chunk), PIECE))
-    packed, made = next(pieces, b""), b""
-    while packed[:2] == GZIP:  # of every member; what is no member, such as zeros that fill a block, is left out
+    """Decompress a gzip file in chunks of bounded size, the first at least as long as a NIfTI header."""
+    pieces = (chunk[i : i + GZIP_CHUNK] for chunk in chain([head], chunks) for i in range(0, len(chunk), GZIP_CHUNK))
+    packed, unpacked = next(pieces, b""), b""
+    while packed[:2] == GZIP:  # for each member; other bytes after the last one, such as zero padding, are ignored
         unpack = zlib.decompressobj(zlib.MAX_WBITS | 16)
         while not unpack.eof:
             if not (packed := packed or next(pieces, b"")):
                 raise EOFError
-            made += unpack.decompress(packed, CHUNK)
+            unpacked += unpack.decompress(packed, CHUNK)
             packed = unpack.unconsumed_tail
-            if len(made) >= HEAD:
-                yield made
-                made = b""
+            if len(unpacked) >= HEAD:
+                yield unpacked
+                unpacked = b""
         packed = unpack.unused_data
         while len(packed) < len(GZIP) and (piece := next(pieces, b"")):
             packed += piece
-    if made:
-        yield made
+    if unpacked:
+        yield unpacked

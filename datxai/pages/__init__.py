@@ -1,1 +1,1 @@
-"""What people look at: figures, charts, the report, the page and the document of a case, the viewer."""
+"""Output for people: figures, charts, the report, the page and the document of a case, the viewer."""

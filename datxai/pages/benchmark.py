@@ -1,4 +1,4 @@
-"""Ways to explain side by side: measures summarised over cases and ranked, the figure of both, the maps of a case."""
+"""Comparison of explanation methods: measures averaged over cases and ranked, their figure, the maps of a case."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from datxai.pages.style import NEUTRAL, PAGE, SMALL, add_note, styled
 from datxai.pages.tables import format_cell
 
 RESAMPLES = 2000
-FULL_SCALE = 99.9  # percentile of a map's absolute values at which its colours end
-DECIMALS = 9  # of means: what differs by the rounding of sums alone is the same, and shares a rank
-PER_ROW = 9  # pictures side by side
+FULL_SCALE = 99.9  # percentile of a map's absolute values at the end of its colour scale
+DECIMALS = 9  # of means, so that means that differ only by rounding errors share a rank
+PER_ROW = 9  # pictures
 TRUTH_COLOUR = "#009e73"
 
 
 class Measure(NamedTuple):
-    """How a measure of maps is called in figures, whether more of it is better (None: it is not ranked), and what it
-    says, in a few words."""
+    """A measure of maps: its title in figures, whether more is better (None: not ranked), and its meaning in a few
+    words."""
 
     title: str
     more_is_better: bool | None
@@ -30,7 +30,7 @@ class Measure(NamedTuple):
 
     @property
     def head(self) -> str:
-        """The title with an arrow that says which way is better."""
+        """The title with an arrow in the better direction."""
         return self.title + {True: " ↑", False: " ↓", None: ""}[self.more_is_better]
 
 
@@ -39,9 +39,9 @@ def summarise(
 ) -> list[dict]:
     """Means over cases with 95 % bootstrap intervals over cases (percentiles), and the ranks of the methods.
 
-    ``results`` holds ``method``, ``metric``, ``case`` and ``value`` (None and NaN: not known, left out). All methods
-    are resampled alike. They are ranked by their means in each of ``measures`` that has a direction, 1 the best, ties
-    sharing their mean rank. Rows: method, metric, n, mean, low, high, rank.
+    ``results`` holds ``method``, ``metric``, ``case`` and ``value`` (None or NaN: unknown, left out). All methods share
+    the same resamples. They are ranked by their means in each of ``measures`` that has a direction; 1 is the best, and
+    ties share their mean rank. Rows: method, metric, n, mean, low, high, rank.
     """
     from scipy.stats import rankdata
 
@@ -56,11 +56,11 @@ def summarise(
             {"method": name, "metric": metric, **_average([*cell.values()], seed, resamples)}
             for name, cell in methods.items()
         ]
-        known = [row for row in cells if row["n"]]
-        direction = measures[metric].more_is_better if metric in measures else None
-        if direction is not None:
-            means = np.array([row["mean"] for row in known])
-            for row, rank in zip(known, rankdata(-means if direction else means)):
+        more_is_better = measures[metric].more_is_better if metric in measures else None
+        if more_is_better is not None:
+            measured = [row for row in cells if row["n"]]
+            means = np.array([row["mean"] for row in measured])
+            for row, rank in zip(measured, rankdata(-means if more_is_better else means)):
                 row["rank"] = float(rank)
         rows += cells
     return rows
@@ -77,7 +77,7 @@ def average_ranks(summary: Sequence[Mapping]) -> dict[str, float]:
 
 
 def _average(values: Sequence[float], seed: int, resamples: int) -> dict:
-    """n, mean and the percentile interval of its bootstrap; no interval for a single case."""
+    """n, mean and its bootstrap percentile interval; no interval for a single case."""
     n = len(values)
     if not n:
         return {"n": 0, "mean": None, "low": None, "high": None, "rank": None}
@@ -92,10 +92,10 @@ def _average(values: Sequence[float], seed: int, resamples: int) -> dict:
 def plot_ranks(
     summary: Sequence[Mapping], measures: Mapping[str, Measure], controls: Collection[str] = ()
 ) -> Figure:
-    """Methods (rows, the best mean rank on top) by measures: colour is the rank, the number is the mean.
+    """Methods (rows, the best mean rank on top) by measures: the colour is the rank, the number is the mean.
 
     ``summary`` comes from `summarise`; measures without a direction have no colour. ``controls`` are the methods that
-    know nothing of the network.
+    do not depend on the network.
     """
     order = average_ranks(summary)
     cells = _find_cells(summary, measures)
@@ -112,9 +112,9 @@ def plot_ranks(
             cell = None if name is None else cells.get((method, name))
             text = f"{order[method]:.1f}" if name is None else format_short(cell["mean"]) if cell else "–"
             rank = ranks[row, column]
-            ink = "white" if rank <= 0.5 * len(order) else "black"
+            colour = "white" if rank <= 0.5 * len(order) else "black"
             axes.text(
-                column, row, text, ha="center", va="center", color=ink if np.isfinite(rank) else NEUTRAL,
+                column, row, text, ha="center", va="center", color=colour if np.isfinite(rank) else NEUTRAL,
                 fontweight="bold" if name is None else "normal",
             )  # fmt: skip
     axes.set_yticks(range(len(order)), [words(name, controls) for name in order])
@@ -123,9 +123,9 @@ def plot_ranks(
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    for edges, draw in ((ranks.shape[0], axes.axhline), (ranks.shape[1], axes.axvline)):
-        for place in range(1, edges):
-            draw(place - 0.5, color="white", linewidth=2.5 if draw == axes.axvline and place == edges - 1 else 0.8)
+    for n, draw in ((ranks.shape[0], axes.axhline), (ranks.shape[1], axes.axvline)):
+        for i in range(1, n):
+            draw(i - 0.5, color="white", linewidth=2.5 if draw == axes.axvline and i == n - 1 else 0.8)
     bar = figure.colorbar(picture, ax=axes, fraction=0.025, pad=0.01, label="rank")
     bar.ax.invert_yaxis()
     bar.outline.set_visible(False)
@@ -140,10 +140,10 @@ def plot_ranks(
 def plot_maps(
     frame: Frame, scan: np.ndarray, maps: Mapping[str, np.ndarray], lesion: np.ndarray | None = None
 ) -> Figure:
-    """A scan and its maps by several methods, on the slice through the striatum or through the largest cut of a lesion.
+    """A scan and its maps by several methods, on the slice with the largest area of the striatum or of a lesion.
 
-    Every map is drawn over its own `FULL_SCALE` percentile of absolute values within the brain, so that all share one
-    colour scale. Arrays (X, Y, Z).
+    Each map is divided by its `FULL_SCALE` percentile of absolute values within the brain, so that all share one colour
+    scale. Arrays are (X, Y, Z).
     """
     level = frame.level if lesion is None else largest_slice(lesion)
     pictures = {"scan": scan, **maps}
@@ -151,9 +151,9 @@ def plot_maps(
     columns = -(-len(pictures) // rows)
     height = 0.82 * PAGE / columns * frame.grid.shape[1] / frame.grid.shape[0]
     figure = Figure(figsize=(PAGE, rows * (height + 0.25) + 0.1), layout="constrained")
-    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
     shade = Shade("relevance / its largest", "RdBu_r", -1.0, 1.0, "black")
-    for axes, (name, data) in zip(places, pictures.items()):
+    for axes, (name, data) in zip(panels, pictures.items()):
         if name == "scan":
             draw_slice(axes, frame, data[..., level], Shade.of_uptake([data]), index=level, sides=("I", "C"))
         else:
@@ -162,9 +162,9 @@ def plot_maps(
         if lesion is not None:
             outline(axes, lesion[..., level], frame.extent(AXIAL), TRUTH_COLOUR, 1.0)
         axes.set_title(textwrap.fill(words(name), 14), fontsize=SMALL, pad=2)
-    for axes in places[len(pictures) :]:
+    for axes in panels[len(pictures) :]:
         axes.axis("off")
-    add_bar(figure, list(places), shade, fraction=0.012, pad=0.01, aspect=30)
+    add_bar(figure, list(panels), shade, fraction=0.012, pad=0.01, aspect=30)
     return figure
 
 
@@ -177,25 +177,25 @@ def tabulate(
     lines = [["method", "mean rank", *(measures[name].head for name in columns)]]
     for method, rank in average_ranks(summary).items():
         row = [cells.get((method, name)) for name in columns]
-        told = (_with_interval(cell) if cell else "n/a" for cell in row)
-        lines.append([words(method, controls), f"{rank:.1f}", *told])
+        means = (_format_mean(cell) if cell else "n/a" for cell in row)
+        lines.append([words(method, controls), f"{rank:.1f}", *means])
     return lines
 
 
 def write_markdown(lines: Sequence[Sequence[str]], cases: Sequence[Mapping], run: str) -> str:
-    """The page summary.md from what `tabulate` returns and the rows of cases.tsv."""
+    """The text of summary.md from the result of `tabulate` and the rows of cases.tsv."""
     lesions = [row for row in cases if row["lesion"]]
     text = [
         "# Methods side by side", "",
         f"Made by `datxai benchmark` in the run folder `{run}`; do not edit.", "",
         f"{len(cases) - len(lesions)} test cases and {len(lesions)} lesioned phantoms. Mean over cases with 95 % "
         "bootstrap interval; ↑ more is better, ↓ less is better; the mean rank is over the measures with an arrow.", "",
-        *_rule(lines),
+        *_format_table(lines),
     ]  # fmt: skip
     if lesions:
         head = ["lesion", "effect on the network", "seen", "share of the scan's change within it"]
         rows = [[row["case"], *map(format_cell, (row["effect"], row["seen"], row["input_share"]))] for row in lesions]
-        text += ["", "## Lesions", "", *_rule([head, *rows])]
+        text += ["", "## Lesions", "", *_format_table([head, *rows])]
     return "\n".join([*text, ""])
 
 
@@ -204,7 +204,8 @@ def words(name: str, controls: Collection[str] = ()) -> str:
     return name.replace("_", " ") + (" (control)" if name in controls else "")
 
 
-def _rule(lines: Sequence[Sequence[str]]) -> list[str]:
+def _format_table(lines: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, the header first."""
     head, *body = lines
     return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body)]
 
@@ -213,13 +214,14 @@ def _find_cells(summary: Sequence[Mapping], measures: Mapping[str, Measure]) -> 
     return {(row["method"], row["metric"]): row for row in summary if row["metric"] in measures and row["n"]}
 
 
-def _with_interval(cell: Mapping) -> str:
+def _format_mean(cell: Mapping) -> str:
+    """A mean with its interval, if there is one."""
     mean = format_short(cell["mean"])
     return mean if cell["low"] is None else f"{mean} ({format_short(cell['low'])} to {format_short(cell['high'])})"
 
 
 def format_short(value: float) -> str:
-    """A number in at most five characters or so: 0.123, 12.3, 1.2e-05."""
+    """A number in about five characters: 0.123, 12.3, 1e-5."""
     if value and not 1e-3 <= abs(value) < 1e4:
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:.{max(0, 2 - int(np.floor(np.log10(abs(value)))) if abs(value) >= 1 else 3)}f}" if value else "0"

@@ -1,7 +1,7 @@
-"""The model card of a bundle, Markdown: what the run says of itself, and what of two checklists it leaves open.
+"""The model card of a bundle in Markdown: a summary of the run, and two checklists with the items it cannot answer.
 
-The checklists are CLAIM, its update of 2024 (Tejani et al., doi:10.1148/ryai.240300), and TRIPOD+AI (Collins et al.
-2024, doi:10.1136/bmj-2023-078378); their items are named here in few words.
+The checklists are the 2024 update of CLAIM (Tejani et al., doi:10.1148/ryai.240300) and TRIPOD+AI (Collins et al. 2024,
+doi:10.1136/bmj-2023-078378); their items are abbreviated here.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ NAMES = {
 USE, COHORT, FIGURES, LIMITS = "Intended use", "Cohort", "Figures", "Limits"
 IMAGING, NETWORK, TRAINING, EXPLANATION = "Imaging", "Network", "Training", "Explanation"
 OUTPUT, HELD, MADE = "What it says of a scan", "What the bundle holds", "Made by"
-SAID = {
+INTRODUCTIONS = {  # of sections
     IMAGING: "Every scan is registered to MNI space, judged, divided by its uptake in the reference region, measured, "
     "mirrored if so set (the side with the lower putamen to the left), and resampled onto the grid.",
     NETWORK: "One network, no ensemble, of {parameters:,} parameters.",
 }
-CLAIM = {  # item: its name, and the section above that answers it; None: a run cannot
+CLAIM = {  # item: its name, and the section above that answers it (None: a run cannot)
     "1": ("Identification as a study of AI methodology", None),
     "2": ("Summary of design, methods, results and conclusions", None),
     "3": ("Background, intended use and role of the AI approach", USE),
@@ -158,7 +158,7 @@ def _describe_use(card: ModelCard) -> Iterator[str]:
         "patient may rest on it."
     )
     if "phantom" in card.data:
-        yield "The scans it was trained on are simulated: it says how methods behave, not how patients do."
+        yield "It was trained on simulated scans: it shows how methods behave, not how patients do."
 
 
 def _describe_cohort(card: ModelCard) -> Iterator[str]:
@@ -171,7 +171,7 @@ def _describe_cohort(card: ModelCard) -> Iterator[str]:
     header, *rows = arrange_table1(card.table1)
     yield from _table(header, rows)
     yield ""
-    yield f"Ages are mean ± SD; those of fewer than {card.least} people are not told."
+    yield f"Ages are mean ± SD; those of fewer than {card.least} people are not reported."
 
 
 def _describe_figures(card: ModelCard) -> Iterator[str]:
@@ -183,14 +183,14 @@ def _describe_figures(card: ModelCard) -> Iterator[str]:
     )
     yield ""
     rows = [
-        [title, *(format_measure(key, one.get(key), one.get(f"{key}_ci95")) for one in card.classifiers.values())]
+        [title, *(format_measure(key, row.get(key), row.get(f"{key}_ci95")) for row in card.classifiers.values())]
         for key, title in MEASURES.items()
     ]
     yield from _table(["", *(NAMES.get(name, name) for name in card.classifiers)], rows)
     yield ""
-    known = card.calibration
-    temperature = f"{known['temperature']:.3g}" if known["determined"] else "not determined; no probability is told"
-    yield f"- temperature from the {known['n']} validation cases: {temperature}"
+    fit = card.calibration
+    temperature = f"{fit['temperature']:.3g}" if fit["determined"] else "not determined; no probability is reported"
+    yield f"- temperature from the {fit['n']} validation cases: {temperature}"
     yield f"- the most relevant voxel lies in the striatum in {card.peaks['inside']} of {card.peaks['n']} maps"
     yield f"- maps more like those of the other class: {card.inconsistent}"
     if card.mean_map_correlation is not None:
@@ -201,18 +201,18 @@ def _describe_figures(card: ModelCard) -> Iterator[str]:
 def _describe_rounding(card: ModelCard) -> str:
     if card.rounding is None:
         return f"{card.precision}, the weights are those of the run bit for bit"
-    found = card.rounding
+    changes = card.rounding
     return (
-        f"{card.precision}; rounding changes the logits of the {found['cases']} test cases by {found['logit']:.2g} at "
-        f"most, and their maps by {found['map']:.2g} of the map's norm at most; decisions that change: "
-        f"{found['decisions']}"
+        f"{card.precision}; rounding changes the logits of the {changes['cases']} test cases by "
+        f"{changes['logit']:.2g} at most, and their maps by {changes['map']:.2g} of the map's norm at most; decisions "
+        f"that change: {changes['decisions']}"
     )
 
 
 def _describe_limits(card: ModelCard) -> Iterator[str]:
     yield from _heading(LIMITS)
     yield "- The figures are those of one split of one cohort; other cameras, reconstructions and people may differ."
-    yield "- It calls every scan normal or reduced, also one of another tracer, organ or disease."
+    yield "- It calls every scan normal or reduced, even one with another tracer, organ or disease."
     yield "- The ranges of normal binding ratios are those of this cohort, on its camera and with its reconstruction."
     yield "- A relevance map says what moved the network, not what causes the disease."
 
@@ -229,8 +229,8 @@ def _describe_output(card: ModelCard) -> Iterator[str]:
 
 def _describe_settings(card: ModelCard, title: str) -> Iterator[str]:
     yield from _heading(title)
-    if title in SAID:
-        yield SAID[title].format(parameters=card.parameters)
+    if title in INTRODUCTIONS:
+        yield INTRODUCTIONS[title].format(parameters=card.parameters)
         yield ""
     for name, value in card.settings.get(title, {}).items():
         if value not in (None, [], {}):
@@ -241,13 +241,13 @@ def _describe_content(card: ModelCard) -> Iterator[str]:
     yield from _heading(HELD)
     yield from (f"- `{name}`: {size:,} bytes" for name, size in card.members.items())
     yield ""
-    yield "Of scans and people it holds numbers over many, and none of a single one: no scan, name or place of a file."
+    yield "It holds statistics over many scans and people, and nothing on a single one: no scan, name or file path."
     yield ""
     counts = ", ".join(f"{name} {n}" for name, n in card.groups.items())
-    kept = min(card.groups.values()) >= card.least
+    has_means = min(card.groups.values()) >= card.least
     yield (
         f"- mean relevance maps: over test cases, {counts}; "
-        + ("held" if kept else f"left out, since a mean over fewer than {card.least} comes close to a single case")
+        + ("held" if has_means else f"left out, since a mean over fewer than {card.least} comes close to a single case")
     )
     if card.mean_scan_of is not None:
         yield f"- mean training scan, which the network subtracts: over {card.mean_scan_of} cases, within the weights"
@@ -257,10 +257,10 @@ def _describe_content(card: ModelCard) -> Iterator[str]:
         f"age in groups of {card.least} cases or more; cutoff and tree of binding ratios"
     )
     if "shift.safetensors" in card.members:
-        yield "- what tells whether a scan is like the training scans: means, spreads and main axes of their features"
+        yield "- for recognising scans unlike the training scans: means, spreads and main axes of their features"
     yield (
-        "- weights: what a network has learnt may tell that somebody's scan was among those it learnt from (membership "
-        "inference); whoever hands it on has to weigh that"
+        "- weights: they may reveal that somebody's scan was among those that the network was trained with (membership "
+        "inference); whoever shares them has to weigh this"
     )
 
 
@@ -268,12 +268,12 @@ def _list_items(title: str, source: str, items: Mapping[str, tuple[str, str | No
     yield from _heading(f"{title} ({source})")
     yield "What the run answers, and where:"
     yield ""
-    answered = [[number, name, place] for number, (name, place) in items.items() if place is not None]
+    answered = [[number, name, section] for number, (name, section) in items.items() if section is not None]
     yield from _table(["item", "name", "section"], answered)
     yield ""
-    yield "What only whoever made the study can answer:"
+    yield "What only the authors of the study can answer:"
     yield ""
-    yield from (f"- {number}. {name}" for number, (name, place) in items.items() if place is None)
+    yield from (f"- {number}. {name}" for number, (name, section) in items.items() if section is None)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Charts: numbers of a run as curves, points and bars; each function returns a Figure."""
+"""Charts: results of a run as curves, points and bars; each function returns a Figure."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from datxai.pages.tables import (
 )
 
 MARKERS = ("o", "s", "D", "^", "v", "P")
-SEQUENCE = ("black", *COLOURS.values(), "#009e73")  # of things without a colour of their own
+COLOUR_CYCLE = ("black", *COLOURS.values(), "#009e73")
 
 
 @styled
 def plot_training(history: Sequence[Mapping]) -> Figure:
-    """Loss and accuracy by epoch; rows hold ``epoch``, ``{train,validation}_{loss,accuracy}`` and ``kept``, whether the
-    weights were the best so far (where that is not known, the lowest validation loss is)."""
+    """Loss and accuracy by epoch; rows hold ``epoch``, ``{train,validation}_{loss,accuracy}`` and optionally ``kept``,
+    whether the weights were the best so far (by default those of the lowest validation loss are)."""
     figure = Figure(figsize=(COLUMN, 1.7), layout="constrained")
     epochs, validation = (np.array([float(row[key]) for row in history]) for key in ("epoch", "validation_loss"))
     best = max((float(row["epoch"]) for row in history if row.get("kept")), default=epochs[validation.argmin()])
-    both = figure.subplots(1, 2)
-    for axes, kind in zip(both, ("loss", "accuracy")):
+    panels = figure.subplots(1, 2)
+    for axes, kind in zip(panels, ("loss", "accuracy")):
         for name, label, colour in (("train", "training", NEUTRAL), ("validation", "validation", REDUCED)):
             values = [float(row[f"{name}_{kind}"]) for row in history]
             if kind == "accuracy":
@@ -45,7 +45,7 @@ def plot_training(history: Sequence[Mapping]) -> Figure:
         axes.set(xlabel="epoch", ylabel=kind)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#eeeeee")
-    figure.legend(*both[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 
@@ -96,27 +96,29 @@ def plot_classification(classifiers: Mapping[str, Mapping]) -> Figure:
     """
     names = [name for name in MEASURES if any(name in measures for measures in classifiers.values())]
     shares = [name for name in names if name not in UNITLESS]
-    parts = [part for part in (shares, [name for name in names if name in UNITLESS]) if part]
-    tall = len(names) * (0.1 + 0.09 * len(classifiers))
-    figure = Figure(figsize=(COLUMN, 0.6 + 0.35 * len(parts) + tall), layout="constrained")
-    for axes, part in zip(figure.subplots(len(parts), 1, height_ratios=[*map(len, parts)], squeeze=False)[:, 0], parts):
-        _draw_measures(axes, classifiers, part, 100 if part is shares else 1)
-        axes.set(xlabel="percent, 95 % interval" if part is shares else "95 % interval")
+    groups = [group for group in (shares, [name for name in names if name in UNITLESS]) if group]
+    height = 0.6 + 0.35 * len(groups) + len(names) * (0.1 + 0.09 * len(classifiers))
+    figure = Figure(figsize=(COLUMN, height), layout="constrained")
+    panels = figure.subplots(len(groups), 1, height_ratios=[*map(len, groups)], squeeze=False)[:, 0]
+    for axes, group in zip(panels, groups):
+        _draw_measures(axes, classifiers, group, 100 if group is shares else 1)
+        axes.set(xlabel="percent, 95 % interval" if group is shares else "95 % interval")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", handlelength=1.2)
     return figure
 
 
 def _draw_measures(axes: Axes, classifiers: Mapping[str, Mapping], names: Sequence[str], unit: float) -> None:
-    """Some measures of classifiers with their intervals, in a unit."""
+    """Draw these measures of classifiers with their intervals, multiplied by ``unit``."""
     step = 0.8 / max(len(classifiers), 1)
     for number, (title, measures) in enumerate(classifiers.items()):
-        places = [place for place, name in enumerate(names) if measures.get(name) is not None]
-        values = [unit * measures[names[place]] for place in places]
-        ends = [[unit * end for end in measures[f"{names[place]}_ci95"]] for place in places]
-        errors = [[abs(value - pair[side]) for value, pair in zip(values, ends)] for side in (0, 1)]
+        rows = [row for row, name in enumerate(names) if measures.get(name) is not None]
+        values = [unit * measures[names[row]] for row in rows]
+        intervals = [[unit * end for end in measures[f"{names[row]}_ci95"]] for row in rows]
+        errors = [[abs(value - interval[end]) for value, interval in zip(values, intervals)] for end in (0, 1)]
         axes.errorbar(
-            values, [place + step * (number - (len(classifiers) - 1) / 2) for place in places], xerr=errors,
-            fmt=MARKERS[number % len(MARKERS)], markersize=3, linewidth=0.8, color=SEQUENCE[number % len(SEQUENCE)],
+            values, [row + step * (number - (len(classifiers) - 1) / 2) for row in rows], xerr=errors,
+            fmt=MARKERS[number % len(MARKERS)], markersize=3, linewidth=0.8,
+            color=COLOUR_CYCLE[number % len(COLOUR_CYCLE)],
             label=f"{title}: TN {measures['tn']}, FP {measures['fp']}, FN {measures['fn']}, TP {measures['tp']}",
         )  # fmt: skip
     axes.set(yticks=range(len(names)), yticklabels=[MEASURES[name] for name in names])
@@ -126,7 +128,7 @@ def _draw_measures(axes: Axes, classifiers: Mapping[str, Mapping], names: Sequen
 
 @styled
 def plot_tree(nodes: Sequence[Mapping]) -> Figure:
-    """A classification tree, root on top; what fulfils a node's condition goes to the left.
+    """A classification tree, root on top; cases that fulfil a node's condition go to the left.
 
     ``nodes``: see `datxai.analysis.classification.Cart`.
     """
@@ -138,8 +140,8 @@ def plot_tree(nodes: Sequence[Mapping]) -> Figure:
         children = [node["left"], node["right"]] if node["feature"] else []
         for child in children:
             levels[child] = levels[number] + 1
-        taken = sum(not nodes[other]["feature"] for other in columns)  # leaves so far, each a column
-        columns[number] = float(np.mean([place(child) for child in children])) if children else float(taken)
+        n_leaves = sum(not nodes[other]["feature"] for other in columns)  # so far; each takes one column
+        columns[number] = float(np.mean([place(child) for child in children])) if children else float(n_leaves)
         return columns[number]
 
     place(0)
@@ -165,10 +167,10 @@ def plot_tree(nodes: Sequence[Mapping]) -> Figure:
 
 @styled
 def plot_detection(curves: Mapping[str, Mapping]) -> Figure:
-    """ROC curves of scores that are to find misclassified cases.
+    """ROC curves of scores that detect misclassified cases.
 
-    ``curves``: name as it shall read to ``false_alarms`` and ``found`` (fractions, from 0 to 1), ``auc`` and
-    ``auc_ci95`` (or None); a detector without a curve (no error, or none but errors) is left out.
+    ``curves``: name in the legend to ``false_alarms`` and ``found`` (fractions, from 0 to 1), ``auc`` and ``auc_ci95``
+    (or None); a detector without a curve (no errors, or only errors) is left out.
     """
     shares = ("share of correct cases flagged", "share of misclassified cases flagged")
     return _plot_curves(curves, shares, "no misclassified case")
@@ -176,13 +178,13 @@ def plot_detection(curves: Mapping[str, Mapping]) -> Figure:
 
 @styled
 def plot_roc(curves: Mapping[str, Mapping]) -> Figure:
-    """ROC curves of classifiers; ``curves`` as in `plot_detection`, of what is to find reduced cases."""
+    """ROC curves of classifiers as detectors of reduced cases; ``curves`` as in `plot_detection`."""
     rates = ("1 \u2212 specificity: share of normal cases called reduced", "sensitivity: share of reduced cases found")
     return _plot_curves(curves, rates, "cases of one class alone")
 
 
-def _plot_curves(curves: Mapping[str, Mapping], names: tuple[str, str], nothing: str) -> Figure:
-    """ROC curves, with the names of both axes, and what is said where there is none."""
+def _plot_curves(curves: Mapping[str, Mapping], axis_labels: tuple[str, str], empty_text: str) -> Figure:
+    """ROC curves, or ``empty_text`` if there is none."""
     figure = Figure(figsize=(COLUMN, 3.3), layout="constrained")
     axes = figure.subplots()
     shown = {name: curve for name, curve in curves.items() if curve["auc"] is not None}
@@ -191,34 +193,34 @@ def _plot_curves(curves: Mapping[str, Mapping], names: tuple[str, str], nothing:
         dashes = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))[number % 5]
         axes.plot(
             curve["false_alarms"], curve["found"], linewidth=1.1, linestyle=dashes, label=label,
-            color=SEQUENCE[number % len(SEQUENCE)],
+            color=COLOUR_CYCLE[number % len(COLOUR_CYCLE)],
         )  # fmt: skip
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.6)
-    axes.set(xlim=(0, 1), ylim=(0, 1.01), aspect="equal", xlabel=names[0], ylabel=names[1])
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), aspect="equal", xlabel=axis_labels[0], ylabel=axis_labels[1])
     if shown:
         figure.legend(loc="outside upper left", handlelength=2.2)
     else:
-        axes.text(0.5, 0.5, nothing, ha="center", color=NEUTRAL)
+        axes.text(0.5, 0.5, empty_text, ha="center", color=NEUTRAL)
     return figure
 
 
 @styled
 def plot_regions(rows: Sequence[Mapping], n: int = 12) -> Figure:
-    """Relevance by region: the striatum's regions and the ``n`` first extrastriatal ones, with 95 % intervals.
+    """Relevance by region: striatal regions and the first ``n`` extrastriatal ones, with 95 % intervals.
 
-    ``rows``: see `datxai.analysis.regions.summarise_regions`. Left: how dense the absolute relevance is beside the
+    ``rows``: see `datxai.analysis.regions.summarise_regions`. Left: density of the absolute relevance, relative to the
     brain's average. Right: mean relevance of the two classes, in units of the brain's mean absolute relevance.
     """
     shown = [row for row in rows if row["striatal"]] + [row for row in rows if not row["striatal"]][:n]
     figure = Figure(figsize=(PAGE, 0.55 + 0.17 * len(shown)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    places = np.arange(len(shown))
-    _points(left, shown, "density", places, "black", "o", None)
+    y = np.arange(len(shown))
+    _plot_intervals(left, shown, "density", y, "black", "o", None)
     left.axvline(1, color="#bbbbbb", linewidth=0.6)
     for shift, name, label, marker in ((-0.15, "TN", "true negative", "o"), (0.15, "TP", "true positive", "^")):
-        _points(right, shown, name, places + shift, COLOURS[name], marker, label)
+        _plot_intervals(right, shown, name, y + shift, COLOURS[name], marker, label)
     right.axvline(0, color="#bbbbbb", linewidth=0.6)
-    left.set_yticks(places, [name_in_words(row["region"]) for row in shown])
+    left.set_yticks(y, [name_in_words(row["region"]) for row in shown])
     for text, row in zip(left.get_yticklabels(), shown):
         text.set_weight("bold" if row["striatal"] else "normal")
     left.invert_yaxis()
@@ -239,11 +241,11 @@ def plot_repeats(repeats: Mapping[str, Mapping]) -> Figure:
     figure = Figure(figsize=(COLUMN, 2.2), layout="constrained")
     axes = figure.subplots()
     for shift, name, colour, marker in ((-0.12, "sensitivity", REDUCED, "^"), (0.12, "specificity", NORMAL, "o")):
-        for place, measures in enumerate(repeats.values()):
+        for i, measures in enumerate(repeats.values()):
             value, (low, high) = 100 * measures[name], (100 * end for end in measures[f"{name}_ci95"])
             axes.errorbar(
-                place + shift, value, yerr=[[value - low], [high - value]], fmt=marker, color=colour, markersize=3.5,
-                linewidth=0.8, label=name if place == 0 else None,
+                i + shift, value, yerr=[[value - low], [high - value]], fmt=marker, color=colour, markersize=3.5,
+                linewidth=0.8, label=name if i == 0 else None,
             )  # fmt: skip
     axes.set_xticks(range(len(repeats)), list(repeats))
     axes.set(xlabel="initialisation", ylabel="percent, 95 % interval")
@@ -256,19 +258,17 @@ def plot_repeats(repeats: Mapping[str, Mapping]) -> Figure:
 def plot_putamen_by_start(values: Mapping[str, Sequence[Sequence[float]]], groups: Sequence[Sequence[str]]) -> Figure:
     """Relevance in the ipsilateral putamen by classification, for several ways to start an explanation.
 
-    ``values``: name of the start to one sequence per network, each with one number per case; ``groups`` the cases'
-    TN, TP, FN or FP, per network. Every network's values are divided by its largest absolute one.
+    ``values``: name of the start to one sequence per network, each with one number per case; ``groups``: TN, TP, FN or
+    FP of each case, per network. The values of each network are divided by the largest absolute one.
     """
     figure = Figure(figsize=(PAGE, 2.1), layout="constrained")
     row = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
     for axes, (name, networks) in zip(row, values.items()):
-        for place, group in enumerate(COLOURS):
-            inside = [
-                np.asarray(cases)[np.asarray(of) == group] / np.abs(cases).max() for cases, of in zip(networks, groups)
-            ]
-            pooled = np.concatenate(inside)
+        for x, group in enumerate(COLOURS):
+            scaled = (np.asarray(cases) / np.abs(cases).max() for cases in networks)
+            pooled = np.concatenate([cases[np.asarray(of_case) == group] for cases, of_case in zip(scaled, groups)])
             jitter = np.linspace(-0.3, 0.3, len(pooled)) if len(pooled) > 1 else [0.0] * len(pooled)
-            axes.scatter(place + np.asarray(jitter), pooled, s=2.5, color=COLOURS[group], linewidths=0)
+            axes.scatter(x + np.asarray(jitter), pooled, s=2.5, color=COLOURS[group], linewidths=0)
         axes.axhline(0, color="black", linewidth=0.6)
         axes.set_xticks(range(len(COLOURS)), list(COLOURS))
         axes.set_title(textwrap.fill(name, 18))
@@ -279,28 +279,28 @@ def plot_putamen_by_start(values: Mapping[str, Sequence[Sequence[float]]], group
 
 @styled
 def plot_reliability(calibration: Mapping) -> Figure:
-    """Share of reduced cases by predicted probability, without and, where there is one, with the temperature.
+    """Share of reduced cases by predicted probability, without and, if there is one, with the temperature.
 
-    ``calibration`` as `datxai.analysis.calibration.calibrate` gives it. Below, the number of cases in each bin.
+    ``calibration``: see `datxai.analysis.calibration.calibrate`. Below, the number of cases in each bin.
     """
     titles = {"raw": "as predicted"}
     if calibration["determined"]:
         titles["scaled"] = f"temperature {calibration['temperature']:.2f}"
     figure = Figure(figsize=(COLUMN, 2.5), layout="constrained")
-    most = max(row["n"] for name in titles for row in calibration[name]["bins"])
+    max_n = max(row["n"] for name in titles for row in calibration[name]["bins"])
     grid = figure.subplots(2, len(titles), height_ratios=(3, 1), sharex=True, sharey="row", squeeze=False)
     for (above, below), (name, title) in zip(grid.T, titles.items()):
         rows = calibration[name]["bins"]
-        places, values, n = ([row[key] for row in rows] for key in ("probability", "reduced", "n"))
+        probabilities, shares, n = ([row[key] for row in rows] for key in ("probability", "reduced", "n"))
         errors = [[abs(row["reduced"] - row["reduced_ci95"][end]) for row in rows] for end in (0, 1)]
         above.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=0.6, linestyle="--")
-        above.errorbar(places, values, yerr=errors, fmt="o", markersize=3, linewidth=0.8, color=NORMAL)
+        above.errorbar(probabilities, shares, yerr=errors, fmt="o", markersize=3, linewidth=0.8, color=NORMAL)
         above.set_title(f"{title}\nECE {calibration[name]['ece']:.3f}")
         low, high = ([row[key] for row in rows] for key in ("low", "high"))
         widths = np.subtract(high, low)
         bars = below.bar(low, n, widths, align="edge", color=NEUTRAL, edgecolor="white", linewidth=0.4)
-        below.bar_label(bars, fontsize=SMALL, rotation=90 if most > 99 else 0, padding=1)
-        below.set(xlim=(-0.02, 1.02), xticks=(0, 0.5, 1), ylim=(0, (2 if most > 99 else 1.5) * most), yticks=())
+        below.bar_label(bars, fontsize=SMALL, rotation=90 if max_n > 99 else 0, padding=1)
+        below.set(xlim=(-0.02, 1.02), xticks=(0, 0.5, 1), ylim=(0, (2 if max_n > 99 else 1.5) * max_n), yticks=())
     grid[0, 0].set(ylim=(-0.05, 1.05), yticks=(0, 0.5, 1), ylabel="share of reduced cases")
     grid[1, 0].set_ylabel("cases")
     figure.supxlabel("probability of reduced", fontsize=7)
@@ -321,7 +321,7 @@ def plot_comparison(runs: Mapping[str, Mapping]) -> Figure:
         for summary in runs.values():
             low, high = summary[f"{measure}_ci95"] or (None, None)
             rows.append({"value": summary[measure], "value_low": low, "value_high": high})
-        _points(axes, rows, "value", np.arange(len(rows)), NORMAL, "o", None)
+        _plot_intervals(axes, rows, "value", np.arange(len(rows)), NORMAL, "o", None)
         axes.set_title(MEASURES[measure])
         axes.grid(axis="x", color="#eeeeee")
     panels[-1].set_yticks(range(len(runs)), list(runs))
@@ -340,46 +340,46 @@ def plot_search(
     logarithmic: Collection[str] = (),
     choices: Collection[str] = (),
 ) -> Figure:
-    """What trainings came to with other settings, in the order of the search and setting by setting.
+    """Results of the trials of a search, in their order and by each setting.
 
-    ``trials``: rows with ``trial``, ``measure`` (None: ended early) and the settings; of these ``logarithmic`` have a
-    logarithmic axis, and ``choices`` one by name.
+    ``trials``: rows with ``trial``, ``measure`` (None: ended early) and the settings. Settings in ``logarithmic`` have
+    a logarithmic axis, those in ``choices`` a categorical one.
     """
     columns = min(1 + len(settings), 4)
     n_rows = -(-(1 + len(settings)) // columns)
     figure = Figure(figsize=(PAGE, 1.5 * n_rows), layout="constrained")
     panels = figure.subplots(n_rows, columns, sharey=True, squeeze=False).ravel()
-    whole = [row for row in trials if row[measure] is not None]
-    values = np.array([row[measure] for row in whole], float)
+    complete = [row for row in trials if row[measure] is not None]
+    values = np.array([row[measure] for row in complete], float)
     best = int(values.argmax() if larger_is_better else values.argmin())
     for axes, name in zip(panels, ("trial", *settings)):
-        places = [row[name] for row in whole]
+        x = [row[name] for row in complete]
         if name in choices:
-            known = sorted({*places}, key=lambda place: (isinstance(place, str), place is None, str(place)))
-            axes.set_xticks(range(len(known)), [format_cell(place) for place in known])
-            places = [known.index(place) for place in places]
-        axes.scatter(places, values, s=8, color=NORMAL, linewidths=0)
-        axes.scatter(places[best : best + 1], values[best : best + 1], s=22, facecolors="none", edgecolors=REDUCED)
+            levels = sorted({*x}, key=lambda level: (isinstance(level, str), level is None, str(level)))
+            axes.set_xticks(range(len(levels)), [format_cell(level) for level in levels])
+            x = [levels.index(level) for level in x]
+        axes.scatter(x, values, s=8, color=NORMAL, linewidths=0)
+        axes.scatter(x[best : best + 1], values[best : best + 1], s=22, facecolors="none", edgecolors=REDUCED)
         if name in logarithmic:
             axes.set_xscale("log")
         axes.set_xlabel(name)
     so_far = (np.maximum if larger_is_better else np.minimum).accumulate(values)
-    panels[0].step([row["trial"] for row in whole], so_far, where="post", color=NEUTRAL, linewidth=0.8)
+    panels[0].step([row["trial"] for row in complete], so_far, where="post", color=NEUTRAL, linewidth=0.8)
     if not larger_is_better and values.min() > 0:
         panels[0].set_yscale("log")
     for axes in panels[1 + len(settings) :]:
         axes.remove()
     for axes in figure.axes[::columns]:
         axes.set_ylabel(measure.replace("_", " "))
-    add_note(figure, f"circled: the best; {len(trials) - len(whole)} of {len(trials)} trials were ended early")
+    add_note(figure, f"circled: the best; {len(trials) - len(complete)} of {len(trials)} trials were ended early")
     return figure
 
 
 @styled
 def plot_agreement(correlation: np.ndarray, overlap: np.ndarray, share: float) -> Figure:
-    """How often the maps of two runs, or explanations, agree how well; arrays (cases, pairs), NaN where not known.
+    """Histograms of the agreement of maps of several runs or explanations; arrays (cases, pairs), NaN if unknown.
 
-    ``share``: of the voxels, the hottest, that the overlap is of.
+    ``share``: the fraction of hottest voxels that ``overlap`` refers to.
     """
     figure = Figure(figsize=(COLUMN, 1.7), layout="constrained")
     for axes, values, low, label in zip(
@@ -388,11 +388,11 @@ def plot_agreement(correlation: np.ndarray, overlap: np.ndarray, share: float) -
         (-1, 0),
         ("correlation within the brain", f"overlap of the hottest {100 * share:g} % of the voxels"),
     ):
-        known = values[np.isfinite(values)]
-        start = 0 if known.min(initial=0) >= 0 else low
-        axes.hist(known, bins=np.linspace(start, 1, 26), color=NEUTRAL, edgecolor="white", linewidth=0.4)
-        if known.size:
-            axes.axvline(known.mean(), color=REDUCED, linewidth=0.9, label=f"mean {known.mean():.2f}")
+        finite = values[np.isfinite(values)]
+        start = 0 if finite.min(initial=0) >= 0 else low
+        axes.hist(finite, bins=np.linspace(start, 1, 26), color=NEUTRAL, edgecolor="white", linewidth=0.4)
+        if finite.size:
+            axes.axvline(finite.mean(), color=REDUCED, linewidth=0.9, label=f"mean {finite.mean():.2f}")
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
         axes.set(xlabel=textwrap.fill(label, 26), xlim=(start, 1))
         axes.yaxis.get_major_locator().set_params(integer=True)
@@ -400,26 +400,26 @@ def plot_agreement(correlation: np.ndarray, overlap: np.ndarray, share: float) -
     return figure
 
 
-def _points(
-    axes: Axes, rows: Sequence[Mapping], name: str, places: np.ndarray, colour: str, marker: str, label: str | None
+def _plot_intervals(
+    axes: Axes, rows: Sequence[Mapping], name: str, y: np.ndarray, colour: str, marker: str, label: str | None
 ) -> None:
-    """Means ``name`` of rows with their intervals ``name_low``, ``name_high``, where they are known."""
-    known = [(place, row) for place, row in zip(places, rows) if row[f"{name}_low"] is not None]
-    values = [row[name] for _, row in known]
-    errors = [[abs(row[name] - row[f"{name}_{end}"]) for _, row in known] for end in ("low", "high")]
+    """Plot means ``name`` of rows at heights ``y`` with their intervals ``name_low``, ``name_high``, if known."""
+    points = [(height, row) for height, row in zip(y, rows) if row[f"{name}_low"] is not None]
+    values = [row[name] for _, row in points]
+    errors = [[abs(row[name] - row[f"{name}_{end}"]) for _, row in points] for end in ("low", "high")]
     axes.errorbar(
-        values, [place for place, _ in known], xerr=errors, fmt=marker, color=colour, markersize=3, linewidth=0.8,
+        values, [height for height, _ in points], xerr=errors, fmt=marker, color=colour, markersize=3, linewidth=0.8,
         label=label,
     )  # fmt: skip
 
 
 @styled
 def plot_among_normals(panels: Mapping[str, Mapping], age: float | None) -> Figure:
-    """Binding ratios of a scan among those of normal cases, by age; six panels or fewer.
+    """Binding ratios of a scan among those of normal cases, by age; at most six panels.
 
-    ``panels``: title to ``value`` of the scan (None: not known), ``curve`` with ``age, low, median, high`` (n,), and
-    ``cloud``: (ages, values, whether of the scan's sex) of the normal cases, empty where they are not at hand. Without
-    an ``age`` the scan is a line.
+    ``panels``: title to ``value`` of the scan (None: unknown), ``curve`` with ``age, low, median, high`` (n,), and
+    ``cloud``: (ages, values, whether of the scan's sex) of the normal cases, empty if they are not available. Without
+    an ``age`` the scan is drawn as a line.
     """
     columns = -(-len(panels) // 2)
     figure = Figure(figsize=(PAGE, 3.6), layout="constrained")
@@ -428,9 +428,9 @@ def plot_among_normals(panels: Mapping[str, Mapping], age: float | None) -> Figu
         curve = panel["curve"]
         axes.fill_between(curve["age"], curve["low"], curve["high"], color="#dcebf5", linewidth=0)
         axes.plot(curve["age"], curve["median"], color=NORMAL, linewidth=1.0)
-        ages, values, alike = map(np.asarray, panel["cloud"])
+        ages, values, same_sex = map(np.asarray, panel["cloud"])
         style = {"s": 7, "linewidths": 0.5, "edgecolors": NEUTRAL}
-        for chosen, face in ((~alike.astype(bool), "none"), (alike.astype(bool), NEUTRAL)):
+        for chosen, face in ((~same_sex.astype(bool), "none"), (same_sex.astype(bool), NEUTRAL)):
             axes.scatter(ages[chosen], values[chosen], facecolors=face, **style)
         if panel["value"] is not None:
             if age is None:

@@ -1,4 +1,4 @@
-"""What pages are given: a dataclass for each of them. What is left out, or None, is not shown."""
+"""The content of each page as a dataclass; fields that are left out or None are not shown."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class PriorScan:
 
     Attributes
     ----------
-    title : what it is called, and how long before
-    volumes : ``spect`` and ``relevance`` in MNI space, on the grid of the scan's
-    change : region to what `datxai.analysis.change.measure_change` says; ``source`` is where its limits come from
+    title : its name, and how long before the scan it was made
+    volumes : ``spect`` and ``relevance`` in MNI space, on the same grid as those of the scan
+    change : region to the result of `datxai.analysis.change.measure_change`; ``source`` says where its limits come from
     """
 
     title: str
@@ -54,30 +54,29 @@ class CasePage:
 
     Attributes
     ----------
-    case_id, title, created : text; the title takes the place of one made from ``case_id``
-    predicted, p_reduced : what the network says: 0 or 1, softmax output for reduced
-    label : 0 or 1, what the case is labelled
-    probability : calibrated probability of reduced; None where the calibration could not be determined
+    case_id, title, created : text; ``title`` replaces the default one, made from ``case_id``
+    predicted, p_reduced : output of the network: class 0 or 1, softmax output for reduced
+    label : 0 or 1
+    probability : calibrated probability of reduced; None if the calibration could not be determined
     warnings : sentences, shown first
-    volumes, own_volumes : ``spect`` and ``relevance`` in MNI space and in the scan's own space; the page then holds a
-        viewer. Left and right are the patient's own, else ``sides`` says what stands at low and high x
-    beside : name of another explanation to its map, which is shown beside that of ``volumes``
-    prior : an earlier scan, shown beside that of ``volumes`` on the same scales; ``picture`` shows both
-    outline, brain : bool arrays (X, Y, Z) on the grid of ``volumes``: what the viewer outlines (caudate and putamen,
-        and the brain)
-    radiological : whether the page begins with the patient's left on the right, and its pictures have it there
+    volumes, own_volumes : ``spect`` and ``relevance`` in MNI space and in the scan's own space, for the viewer
+    sides : letters at low and high x; by default the patient's left and right
+    beside : name of another explanation to its map, which is shown next to that of ``volumes``
+    prior : an earlier scan, shown next to ``volumes`` on the same scales; ``picture`` shows both
+    outline, brain : bool arrays (X, Y, Z) on the grid of ``volumes``, whose borders the viewer draws (caudate and
+        putamen; brain)
+    radiological : whether the viewer starts with the patient's left on the right, as in the pictures
     picture : shown where the viewer cannot run, and in the PDF
-    sbr : region (``putamen_left`` ...) to specific binding ratio, and what follows from these (None: not known)
-    normal_range : region to what `datxai.analysis.normal_range.Expected.describe` says: ``low, median, high`` as
-        expected of a normal case (95 % prediction interval), ``z``, ``percentile``; or None. ``normal_range_source`` is
-        a sentence that says where it comes from, ``among_normals`` the picture of the ratios among those of normal
-        cases, by age
+    sbr : region (``putamen_left`` ...) to specific binding ratio, and measures derived from these (None: unknown)
+    normal_range : region to the result of `datxai.analysis.normal_range.Expected.describe`: ``low, median, high`` of
+        the 95 % prediction interval of normal cases, ``z``, ``percentile``; or None. ``normal_range_source`` is a
+        sentence on its origin, ``among_normals`` a picture of the ratios among those of normal cases, by age
     subject, relevance, explanation, quality, provenance : name to value
     shift : whether the scan is like the training cases, see `datxai.analysis.shift.Shift.judge`; None: not judged
-    timings : what was done to seconds
-    downloads : label to the name of a file that lies beside the page
-    home : the address where the next scan can be given
-    ledger : rows: where relevance went, layer by layer
+    timings : step to seconds
+    downloads : label to the name of a file in the page's folder
+    home : address of the page for the next scan
+    ledger : rows of the relevance ledger, layer by layer
     """
 
     case_id: str
@@ -115,7 +114,7 @@ class CasePage:
 
 @dataclass(frozen=True, kw_only=True)
 class LinkedPages:
-    """The pages of the cases of a run: their ``folder``, how many they are and how many bytes, and the group of each
+    """The case pages of a run: their ``folder``, number ``n`` and size in ``bytes``; ``means`` maps the group of each
     mean map to the address of its page."""
 
     folder: str
@@ -131,19 +130,19 @@ class RunPage:
     Attributes
     ----------
     title, created, data : text; ``data`` says where the scans come from
-    explanation : the name of the run's explanation that the report is of
-    metrics : what metrics.json holds: ``classifiers`` (name to `classification.summarise`, with ``cutoff`` or
+    explanation : name of the explanation that the report shows
+    metrics : content of metrics.json: ``classifiers`` (name to `classification.summarise`, with ``cutoff`` or
         ``tree``), ``peaks``, ``heat_map_peak``, ``mean_map_correlation``, ``target``, ``attribution``, ``composite``,
         ``calibration`` (of `calibration.calibrate`), ``shift`` (of `shift.Shift.summarise`)
     figures : ``fig3, fig3_all_slices, fig4, fig5, regions, detection, cart, training, sbr, reliability`` and the first
         contact sheet, ``sheet``
-    cases : a row for each scan with what is in `report.COLUMNS` (None: not known), ``group`` (TN, FP, FN, TP or None),
-        ``flags`` (a list of those in `report.FLAGS`) and ``page``, the address of its page, or None
-    pages : where the pages of the cases are
+    cases : a row for each scan with the columns `report.COLUMNS` (None: unknown), ``group`` (TN, FP, FN, TP or None),
+        ``flags`` (a list of keys of `report.FLAGS`) and ``page``, the address of its page, or None
+    pages : the case pages
     quality : rows with ``participant_id``, ``verdict`` (green, amber, red), ``reason``
     table1, ledger : rows
-    misclassified, skipped : rows; an empty list says that there was none
-    external : the address of the page that sets the cohort beside that of the run which judged it
+    misclassified, skipped : rows; an empty list is shown as "none", None not at all
+    external : address of the page that compares the cohort with that of the run that is applied
     radiological : whether the figures have the patient's left on the right
     config, manifest : the resolved configuration as text; stage to its entry in manifest.json
     """
@@ -169,14 +168,14 @@ class RunPage:
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalPage:
-    """The page of a cohort that a run has been applied to, beside the run's own test cases.
+    """The page that compares a cohort with the test cases of the run that was applied to it.
 
     Attributes
     ----------
     created, data : text; ``data`` says what the cohort is
-    run : name of the run that is applied; ``applied``: name to value, what identifies it
-    report, theirs : the addresses of the report of the cohort, and of that of the run; None for a bundle
-    facts : what can be said without labels: name to text
+    run : name of the run that is applied; ``applied``: name to value, which identify it
+    report, theirs : addresses of the cohort's report and of that of the run that is applied (None for a bundle)
+    facts : results that need no labels: name to text
     remarks : sentences that come before all numbers
     rows : of `datxai.analysis.cohorts`, with ``group`` and ``classifier``
     half_width, temperature : of the run that is applied
@@ -199,7 +198,7 @@ class ExternalPage:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodsPage:
-    """The page that shows ways to explain side by side.
+    """The page that compares explanation methods.
 
     Attributes
     ----------
@@ -208,7 +207,7 @@ class MethodsPage:
     cases : rows of cases.tsv, each with the picture ``figure`` of its maps
     ranks : the picture of the ranks
     methods : settings of the methods, as text
-    meanings : measure to a sentence that says what it is
+    meanings : measure to a sentence that defines it
     """
 
     created: str
@@ -221,22 +220,22 @@ class MethodsPage:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a bundle says of the model that it holds.
+    """Content of the model card of a bundle.
 
     Attributes
     ----------
-    data : where the scans of the cohort came from, a word
-    table1 : rows of Table 1; ``age_mean`` is None for groups too small to tell
+    data : where the scans of the cohort came from, in a few words
+    table1 : rows of Table 1; ``age_mean`` is None for groups too small to publish it
     left_out : how many scans could not be used
     split : how the cases were divided, in words
     classifiers : name to `classification.summarise`, of the test set
     calibration : ``temperature, determined, n``
-    peaks : ``n, inside`` of the maps' peaks; ``inconsistent`` how many maps were; ``mean_map_correlation`` or None
-    rounding : ``cases, logit, map``: the largest differences that the precision makes; None in float32
-    groups : TN and TP to the number of test cases behind the mean map; ``least``: how many there have to be
-    mean_scan_of : the number of training cases behind the mean scan, None where the network has none
+    peaks : ``n, inside`` of the maps' peaks; ``inconsistent``: number of inconsistent maps
+    rounding : ``cases, logit, map, decisions``: the largest differences due to rounding; None in float32
+    groups : TN and TP to the number of test cases in the mean map; ``least``: the required number
+    mean_scan_of : number of training cases in the mean scan; None if the network has none
     settings : group of settings to name and value
-    members : name to bytes; ``made_by`` : package to version, and what identifies the run
+    members : name to bytes; ``made_by`` : package to version, and the fingerprint of the run
     """
 
     name: str

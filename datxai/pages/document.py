@@ -1,4 +1,4 @@
-"""The report of a single scan as a PDF: what its page says, on paper."""
+"""The report of a single scan as a PDF, with the content of its page."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from datxai.pages.tables import format_cell, name_in_words
 A4 = 210 / 25.4, 297 / 25.4  # inches
 MARGIN = 0.7  # inches
 WIDTH = A4[0] - 2 * MARGIN
-TALLEST = A4[1] - 2 * MARGIN - 0.2  # inches of a picture, with some room around it
+MAX_HEIGHT = A4[1] - 2 * MARGIN - 0.2  # inches, of a picture or table, with some space around it
 GAP, COLUMN_GAP = 0.15, 0.3  # inches between the columns of a table, and of a page
-HEAD = 0.4  # inches that a heading takes
-NARROWEST = 0.5  # inches of a column
-ROUNDING = 1e-6  # inches
-LEADING = 1.5  # distance of lines over the size of letters
+HEADING_HEIGHT = 0.4  # inches
+MIN_COLUMN_WIDTH = 0.5  # inches
+TOLERANCE = 1e-6  # inches, for rounding errors
+LEADING = 1.5  # line spacing over font size
 
 
 def prepare() -> None:
-    """Load now what the first report would else wait for: templates of pages, writers of pictures, letters."""
+    """Load page templates, image writers and fonts in advance, so that the first report does not wait for them."""
     report.prepare()
     with matplotlib.rc_context(STYLE):
         figure = Figure()
         figure.text(0, 0, "\u2212", weight="bold")
         figure.text(0, 0, "\u2212")
-        for kind in ("png", "pdf"):
-            figure.savefig(io.BytesIO(), format=kind)
+        for file_format in ("png", "pdf"):
+            figure.savefig(io.BytesIO(), format=file_format)
 
 
 def write_case_pdf(path: str | os.PathLike, page: CasePage) -> None:
@@ -72,7 +72,7 @@ def draw_case(page: CasePage) -> list[Figure]:
         paper.write(text["caption"], 7, color=NEUTRAL)
     for name, other in page.beside.items():
         if other.picture:
-            paper.reserve(HEAD + WIDTH)  # a picture is about as high as wide
+            paper.reserve(HEADING_HEIGHT + WIDTH)  # a picture is about as high as wide
             paper.head(f"The same decision explained by {name}")
             paper.show(other.picture)
             paper.write(f"As above. Red speaks for {text['others'][name]}, blue against it.", 7, color=NEUTRAL)
@@ -100,7 +100,7 @@ def draw_case(page: CasePage) -> list[Figure]:
 
 
 class Paper:
-    """Pages filled from top to bottom; lengths in inches, sizes of letters in points."""
+    """Pages filled from top to bottom; lengths are in inches, font sizes in points."""
 
     def __init__(self):
         self.pages: list[Figure] = []
@@ -113,21 +113,21 @@ class Paper:
         self._place(note, MARGIN, 0.45, 7, color=NEUTRAL)
 
     def _place(self, text: str, x: float, y: float, size: float, **style) -> None:
-        """A line, taken as it stands, of which the first letter's upper left corner is at x, y."""
+        """Draw a line of text without math parsing; the upper left corner of its first letter is at x, y."""
         self.pages[-1].text(x / A4[0], (y - size / 72) / A4[1], text, size=size, parse_math=False, **style)
 
     def reserve(self, height: float) -> None:
-        """Begin a new page unless so much is left on this one."""
+        """Start a new page if less than ``height`` is left on this one."""
         if self.top - height < MARGIN:
             self._turn()
 
     def fill_columns(self, tables: Mapping[str, Sequence[Sequence[str]]]) -> None:
-        """Tables under their headings in two columns of about the same height; one that is cut goes over the whole
+        """Draw tables with headings in two columns of similar height; a table longer than a page takes the full
         width."""
         width = (WIDTH - COLUMN_GAP) / 2
-        heights = {title: HEAD + self._measure(rows, width) for title, rows in tables.items()}
+        heights = {title: HEADING_HEIGHT + self._measure(rows, width) for title, rows in tables.items()}
         begin = lowest = self.top
-        half = sum(heights.values()) / 2  # of what is left for this page
+        half = sum(heights.values()) / 2  # of what remains from this page on
         for title, rows in tables.items():
             full = begin - self.top >= half or self.top - heights[title] < MARGIN
             if self.left == MARGIN and full and self.top < begin:
@@ -136,18 +136,18 @@ class Paper:
                 half = max(half - (begin - MARGIN), 0)
                 self._turn()
                 begin = lowest = self.top
-            self.width = width if heights[title] < TALLEST else WIDTH
+            self.width = width if heights[title] < MAX_HEIGHT else WIDTH
             self.head(title)
             self.tabulate(rows)
             lowest = min(lowest, self.top)
         self.top, self.left, self.width = lowest, MARGIN, WIDTH
 
     def skip(self, height: float = 0.1) -> None:
-        """Leave some room."""
+        """Leave some vertical space."""
         self.top -= height
 
     def write(self, text: str, size: float, **style) -> None:
-        """A paragraph over the whole width."""
+        """Draw a paragraph over the whole width."""
         for line in _wrap(text, self.width, size, style.get("weight", "normal")):
             height = LEADING * size / 72
             self.reserve(height)
@@ -155,53 +155,53 @@ class Paper:
             self.top -= height
 
     def head(self, text: str) -> None:
-        """A heading, on the page of the lines that follow it."""
+        """Draw a heading, on the same page as the lines that follow it."""
         self.skip(0.15)
         self.reserve(0.8)
         self.write(text, 11, weight="bold")
 
     def tabulate(self, rows: Sequence[Sequence[str]], size: float = 8, bold: int | None = None) -> None:
-        """Rows of cells in columns as wide as their contents ask for; column ``bold`` stands out."""
+        """Draw rows of cells in columns as wide as their content; column ``bold`` is bold."""
         widths, weights = self._divide(rows, size, bold, self.width)
         for row in rows:
             cells = [_wrap(text, width - GAP, size, weight) for text, width, weight in zip(row, widths, weights)]
-            lines = max(map(len, cells))
-            self.reserve(lines * LEADING * size / 72)
+            n_lines = max(map(len, cells))
+            self.reserve(n_lines * LEADING * size / 72)
             x = self.left
             for cell, width, weight in zip(cells, widths, weights):
                 for number, line in enumerate(cell):
                     self._place(line, x, self.top - number * LEADING * size / 72, size, weight=weight)
                 x += width
-            self.top -= lines * LEADING * size / 72
+            self.top -= n_lines * LEADING * size / 72
 
     def _divide(
-        self, rows: Sequence[Sequence[str]], size: float, bold: int | None, room: float
+        self, rows: Sequence[Sequence[str]], size: float, bold: int | None, total: float
     ) -> tuple[list[float], list[str]]:
-        """The widths of a table's columns, and how heavy their letters are."""
+        """Widths and font weights of a table's columns; ``total`` is the available width."""
         columns = list(zip(*rows))
         weights = ["bold" if number == bold else "normal" for number in range(len(columns))]
         wanted = [max(_width(text, size, weight) for text in column) + GAP for column, weight in zip(columns, weights)]
-        narrow = [width for width in wanted if width <= room / len(wanted)]  # no more than their share
-        rest = max(sum(wanted) - sum(narrow), ROUNDING)
-        factor = (room - sum(narrow)) / rest
-        shared = (width if width <= room / len(wanted) else width * factor for width in wanted)
-        return [min(width, max(its, NARROWEST)) for width, its in zip(wanted, shared)], weights
+        narrow = [width for width in wanted if width <= total / len(wanted)]  # these keep their width
+        rest = max(sum(wanted) - sum(narrow), TOLERANCE)
+        factor = (total - sum(narrow)) / rest
+        scaled = (width if width <= total / len(wanted) else width * factor for width in wanted)
+        return [min(width, max(share, MIN_COLUMN_WIDTH)) for width, share in zip(wanted, scaled)], weights
 
-    def _measure(self, rows: Sequence[Sequence[str]], room: float, size: float = 8) -> float:
-        """The height of a table in a column as wide as ``room``."""
-        widths, weights = self._divide(rows, size, None, room)
+    def _measure(self, rows: Sequence[Sequence[str]], total: float, size: float = 8) -> float:
+        """The height of a table of width ``total``."""
+        widths, weights = self._divide(rows, size, None, total)
         columns = list(zip(widths, weights))
-        lines = sum(
-            max(len(_wrap(text, wide - GAP, size, weight)) for text, (wide, weight) in zip(row, columns))
+        n_lines = sum(
+            max(len(_wrap(text, width - GAP, size, weight)) for text, (width, weight) in zip(row, columns))
             for row in rows
         )  # fmt: skip
-        return lines * LEADING * size / 72
+        return n_lines * LEADING * size / 72
 
     def show(self, picture: str | os.PathLike) -> None:
-        """A PNG file over the whole width, or the whole height where it is taller than a page."""
+        """Draw a PNG file over the whole width, or less if it would be taller than a page."""
         pixels = imread(os.fspath(picture))
         ratio = pixels.shape[0] / pixels.shape[1]
-        height = min(WIDTH * ratio, TALLEST)
+        height = min(WIDTH * ratio, MAX_HEIGHT)
         self.skip()
         self.reserve(height)
         self.top -= height
@@ -218,24 +218,24 @@ def _width(text: str, size: float, weight: str) -> float:
 
 @cache
 def _advance(letter: str, weight: str) -> float:
-    """What a letter adds to a line over its size; a line measured as a whole would take a thousand times as long."""
+    """The width that a letter adds to a line at font size 1; measuring whole lines takes a thousand times as long."""
     font = FontProperties(size=1, weight=weight)
     measure = text_to_path.get_text_width_height_descent
-    alone, with_it = (measure(text, font, False)[0] for text in ("nn", f"n{letter}n"))
-    return with_it - alone
+    without, with_letter = (measure(text, font, False)[0] for text in ("nn", f"n{letter}n"))
+    return with_letter - without
 
 
 def _wrap(text: str, width: float, size: float, weight: str) -> list[str]:
-    """Lines of ``width`` inches at most; what is wider without a space is broken anywhere."""
+    """Lines of at most ``width`` inches; a word that is wider is broken anywhere."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines[-1] else word
-        if _width(longer, size, weight) <= width + ROUNDING:
+        if _width(longer, size, weight) <= width + TOLERANCE:
             lines[-1] = longer
             continue
         lines += [""] if lines[-1] else []
         for letter in word:
-            if lines[-1] and _width(lines[-1] + letter, size, weight) > width + ROUNDING:
+            if lines[-1] and _width(lines[-1] + letter, size, weight) > width + TOLERANCE:
                 lines.append("")
             lines[-1] += letter
     return [line for line in lines if line]

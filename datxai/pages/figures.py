@@ -1,4 +1,4 @@
-"""Pictures: images and relevance maps on slices; each function returns a Figure, `style.save_figure` writes it."""
+"""Figures of images and relevance maps on slices; each function returns a Figure for `style.save_figure`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def plot_mean_maps(
         shade = make_shade(slices)
         for axes, data, title in zip(row, slices, (*groups, last)):
             draw_slice(axes, frame, data, shade)
-            if last == "Template" or title == last:  # a group's name stands once, above both of its panels
+            if last == "Template" or title == last:  # name each group once, above both of its panels
                 axes.set_title(title)
         row[0].set_ylabel("mean image" if last == "Template" else "mean relevance")
         add_bar(figure, row, shade)
@@ -75,17 +75,17 @@ def plot_all_slices(frame: Frame, maps: Mapping[str, np.ndarray | None]) -> Figu
     columns = min(max(len(levels), 4), 12)
     rows = -(-len(levels) // columns)
     width, height = (frame.grid.shape[axis] * frame.grid.spacing[axis] for axis in (0, 1))
-    tall = max(len(keys), 1) * (6.1 / columns * rows * height / width + 0.25) + 0.2
-    figure = Figure(figsize=(PAGE, tall), layout="constrained")
+    figure_height = max(len(keys), 1) * (6.1 / columns * rows * height / width + 0.25) + 0.2
+    figure = Figure(figsize=(PAGE, figure_height), layout="constrained")
     if not keys:
         add_note(figure, "no correctly classified case")
         return figure
     shade = Shade.of_relevance(shown.values())
     extent = (0, columns * width, 0, rows * height)
-    stack = figure.subplots(len(keys), 1, squeeze=False)[:, 0]
-    for axes, key in zip(stack, keys):
-        tiles = (tile(frame.as_seen(data), levels, columns) for data in (shown[key], frame.brain, frame.striatum))
-        data, brain, striatum = tiles
+    panels = figure.subplots(len(keys), 1, squeeze=False)[:, 0]
+    for axes, key in zip(panels, keys):
+        volumes = (shown[key], frame.brain, frame.striatum)
+        data, brain, striatum = (tile(frame.as_seen(volume), levels, columns) for volume in volumes)
         show(axes, data, extent, shade)
         outline(axes, brain, extent, "#999999", 0.4)
         outline(axes, striatum, extent, "black", 0.5)
@@ -98,7 +98,7 @@ def plot_all_slices(frame: Frame, maps: Mapping[str, np.ndarray | None]) -> Figu
                 (column + 0.96) * width, (rows - row - 0.03) * height, frame.place(2, level)[4:-3],
                 fontsize=SMALL, color=NEUTRAL, ha="right", va="top",
             )  # fmt: skip
-    add_bar(figure, stack, shade, shrink=1 / len(keys), aspect=30)
+    add_bar(figure, panels, shade, shrink=1 / len(keys), aspect=30)
     add_note(figure, f"axial slices, z in mm; {frame.sides}")
     return figure
 
@@ -110,15 +110,14 @@ def plot_explanations(
     """Mean relevance of each group by several explanations of the same decisions, one axial slice each.
 
     ``maps``: name of the explanation to ``TN, FP, FN, TP, heat`` (arrays (X, Y, Z), None for an empty group). Each
-    explanation has a scale of its own: the units of two methods are not the same.
+    explanation has its own scale, since methods differ in their units.
     """
     titles = {group: f"{GROUP_NAMES[group].capitalize()}\n(n = {counts.get(group, 0)})" for group in GROUP_NAMES}
     titles["heat"] = "Heat map\n(TP \u2212 TN)"
     figure = Figure(figsize=(PAGE, 0.5 + 1.35 * len(maps)), layout="constrained")
-    for number, (row, (name, own)) in enumerate(
-        zip(figure.subplots(len(maps), len(titles), squeeze=False), maps.items())
-    ):
-        slices = {key: None if (data := own.get(key)) is None else data[:, :, frame.level] for key in titles}
+    panels = figure.subplots(len(maps), len(titles), squeeze=False)
+    for number, (row, (name, means)) in enumerate(zip(panels, maps.items())):
+        slices = {key: None if (data := means.get(key)) is None else data[:, :, frame.level] for key in titles}
         shade = Shade.of_relevance(slices.values())
         for axes, (key, title) in zip(row, titles.items()):
             draw_slice(axes, frame, slices[key], shade)
@@ -137,11 +136,10 @@ def plot_misclassified(
     maps: Mapping[str, np.ndarray | None],
     cases: Iterable[Mapping],
 ) -> Figure:
-    """Image and relevance of each misclassified case beside the TN and TP means (Fig. 4, Nazari et al. 2022).
+    """Image and relevance of each misclassified case next to the TN and TP means (Fig. 4, Nazari et al. 2022).
 
-    Each case holds ``case_id``, ``group`` (FN or FP), ``image`` and ``relevance`` (X, Y, Z) and
-    ``consistent`` (true, false or None). Only one slice of each is kept, so a generator of cases costs no
-    memory.
+    Each case holds ``case_id``, ``group`` (FN or FP), ``image`` and ``relevance`` (X, Y, Z) and ``consistent`` (true,
+    false or None). Only one slice of each is kept, so that a generator of cases needs little memory.
     """
     level = frame.level
     means = (
@@ -161,19 +159,19 @@ def plot_misclassified(
     columns = min(max(len(tiles), 3), 8)
     rows = -(-len(tiles) // columns)
     width = min(PAGE, columns * PAGE / 6)
-    across = width / columns  # width of a column in inches
-    wide = 0.92 * across  # of a tile
-    tall = wide * frame.grid.shape[1] * frame.grid.spacing[1] / (frame.grid.shape[0] * frame.grid.spacing[0])
-    below = 0.85  # room for the colour bars
-    height = rows * (2 * tall + 0.45) + below
+    tile_width = 0.92 * width / columns  # inches, as all lengths here
+    size = np.multiply(frame.grid.shape, frame.grid.spacing)
+    tile_height = tile_width * size[1] / size[0]
+    bottom_margin = 0.85  # for the colour bars
+    height = rows * (2 * tile_height + 0.45) + bottom_margin
     figure = Figure(figsize=(width, height))
     shades = (Shade.of_uptake(t[3] for t in tiles), Shade.of_relevance(t[4] for t in tiles))
     for number, (name, group, consistent, *pair) in enumerate(tiles):
         row, column = divmod(number, columns)
         for part, (data, shade) in enumerate(zip(pair, shades)):
-            bottom = height - row * (2 * tall + 0.45) - (part + 1) * tall - 0.2 - 0.06 * part
+            bottom = height - row * (2 * tile_height + 0.45) - (part + 1) * tile_height - 0.2 - 0.06 * part
             axes = figure.add_axes(
-                ((column + 0.04) / columns, bottom / height, wide / width, tall / height)
+                ((column + 0.04) / columns, bottom / height, tile_width / width, tile_height / height)
             )
             draw_slice(axes, frame, data, shade)
             if part == 0:
@@ -182,7 +180,7 @@ def plot_misclassified(
             elif consistent is False:
                 axes.set_xlabel("inconsistent", size=6.5, color=REDUCED, style="italic", labelpad=2)
     if len(tiles) == 2:
-        figure.text(2.08 / columns, (below + tall) / height, "no misclassified\ncase", color=NEUTRAL)
+        figure.text(2.08 / columns, (bottom_margin + tile_height) / height, "no misclassified\ncase", color=NEUTRAL)
     for left, shade in zip((0.05, 0.55), shades):
         bar = figure.add_axes((left, 0.6 / height, 0.4, 0.1 / height))
         add_bar(figure, None, shade, "bottom", cax=bar)
@@ -205,8 +203,8 @@ def plot_roi_histogram(
     ``groups`` (TN, TP, FN, FP) hold one entry per case.
     """
     figure = Figure(figsize=(COLUMN, 1.9))
-    places = ((0.0, 0.34, 0.36, 0.48), (0.05, 0.28, 0.26, 0.03), (0.49, 0.23, 0.49, 0.53))
-    left, bar, right = map(figure.add_axes, places)
+    positions = ((0.0, 0.34, 0.36, 0.48), (0.05, 0.28, 0.26, 0.03), (0.49, 0.23, 0.49, 0.53))
+    left, bar, right = map(figure.add_axes, positions)
     level = largest_slice(roi)
     data = None if image is None else image[:, :, level]
     shade = Shade.of_uptake([data])
@@ -214,15 +212,15 @@ def plot_roi_histogram(
     outline(left, roi[:, :, level], frame.extent(2), "#7fffd4", 1.2)
     left.set_title(f"ROI on mean TN,\n{frame.place(2, level)}")
     add_bar(figure, None, replace(shade, label="uptake /\nreference region"), "bottom", cax=bar)
-    ratios, called = np.asarray(values, float), np.asarray(groups)
-    order = [group for group in COLOURS if (called == group).any()]
+    relevance, case_groups = np.asarray(values, float), np.asarray(groups)
+    order = [group for group in COLOURS if (case_groups == group).any()]
     if order:
         right.hist(
-            [ratios[called == group] for group in order],
-            bins=_bins(ratios, cutoff).tolist(),
+            [relevance[case_groups == group] for group in order],
+            bins=_bins(relevance, cutoff).tolist(),
             stacked=True,
             color=[COLOURS[group] for group in order],
-            label=[f"{group} ({(called == group).sum()})" for group in order],
+            label=[f"{group} ({(case_groups == group).sum()})" for group in order],
             edgecolor="white",
             linewidth=0.4,
         )
@@ -232,7 +230,7 @@ def plot_roi_histogram(
         columnspacing=0.9, borderaxespad=0.2,
     )  # fmt: skip
     right.yaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportCallIssue]  # of MaxNLocator
-    power = int(np.floor(np.log10(np.abs(ratios).max()))) if np.any(ratios) else 0
+    power = int(np.floor(np.log10(np.abs(relevance).max()))) if np.any(relevance) else 0
     right.xaxis.set_major_formatter(lambda value, _: f"{value / 10.0**power:g}".replace("-", "\u2212"))
     right.set(xlabel="relevance in the putamen (I)" + name_power(power), ylabel="cases")
     return figure
@@ -249,40 +247,42 @@ def plot_case(
 ) -> Figure:
     """One case: uptake and relevance on the orthogonal slices through voxel ``peak``.
 
-    ``sides`` names the hemispheres at x < 0 and x > 0: ("I", "C") for a mirrored case, ("L", "R") in the
-    patient's own space. Planes that are one voxel thin, as in a single-slice grid, are left out. ``prior`` are uptake
-    and relevance of an earlier scan, each drawn below that of the case on the same slices and scale.
+    ``sides`` names the hemispheres at x < 0 and x > 0: ("I", "C") for a mirrored case, ("L", "R") in the patient's own
+    space. Planes whose slices are one voxel wide, as on a single-slice grid, are left out. ``prior`` holds uptake and
+    relevance of an earlier scan, each drawn below that of the case on the same slices and scale.
     """
     planes = {name: axis for name, axis in PLANES.items() if min(np.delete(frame.grid.shape, axis)) > 1}
     widths = [extent[1] - extent[0] for extent in map(frame.extent, planes.values())]
     scans = [(image, relevance), *([prior] if prior else [])]
-    uptake, signal = (
-        [[np.take(data, peak[across], across) for across in planes.values()] for data in kind] for kind in zip(*scans)
+    uptake_slices, relevance_slices = (
+        [[np.take(data, peak[axis], axis) for axis in planes.values()] for data in volumes] for volumes in zip(*scans)
     )
     n = len(scans)
     figure = Figure(figsize=(1.6 * len(planes) + 0.6, 3.6 * n), layout="constrained")
     grid = figure.subplots(2 * n, len(planes), squeeze=False, width_ratios=widths)
-    shades = (Shade.of_uptake(chain(*uptake)), Shade.of_relevance(chain(*signal)))
-    for rows, kind, under, shade in zip((grid[:n], grid[n:]), (uptake, signal), ([None] * n, uptake), shades):
-        for row, cuts, grey, when in zip(rows, kind, under, ("", "earlier: ")):
-            for axes, cut, below, (name, across) in zip(row, cuts, grey or cuts, planes.items()):
-                seen = below if grey else None
-                marks = sides if across else None
-                draw_slice(axes, frame, cut, shade, across, peak[across], under=seen, sides=marks)
-                _cross(axes, frame, across, peak)
-                axes.set_title(f"{when}{name}, {frame.place(across, peak[across])}")
+    backgrounds = [[None] * len(planes)] * n
+    for rows, slices, under, shade in (
+        (grid[:n], uptake_slices, backgrounds, Shade.of_uptake(chain(*uptake_slices))),
+        (grid[n:], relevance_slices, uptake_slices, Shade.of_relevance(chain(*relevance_slices))),
+    ):
+        for panels, cuts, background, prefix in zip(rows, slices, under, ("", "earlier: ")):
+            for axes, cut, below, (name, axis) in zip(panels, cuts, background, planes.items()):
+                letters = sides if axis else None
+                draw_slice(axes, frame, cut, shade, axis, peak[axis], under=below, sides=letters)
+                _draw_crosshair(axes, frame, axis, peak)
+                axes.set_title(f"{prefix}{name}, {frame.place(axis, peak[axis])}")
         add_bar(figure, rows, shade)
     return figure
 
 
-def _cross(axes: Axes, frame: Frame, across: int, point: Sequence[int]) -> None:
-    """Lines through a voxel, on a slice across an axis."""
+def _draw_crosshair(axes: Axes, frame: Frame, across: int, point: Sequence[int]) -> None:
+    """Draw lines through a voxel on a slice across an axis."""
     for line, other in zip((axes.axvline, axes.axhline), (axis for axis in range(3) if axis != across)):
         line(frame.position(other, point[other]), color="#888888", linewidth=0.5)
 
 
 def _bins(values: np.ndarray, cutoff: float) -> np.ndarray:
-    """Edges of equal bins, one of which is the cutoff, so that no bar holds cases of both sides."""
+    """Edges of equal bins, one of which is the cutoff, so that no bar holds cases from both sides of it."""
     low, high = min([cutoff, *values]), max([cutoff, *values])
     width = (high - low) / np.clip(2 * np.sqrt(len(values)), 8, 40) or 1.0
     below, above = (int(np.ceil(abs(end - cutoff) / width * (1 + 1e-9))) for end in (low, high))
@@ -301,25 +301,23 @@ def plot_strategies(
     names: Sequence[str],
     explained: str = "the explained output",
 ) -> Figure:
-    """Groups of relevance maps: the eigengap, where each map lies, and the mean and the prototype of each group.
+    """Groups of relevance maps: the eigengap, an embedding, and the mean and prototype of each group.
 
     ``strategies``: of `datxai.analysis.spectral.find_strategies`; ``maps`` (X, Y, Z) and ``names`` of the same cases.
-    ``explained`` is what red speaks for.
+    ``explained`` is the output that red speaks for.
     """
-    figure = Figure(figsize=(PAGE, 2.0 + 1.9 * -(-strategies.n // 3)), layout="constrained")
-    parts = figure.subfigures(2, 1, height_ratios=(2.0, 1.9 * -(-strategies.n // 3)))
-    assert isinstance(parts, np.ndarray)
-    charts, pictures = parts
+    heights = (2.0, 1.9 * -(-strategies.n // 3))
+    figure = Figure(figsize=(PAGE, sum(heights)), layout="constrained")
+    charts, pictures = np.asarray(figure.subfigures(2, 1, height_ratios=heights))
     spectrum, plane = charts.subplots(1, 2)
     colours = (*COLOURS.values(), "#009e73", "#cc79a7", "#f0e442", "black")
-    places = np.arange(1, len(strategies.eigenvalues) + 1)
-    spectrum.plot(places, strategies.eigenvalues, "o-", color=NEUTRAL, markersize=3, linewidth=0.8)
-    begin = int(np.diff(strategies.eigenvalues)[1:].argmax()) + 2
-    spectrum.axvspan(begin, begin + 1, color="#eeeeee")
-    above = spectrum.get_xaxis_transform()
+    numbers = np.arange(1, len(strategies.eigenvalues) + 1)
+    spectrum.plot(numbers, strategies.eigenvalues, "o-", color=NEUTRAL, markersize=3, linewidth=0.8)
+    gap_start = int(np.diff(strategies.eigenvalues)[1:].argmax()) + 2
+    spectrum.axvspan(gap_start, gap_start + 1, color="#eeeeee")
     annotation = f"gap {strategies.gap:.2f}\np = {strategies.p:.3f}"
-    spectrum.text(begin + 1.1, 0.02, annotation, va="bottom", transform=above)
-    spectrum.set(xlabel="number", ylabel="eigenvalue", xticks=places, title="Spectrum of the graph of maps")
+    spectrum.text(gap_start + 1.1, 0.02, annotation, va="bottom", transform=spectrum.get_xaxis_transform())
+    spectrum.set(xlabel="number", ylabel="eigenvalue", xticks=numbers, title="Spectrum of the graph of maps")
     for number, prototype in enumerate(strategies.prototypes):
         members = strategies.clusters == number
         style = {"color": colours[number], "linewidths": 0, "s": 14, "alpha": 0.7}
@@ -345,7 +343,7 @@ def _draw_groups(
     names: Sequence[str],
     colours: Sequence[str],
 ) -> None:
-    """The mean and the prototype of each group of maps, each over its own largest absolute value."""
+    """Draw the mean and the prototype of each group of maps, each divided by its largest value on the slice."""
     panels = pictures.subplots(-(-strategies.n // 3), 6, squeeze=False).ravel()
     shade = Shade("relevance / its largest", "RdBu_r", -1.0, 1.0, "black")
     for axes in panels[2 * strategies.n :]:

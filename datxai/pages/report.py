@@ -1,7 +1,7 @@
-"""The report of a run and of a single scan: one HTML page each that holds everything it shows.
+"""Reports of a run and of a single scan, each a self-contained HTML page.
 
-Beside the report of a run lies a folder with a viewer page and one small file per case, which that page loads. They
-are scripts, since a page opened from disk may load those and nothing else.
+Next to the report of a run there is a folder with a viewer page and one small file per case, which that page loads. The
+files are scripts, since a page opened from disk can load nothing else.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CLASSIFIERS = {
     "sbr": "Cutoff on the putaminal binding ratio",
     "cart": "Classification tree on binding ratios",
 }
-# of the table of cases: title, how a number is written, and the flag of which it is the reason
+# Columns of the table of cases: title, number format, and the flag that the column explains.
 COLUMNS = {
     "participant_id": {"title": "Scan"},
     "set": {"title": "Set"},
@@ -61,7 +61,7 @@ COLUMNS = {
     "similarity": {"title": "Similarity to the template", "numeric": with_decimals(3)},
     "reason": {"title": "Reason"},
 }
-EXTERNAL = MEASURES | {  # measures of a cohort beside another
+EXTERNAL_MEASURES = MEASURES | {  # of the comparison of two cohorts
     "called_reduced": "Called reduced", "uncertain": "Uncertain", "unlike_training": "Unlike the training scans",
     "accuracy_of_the_rest": "Accuracy where not uncertain",
     "brier_raw": "Brier score as predicted", "brier_scaled": "Brier score with the temperature",
@@ -78,12 +78,12 @@ AMONG_NORMALS = (
     "This scan (ring) among the normal cases of the run (points), by age: the line is what is expected of a normal "
     "case of this sex, the band the 95 % prediction interval. Points of the other sex are hollow."
 )
-PAIRED = " of this scan; in each pair this scan is above the earlier one, on the same slices and scales"
+PRIOR_CAPTION = " of this scan; in each pair this scan is above the earlier one, on the same slices and scales"
 
 Page = CasePage | RunPage | MethodsPage | ExternalPage
 
-CHART_COLOURS = 4096  # a picture with more is one of slices: charts have some hundred colours, slices many thousand
-LONGEST_WEBP = 16383  # pixels of a side
+CHART_COLOURS = 4096  # a picture with more shows slices: charts have a few hundred colours, slices many thousand
+MAX_WEBP_SIDE = 16383  # pixels
 
 
 def write_report(path: str | os.PathLike, page: RunPage) -> None:
@@ -109,47 +109,48 @@ def write_report(path: str | os.PathLike, page: RunPage) -> None:
 
 
 def write_benchmark_report(path: str | os.PathLike, page: MethodsPage) -> None:
-    """Write the page that shows ways to explain side by side."""
+    """Write the page that compares explanation methods."""
     _write(path, "benchmark.html.j2", page, label_names=LABEL_NAMES)
 
 
 def write_external_report(path: str | os.PathLike, page: ExternalPage) -> None:
-    """Write the page that sets a cohort beside that of the run which judged it."""
+    """Write the page that compares a cohort with that of the run that was applied to it."""
     whole: dict[str, list[Mapping]] = {}
-    groups: dict[str, dict[str, Mapping]] = {}  # what the network does in each, by measure
+    groups: dict[str, dict[str, Mapping]] = {}  # the network's rows by group and measure
     for row in page.rows:
         if row["group"] == "all":
             whole.setdefault(row["classifier"], []).append(row)
         else:
             groups.setdefault(row["group"], {})[row["measure"]] = row
-    _write(path, "external.html.j2", page, whole=whole, groups=groups, classifier_names=CLASSIFIERS, measures=EXTERNAL)
+    variables = {"whole": whole, "groups": groups, "classifier_names": CLASSIFIERS, "measures": EXTERNAL_MEASURES}
+    _write(path, "external.html.j2", page, **variables)
 
 
 def _name_columns(calibration: Mapping) -> dict[str, dict]:
-    """`COLUMNS`, of which the probability is called calibrated where a temperature could be determined."""
-    named = COLUMNS["probability"] | {"title": CALIBRATED if calibration.get("determined", True) else SOFTMAX}
-    return {**COLUMNS, "probability": named}
+    """`COLUMNS`, where the probability is called calibrated only if a temperature could be determined."""
+    title = CALIBRATED if calibration.get("determined", True) else SOFTMAX
+    return {**COLUMNS, "probability": COLUMNS["probability"] | {"title": title}}
 
 
 def _name_cells(case: Mapping, columns: Mapping[str, Mapping]) -> dict[str, object]:
-    """A row by the titles, and in the numbers, of the table of cases."""
-    told = {}
+    """A row with the titles and number formats of the table of cases."""
+    cells = {}
     for name, value in case.items():
         column = columns.get(name, {})
         numeric = column.get("numeric")
         title = column.get("title", name_in_words(name).capitalize())
-        told[title] = value if value is None or numeric is None else numeric(value)
-    return told
+        cells[title] = value if value is None or numeric is None else numeric(value)
+    return cells
 
 
 def prepare() -> None:
-    """Compile now the templates of a case's page, which the first one would else wait for."""
+    """Compile the templates of a case's page in advance, so that the first page does not wait for it."""
     for name in ("case.html.j2", "page.html.j2", "macros.html.j2", "case_body.html.j2", "viewer.html.j2"):
         _templates().get_template(name)
 
 
 def write_case_report(path: str | os.PathLike, page: CasePage) -> None:
-    """Write the report of one scan as one HTML page; `datxai.pages.document.write_case_pdf` takes the same."""
+    """Write the report of one scan as one HTML page; `datxai.pages.document.write_case_pdf` has the same arguments."""
     spaces = _pack_spaces(page)
     maps = [
         [pack(volume.data) for volume in (other.relevance, other.own_relevance)[: len(spaces)]]
@@ -163,7 +164,7 @@ def write_case_report(path: str | os.PathLike, page: CasePage) -> None:
 
 
 def write_case_data(path: str | os.PathLike, page: CasePage) -> None:
-    """Write what the page of `write_case_pages` shows of one case."""
+    """Write the data of one case for the page of `write_case_pages`."""
     spaces = _pack_spaces(page)
     html = _render("case_body.html.j2", page, **describe_case(page), spaces=spaces)
     case = {"id": page.case_id, "html": html, "spaces": spaces}
@@ -171,27 +172,27 @@ def write_case_data(path: str | os.PathLike, page: CasePage) -> None:
 
 
 def write_case_pages(path: str | os.PathLike, cases: Sequence[str], report: str, radiological: bool = False) -> None:
-    """Write the page that shows, one at a time, what `write_case_data` wrote to ``<case>.js`` beside it.
+    """Write the page that shows one at a time the cases that `write_case_data` wrote to ``<case>.js`` in its folder.
 
-    ``cases`` are their names in the order in which one leafs through them; ``report`` is the address of the report
-    of the run. ``path`` + ``#<case>`` opens the page at a case. ``radiological``: see `CasePage`.
+    ``cases`` are their names in browsing order; ``report`` is the address of the report of the run. ``path`` +
+    ``#<case>`` opens the page at a case. ``radiological``: see `CasePage`.
     """
     _write(path, "cases.html.j2", cases=list(cases), report=report, colours=pack_colours(), radiological=radiological)
 
 
 def render_upload_page(upload: int, files: int, model: str = "") -> str:
-    """The page where scans are dropped in, of which one may take ``upload`` bytes in so many ``files``; ``model`` is
-    the name of what reads them."""
+    """The page for dropping scans, each of at most ``upload`` bytes and ``files`` files; ``model`` is the name of the
+    run or bundle that reads them."""
     return _render("upload.html.j2", limits={"upload": upload, "files": files}, model=model)
 
 
 def describe_case(page: CasePage) -> dict:
-    """The content of a case's page in the words and numbers of page and PDF.
+    """Format the content of a case's page, for the page and the PDF.
 
     Returns ``heading``, ``subtitle``, ``tiles`` (rows with ``name, value, note, kind``), ``ratios`` (rows of the
-    table of binding ratios), ``changes`` (rows of that of changes since an earlier scan), ``sections`` (title to name
-    and value), ``alt`` and ``caption`` of the picture, ``explained``, what red speaks for, and
-    ``among_normals_caption``.
+    table of binding ratios), ``changes`` (rows of the table of changes since an earlier scan), ``sections`` (title to
+    name and value), ``alt`` and ``caption`` of the picture, ``explained`` (the output that red speaks for) and
+    ``others`` (the same for other explanations), and ``among_normals_caption``.
     """
     explained = describe_output(page.explanation.get("target"), page.predicted)
     sections = {
@@ -200,7 +201,9 @@ def describe_case(page: CasePage) -> dict:
         "Explanation": page.explanation,
         "Quality control": page.quality,
         "Likeness to the training scans": _describe_shift(page.shift) if page.shift else {},
-        **{f"Beside it: {name}": {**other.explanation, **other.measures} for name, other in page.beside.items()},
+        **{
+            f"Other explanation: {name}": {**other.explanation, **other.measures} for name, other in page.beside.items()
+        },
         "Time, s": page.timings,
         "Provenance": page.provenance,
     }
@@ -213,15 +216,16 @@ def describe_case(page: CasePage) -> dict:
             if (tile := make(page))
         ],
         "ratios": _tabulate_ratios(page.sbr, page.normal_range),
-        "changes": [_tell_change(name, change) for name, change in page.prior.change.items()] if page.prior else [],
+        "changes": [_format_change(name, change) for name, change in page.prior.change.items()] if page.prior else [],
         "sections": {title: pairs for title, pairs in sections.items() if pairs},
         "alt": "Uptake and relevance of the scan on the slices through the most relevant voxel",
         "caption": f"Uptake (top) and relevance over uptake (bottom) on the slices through the voxel of highest "
-        f"absolute relevance{PAIRED if page.prior else ''}. Red speaks for {explained}, blue against it.",
+        f"absolute relevance{PRIOR_CAPTION if page.prior else ''}. Red speaks for {explained}, blue against it.",
         "explained": explained,
         "among_normals_caption": AMONG_NORMALS,
         "others": {
-            name: describe_output(its.explanation.get("target"), page.predicted) for name, its in page.beside.items()
+            name: describe_output(other.explanation.get("target"), page.predicted)
+            for name, other in page.beside.items()
         },
     }
 
@@ -253,8 +257,8 @@ def _tile_ratio(page: CasePage) -> dict | None:
     expected = page.normal_range.get(lower)
     note = ""
     if expected:
-        words = _compare(lower, sides[lower], expected)
-        note = f"{words['is']} the expected {expected['low']:.2f} to {expected['high']:.2f}, z {words['z']}"
+        cells = _compare(lower, sides[lower], expected)
+        note = f"{cells['is']} the expected {expected['low']:.2f} to {expected['high']:.2f}, z {cells['z']}"
     return {"name": "SBR of the lower putamen", "value": f"{sides[lower]:.2f}", "note": note}
 
 
@@ -271,11 +275,10 @@ def _tile_quality(page: CasePage) -> dict | None:
 
 
 def _tabulate_ratios(sbr: Mapping[str, float | None], expected: Mapping[str, Mapping | None]) -> list[dict]:
-    """The binding ratios, with what is expected of a normal case where that is known for any region."""
+    """Rows of binding ratios, with columns on the normal range if it is known for any region."""
     rows = []
     for name, value in sbr.items():
-        told = None if value is None else _write_ratio(name, value)
-        row = {"region": name_in_words(name), "SBR": told}
+        row = {"region": name_in_words(name), "SBR": None if value is None else _format_ratio(name, value)}
         if any(expected.values()):
             row |= _compare(name, value, expected.get(name))
         rows.append(row)
@@ -283,20 +286,20 @@ def _tabulate_ratios(sbr: Mapping[str, float | None], expected: Mapping[str, Map
 
 
 def _compare(name: str, value: float | None, limits: Mapping | None) -> dict:
-    """The cells of a binding ratio that say what is expected, and where it stands."""
+    """The cells of a binding ratio on its normal range and its position in it."""
     if limits is None:
         return dict.fromkeys(("expected", "is", "z", "percentile"))
-    low, median, high = (_write_ratio(name, limits[key]) for key in ("low", "median", "high"))
-    told: dict = {"expected": f"{median} ({low} to {high})"}
+    low, median, high = (_format_ratio(name, limits[key]) for key in ("low", "median", "high"))
+    cells: dict = {"expected": f"{median} ({low} to {high})"}
     if value is None:
-        return told | dict.fromkeys(("is", "z", "percentile"))
-    where = "below" if value < limits["low"] else "above" if value > limits["high"] else "within"
+        return cells | dict.fromkeys(("is", "z", "percentile"))
+    position = "below" if value < limits["low"] else "above" if value > limits["high"] else "within"
     z, percentile = f"{limits['z']:.1f}".replace("-", "\u2212"), limits["percentile"]
     share = "< 0.1" if percentile < 0.1 else "> 99.9" if percentile > 99.9 else f"{percentile:.3g}"
-    return told | {"is": where, "z": z, "percentile": share}
+    return cells | {"is": position, "z": z, "percentile": share}
 
 
-def _tell_change(name: str, change: Mapping) -> dict:
+def _format_change(name: str, change: Mapping) -> dict:
     """A row of the table of changes since an earlier scan."""
 
     def signed(value: float | None) -> str | None:
@@ -304,8 +307,8 @@ def _tell_change(name: str, change: Mapping) -> dict:
 
     return {
         "region": name_in_words(name),
-        "before": _write_ratio(name, change["before"]),
-        "now": _write_ratio(name, change["now"]),
+        "before": _format_ratio(name, change["before"]),
+        "now": _format_ratio(name, change["now"]),
         "change, %": signed(change["percent"]),
         "a year, %": signed(change["percent_per_year"]),
         "limits, %": "{:+.0f} to {:+.0f}".format(*change["limits"]).replace("-", "\u2212"),
@@ -313,53 +316,54 @@ def _tell_change(name: str, change: Mapping) -> dict:
     }
 
 
-def _write_ratio(name: str, value: float) -> str:
-    """A ratio, or with a name that ends so an asymmetry in percent, with the digits that mean something."""
+def _format_ratio(name: str, value: float) -> str:
+    """A ratio with two decimals, or an asymmetry (by the end of its name), in percent, with one."""
     return f"{value:.{1 if name.endswith('asymmetry') else 2}f}".replace("-", "\u2212")
 
 
 def _describe_shift(shift: Mapping) -> dict[str, str]:
-    """Whether a scan is like the training scans, and how far each measure is from its limit."""
-    own = shift["own"]
+    """Whether a scan is like the training scans, and each measure with its limit."""
+    test_cases = shift["own"]
     return {
         "all in all": "unlike the training scans" if shift["marked"] else "like the training scans",
         **{
             name: f"{row['value']:.2f}, limit {row['limit']:.2f}{': beyond it' if row['marked'] else ''}"
             for name, row in shift["measures"].items()
         },
-        "test cases called unlike": f"{own['marked']} of {own['n']}",
+        "test cases called unlike": f"{test_cases['marked']} of {test_cases['n']}",
     }
 
 
 def _pack_spaces(page: CasePage) -> list[dict]:
-    """The spaces of the viewer; of two scans that they share, MNI space alone, each on the scales of both."""
+    """The spaces of the viewer; with an earlier scan only MNI space, which both scans share."""
     if page.volumes and page.prior:
         return [_pack_shared(page, page.volumes)]
-    named = {"MNI space": (page.volumes, _label_outlines(page)), "the scan's own space": (page.own_volumes, None)}
+    spaces = {"MNI space": (page.volumes, _label_outlines(page)), "the scan's own space": (page.own_volumes, None)}
     return [
-        pack_space(name, volumes, outline, page.sides) for name, (volumes, outline) in named.items() if volumes
+        pack_space(name, volumes, outline, page.sides) for name, (volumes, outline) in spaces.items() if volumes
     ]
 
 
 def _pack_shared(page: CasePage, volumes: Mapping[str, Volume]) -> dict:
+    """MNI space with the volumes of one of two scans, on colour scales that fit both scans."""
     assert page.volumes and page.prior
-    both = (page.volumes, page.prior.volumes)
-    tops = {kind: max(float(abs(each[kind].data).max()) for each in both) for kind in ("spect", "relevance")}
+    scans = (page.volumes, page.prior.volumes)
+    tops = {kind: max(float(abs(each[kind].data).max()) for each in scans) for kind in ("spect", "relevance")}
     return pack_space("MNI space", volumes, _label_outlines(page), page.sides, tops)
 
 
 def _label_outlines(page: CasePage) -> np.ndarray | None:
-    """1 in the brain, 2 in what is outlined in it; None where neither is known."""
-    known = [mask * label for mask, label in ((page.brain, 1), (page.outline, 2)) if mask is not None]
-    return functools.reduce(np.maximum, known) if known else None
+    """1 in the brain, 2 in the outlined regions in it; None if neither is known."""
+    masks = [mask * label for mask, label in ((page.brain, 1), (page.outline, 2)) if mask is not None]
+    return functools.reduce(np.maximum, masks) if masks else None
 
 
-def _write(path: str | os.PathLike, template: str, page: Page | None = None, **more: object) -> None:
-    write_text(path, _render(template, page, **more))
+def _write(path: str | os.PathLike, template: str, page: Page | None = None, **variables: object) -> None:
+    write_text(path, _render(template, page, **variables))
 
 
-def _render(template: str, page: Page | None = None, **more: object) -> str:
-    return _templates().get_template(template).render({**(vars(page) if page else {}), **more})
+def _render(template: str, page: Page | None = None, **variables: object) -> str:
+    return _templates().get_template(template).render({**(vars(page) if page else {}), **variables})
 
 
 @functools.cache
@@ -372,7 +376,7 @@ def _templates():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {}  # keys in their own order
+    environment.policies["json.dumps_kwargs"] = {}  # do not sort keys
     environment.filters |= {
         "percent": format_percent, "cell": format_cell, "words": name_in_words, "inline": _inline,
         "decimals": lambda value, n=3: "n/a" if value is None else with_decimals(n)(value),
@@ -383,15 +387,15 @@ def _templates():
 
 
 def _inline(file: str | os.PathLike) -> dict:
-    """A PNG file as a data URI, and the width it is shown with: half its pixels, for dense screens and for print.
+    """A PNG file as a data URI, and its width on the page: half its pixels, for high-resolution screens and print.
 
-    WebP packs charts without loss, and slices with one that can hardly be seen, in a fifth of the bytes.
+    Charts become lossless WebP, slices WebP with a barely visible loss, at a fifth of the size.
     """
     from PIL import Image
 
     kind, data = "png", Path(file).read_bytes()
     with Image.open(file) as image:
-        if max(image.size) <= LONGEST_WEBP:
+        if max(image.size) <= MAX_WEBP_SIDE:
             options = {"quality": 90} if image.getcolors(CHART_COLOURS) is None else {"lossless": True, "quality": 30}
             packed = io.BytesIO()
             image.save(packed, "WEBP", **options)
@@ -400,7 +404,7 @@ def _inline(file: str | os.PathLike) -> dict:
 
 
 def _scale_start(classifiers: Mapping[str, Mapping]) -> float:
-    """Where the bars of the intervals begin: the lowest limit of all, rounded down to a tenth."""
+    """The start of the axis of intervals: the lowest limit, rounded down to a tenth."""
     limits = [
         values[f"{name}_ci95"][0] for values in classifiers.values() for name in MEASURES if values.get(f"{name}_ci95")
     ]

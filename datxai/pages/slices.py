@@ -1,10 +1,9 @@
-"""Drawing slices of volumes: which side is which, colour scales, outlines, colour bars.
+"""Drawing slices of volumes: orientation, colour scales, outlines, colour bars.
 
-Slices are shown in neurological convention, the viewer's left is x < 0, unless the frame is radiological. After
-mirroring x < 0 is the hemisphere with the lower putaminal binding ratio, marked I (ipsilateral) as opposed to C
-(contralateral).
-Uptake runs from zero in a perceptually ordered map; relevance is symmetric about zero, on one scale within
-a figure.
+Slices are shown in neurological convention (x < 0 on the viewer's left) unless the frame is radiological. After
+mirroring, x < 0 is the hemisphere with the lower putaminal binding ratio, marked I (ipsilateral) as opposed to C
+(contralateral). Uptake is shown from zero on a perceptually ordered colour map, relevance on a scale symmetric about
+zero, one for each figure.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ SUPERSCRIPT = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """What the maps of a figure share: a grid with axes along x, y, z, and outlines drawn on every slice.
+    """The grid, with axes along x, y, z, of all maps of a figure, and the outlines drawn on every slice.
 
     ``striatum`` (caudate and putamen) and ``brain`` are bool arrays (X, Y, Z). A ``radiological`` frame has x < 0 on
     the right of the picture.
@@ -47,7 +46,7 @@ class Frame:
         return float(self.grid.affine[axis, 3] + index * self.grid.affine[axis, axis])
 
     def place(self, axis: int, index: float | np.integer) -> str:
-        """Where slice ``index`` across ``axis`` lies, as it is read: "z = \u22123 mm"."""
+        """The position of slice ``index`` across ``axis`` as text: "z = \u22123 mm"."""
         return f"{'xyz'[axis]} = {self.position(axis, index):.0f} mm".replace("-", "\u2212")
 
     def turns(self, across: int) -> bool:
@@ -55,12 +54,12 @@ class Frame:
         return self.radiological and across != 0
 
     def as_seen(self, cut: np.ndarray, across: int = AXIAL) -> np.ndarray:
-        """A slice, or a volume across its last axis, with what is on the left of the picture first."""
+        """A slice, or a volume of slices along its last axis, in the order of the picture from left to right."""
         return cut[::-1] if self.turns(across) else cut
 
     @property
     def sides(self) -> str:
-        """What the letters I and C, and the outlines, say."""
+        """A legend for the letters I and C and the outlines."""
         side = "right" if self.radiological else "left"
         return f"I ipsilateral (lower putamen, {side} of the picture), C contralateral; outline: caudate and putamen"
 
@@ -75,7 +74,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Shade:
-    """A colour scale: what it shows, its colour map, the values at its ends, and an ink to be read on it."""
+    """A colour scale: its label, colour map, the values at its ends, and a colour for lines and text on it."""
 
     label: str
     colours: str
@@ -90,7 +89,7 @@ class Shade:
 
     @classmethod
     def of_relevance(cls, parts: Iterable[np.ndarray | None]) -> Shade:
-        """Symmetric about zero, as far as the largest absolute value of ``parts``."""
+        """Symmetric about zero, up to the largest absolute value of ``parts``."""
         high = _largest(parts)
         return cls("relevance", "RdBu_r", -high, high, "black")
 
@@ -111,10 +110,9 @@ def draw_slice(
     under: np.ndarray | None = None,
     sides: tuple[str, str] | None = ("I", "C"),
 ) -> None:
-    """Draw a slice (2-D, the frame's axes without ``across``) in mm, or "no case" where it is None.
+    """Draw a slice (2-D, the frame's axes without ``across``) in mm, or "no case" if it is None.
 
-    With another slice ``under`` it, drawn in grey, the slice is the more transparent the nearer it is to
-    zero.
+    With another slice ``under`` it, drawn in grey, values become more transparent towards zero.
     """
     extent = frame.extent(across)
     turned = frame.turns(across)
@@ -151,7 +149,7 @@ def outline(axes: Axes, mask: np.ndarray, extent: Sequence[float], colour: str, 
     """Draw the border of a 2-D bool mask."""
     if not mask.any():
         return
-    padded = np.pad(mask, 1).astype(float)  # so that a mask touching the edge is closed
+    padded = np.pad(mask, 1).astype(float)  # closes the contour of a mask that touches the edge
     centres = []
     for n, low, high in zip(mask.shape, extent[::2], extent[1::2]):
         step = (high - low) / n
@@ -178,7 +176,7 @@ def add_bar(
     location: str = "right",
     **options,
 ) -> None:
-    """Add the colour bar that belongs to ``axes`` (or, with ``cax``, in it); a power of ten goes into its label."""
+    """Add the colour bar of ``axes`` (or, with ``cax``, in it); a power of ten goes into its label."""
     power = int(np.floor(np.log10(shade.high)))
     power = 0 if -2 < power < 3 else power
     norm = Normalize(shade.low / 10.0**power, shade.high / 10.0**power)
@@ -188,10 +186,10 @@ def add_bar(
 
 
 def name_power(power: int) -> str:
-    """What a label ends with whose numbers are divided by a power of ten."""
+    """The end of a label whose numbers are divided by a power of ten."""
     return " / 10" + str(power).translate(SUPERSCRIPT) if power else ""
 
 
 def _largest(parts: Iterable[np.ndarray | None]) -> float:
-    """The largest absolute value, 1 where there is none."""
+    """The largest absolute value, or 1 if that is zero or there is no array."""
     return max((float(np.abs(part).max()) for part in parts if part is not None), default=0.0) or 1.0

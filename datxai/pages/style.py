@@ -1,4 +1,4 @@
-"""How every figure looks: size, fonts and colours of print, and how it is written."""
+"""Style of all figures (sizes, fonts and colours for print), and saving them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from datxai.files import replacing
 
 COLUMN, PAGE = 85 / 25.4, 178 / 25.4  # width of a journal's column and of its page, in inches
-# Okabe and Ito's colours, which stay apart for colour-blind readers
+# Okabe and Ito's colours, which colour-blind readers can distinguish
 COLOURS = {"TN": "#56b4e9", "TP": "#e69f00", "FN": "#0072b2", "FP": "#d55e00"}
 GROUP_NAMES = {
     "TN": "true negative", "TP": "true positive", "FN": "false negative", "FP": "false positive",
 }  # fmt: skip
 NORMAL, REDUCED, NEUTRAL = COLOURS["FN"], COLOURS["FP"], "#555555"
-SMALL = 6  # points; no letter is smaller
+SMALL = 6  # points; the smallest font size in use
 STYLE: dict[Any, Any] = {
     "font.size": 7, "axes.titlesize": 7, "axes.labelsize": 7, "legend.fontsize": 6.5, "xtick.labelsize": 6.5,
     "ytick.labelsize": 6.5, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
@@ -31,7 +31,7 @@ STYLE: dict[Any, Any] = {
 
 
 def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
-    """A function that draws a figure, in the style of all figures."""
+    """Decorate a function that draws a figure so that it uses `STYLE`."""
 
     @functools.wraps(plot)
     def draw(*args, **kwargs) -> Figure:
@@ -53,6 +53,6 @@ def save_figure(
 
 
 def add_note(figure: Figure, text: str) -> None:
-    """A line below the figure, wrapped to its width."""
+    """Add a note below the figure, wrapped to its width."""
     characters = int(figure.get_figwidth() * 72 / (0.5 * SMALL))
     figure.supxlabel(textwrap.fill(text, characters), fontsize=SMALL, color=NEUTRAL)

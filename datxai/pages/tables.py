@@ -1,4 +1,4 @@
-"""How numbers and tables read, in figures and in the report."""
+"""Formatting of numbers and tables in figures and reports."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MEASURES = {
 }  # fmt: skip
 UNITLESS = {"auc"} | {
     f"{name}_{kind}" for name in ("brier", "log_loss", "ece") for kind in ("raw", "scaled")
-}  # measures that are no shares
-NAMES = {  # of measures and columns, where the words of a name do not say what it is
+}  # measures that are not shares
+NAMES = {  # of measures and columns whose name alone is not clear
     "participant_id": "scan", "putamen_ipsilateral": "putamen ipsilateral", "p_reduced": "softmax output for reduced",
     "probability": "probability of reduced", "likeness_to_mean_TN": "correlation with the mean map of true negatives",
     "likeness_to_mean_TP": "correlation with the mean map of true positives", "consistent": "map consistent",
@@ -36,7 +36,7 @@ NAMES = {  # of measures and columns, where the words of a name do not say what 
     "putamen_asymmetry": "putaminal asymmetry, right \u2212 left, %", "git_revision": "revision",
     "folder": "run",
 }  # fmt: skip
-PARTS = re.compile(  # of the names of parcels
+PARTS = re.compile(  # words in the names of parcels
     "caudal|rostral|anterior|posterior|medial|lateral|superior|inferior|middle|transverse|isthmus|pars|frontal|temporal|"
     "parietal|occipital|orbitofrontal|cingulate|pole|opercularis|orbitalis|triangularis"
 )
@@ -67,19 +67,19 @@ def format_interval(name: str, interval: Sequence[float]) -> str:
 
 
 def format_probability(value: float | None) -> str:
-    """A probability with three decimals, which are never none and never all of it; "n/a" for None."""
+    """A probability with three decimals, never 0.000 or 1.000; "n/a" for None."""
     if value is None:
         return "n/a"
     return "< 0.001" if value < 0.0005 else "> 0.999" if value > 0.9995 else f"{value:.3f}"
 
 
 def with_decimals(n: int) -> Callable[[float], str]:
-    """What writes a number with so many decimals."""
+    """A function that formats a number with ``n`` decimals."""
     return lambda value: f"{value:.{n}f}".replace("-", "\u2212")
 
 
 def format_number(value: float) -> str:
-    """A number with three significant digits, "\u22124.36e\u22124" where it is smaller than a thousandth."""
+    """A number with three significant digits; below a thousandth as "\u22124.36e\u22124"."""
     digits = f"{value:.3g}"
     rounded = float(digits)
     if rounded and abs(rounded) < 1e-3:
@@ -89,7 +89,7 @@ def format_number(value: float) -> str:
 
 
 def format_cell(value: object) -> str:
-    """A table cell: floats as `format_number` has them, yes and no, "n/a" for None."""
+    """A table cell: `format_number` for floats, yes or no for bools, "n/a" for None."""
     if value is None or value == "":
         return "n/a"
     if isinstance(value, bool):
@@ -98,19 +98,19 @@ def format_cell(value: object) -> str:
 
 
 def name_in_words(name: str) -> str:
-    """The name of a measure, a column or a region of the atlas as it is read: "medial orbitofrontal left"."""
+    """The readable name of a measure, a column or an atlas region, such as "medial orbitofrontal left"."""
     return NAMES.get(name) or " ".join(_split_parcel(part) for part in name.split("_"))
 
 
 def _split_parcel(word: str) -> str:
-    """The name of a parcel of Desikan and Killiany, whose parts are written as one word, in its parts."""
+    """The name of a parcel of Desikan and Killiany, written as one word, split into its parts."""
     return " ".join(PARTS.findall(word)) if re.fullmatch(f"(?:{PARTS.pattern})+", word) else PARCELS.get(word, word)
 
 
 def describe_output(target: object, predicted: int | None) -> str:
     """The output that a map of this target explains."""
     called = "the class called" if predicted is None else LABEL_NAMES[predicted]
-    words = {
+    descriptions = {
         "predicted": f"{called} (the class called)" if predicted is not None else called,
         "normal": "normal",
         "reduced": "reduced",
@@ -118,14 +118,14 @@ def describe_output(target: object, predicted: int | None) -> str:
         "difference": "reduced rather than normal",
         "decision": f"{called} rather than the other class",
     }
-    return words.get(str(target), "the explained output")
+    return descriptions.get(str(target), "the explained output")
 
 
 def arrange_table1(rows: Sequence[Mapping]) -> list[list[str]]:
-    """Table 1 as Nazari et al. 2022 print it: a header, then a line per set; a column per label and sex.
+    """Table 1 in the layout of Nazari et al. 2022: a header, then a line per set; a column per label and sex.
 
     Each row holds ``set`` (whole, train, validation, test), ``label``, ``sex`` (F, M or None), ``n``,
-    ``age_mean`` and ``age_sd`` in years (None where not known).
+    ``age_mean`` and ``age_sd`` in years (None if unknown).
     """
     groups = list(dict.fromkeys((row["label"], row["sex"]) for row in rows))
     cells = {(row["set"], row["label"], row["sex"]): _age(row) for row in rows}

@@ -1,4 +1,4 @@
-"""What the viewer in the pages is given: volumes packed into text, and colour scales."""
+"""Data for the viewer in the pages: volumes packed into text, and colour scales."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from datxai.volume import Volume
 
-LEVELS = 2047  # steps from zero to the largest absolute value of a volume: 0.002 of uptake, about
+LEVELS = 2047  # steps from zero to the largest absolute value of a volume; a step is about 0.002 of uptake
 UPTAKE = {"Greys": "white to black", "gray": "black to white", "inferno": "colour"}
-RELEVANCE = "RdBu_r"  # diverging, stays apart for colour-blind readers
+RELEVANCE = "RdBu_r"  # diverging, and distinguishable for colour-blind readers
 
 
 def pack_space(
@@ -22,15 +22,15 @@ def pack_space(
     sides: Sequence[str] = ("L", "R"),
     tops: Mapping[str, float] | None = None,
 ) -> dict:
-    """What the viewer shows in one space, JSON-like.
+    """Pack the content of the viewer in one space, as JSON-serialisable data.
 
     Parameters
     ----------
-    name : of the space, as it stands in the viewer
+    name : of the space, shown in the viewer
     volumes : ``spect`` (uptake) and ``relevance``, on one grid
-    outline : array (X, Y, Z) on that grid, 1 in the brain, 2 in what is outlined in it: whose borders are drawn
-    tops : where colour scales end, by the names of the volumes; by default at the largest value of each
-    sides : what stands where x is lowest and highest
+    outline : array (X, Y, Z) on that grid, 1 in the brain, 2 in the regions outlined in it; the borders are drawn
+    sides : letters at the lowest and highest x
+    tops : ends of the colour scales, by volume; by default the largest value of each
     """
     spect, relevance = volumes["spect"], volumes["relevance"]
     assert spect.grid.same_as(relevance.grid), "one grid for both volumes"
@@ -60,8 +60,8 @@ def pack(data: np.ndarray) -> dict:
 
 
 def pack_colours() -> dict:
-    """Colour scales: ``uptake`` (name in words to scale) and ``relevance``; each is base64 of 256 RGB triples."""
-    return {"uptake": {words: _pack_scale(name) for name, words in UPTAKE.items()}, "relevance": _pack_scale(RELEVANCE)}
+    """Colour scales: ``uptake`` (title to scale) and ``relevance``; each is base64 of 256 RGB triples."""
+    return {"uptake": {title: _pack_scale(name) for name, title in UPTAKE.items()}, "relevance": _pack_scale(RELEVANCE)}
 
 
 def relevance_colours() -> np.ndarray:

@@ -1,7 +1,7 @@
-"""The stages, one module each, which is a `Stage`.
+"""The stages of a run; each module implements `Stage`.
 
-A stage reads what it needs from the run folder and hands plain data from room to room. Every finished case is kept
-with a fingerprint beside it, so that work goes on where it was killed and nothing is made twice.
+A stage reads its input from the run folder and passes plain data from one package to the next. Every finished case is
+saved with its fingerprint, so that an interrupted stage resumes where it stopped and nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ if TYPE_CHECKING:
 
 
 class Stage(Protocol):
-    """What a module of this package has."""
+    """The interface of each module in this package."""
 
     def depends(self, settings: Config) -> dict:
-        """The settings that shape the output; a change of them is a reason to make it anew."""
+        """The settings that the output depends on; if they change, it is made again."""
         ...
 
     def outputs(self, run: Run) -> list[Path]:
-        """The files and folders that it leaves."""
+        """The files and folders that it writes."""
         ...
 
     def make(self, settings: Config, run: Run) -> None:
-        """Make the output, as far as it is not there yet."""
+        """Make whatever part of the output does not exist yet."""
         ...
 
 
 @runtime_checkable
 class Sharded(Stage, Protocol):
-    """A stage that can be made in parts, each on a machine of its own."""
+    """A stage that can be split into parts, each made on a different machine."""
 
     def make_part(self, settings: Config, run: Run, part: slice) -> None:
-        """Make the files of some cases; `make` finds them done."""
+        """Make the files of some cases, so that `make` can skip them."""
         ...
 
 
 @runtime_checkable
 class FromOutside(Stage, Protocol):
-    """A stage that may be the first, and then starts from files that no stage has made."""
+    """A stage that may come first and then reads files that no stage has made."""
 
     def inputs(self, settings: Config, run: Run) -> dict[str, str]:
-        """Hashes of these files, by what they are."""
+        """Hashes of these files, by name."""
         ...
 
 
-if TYPE_CHECKING:  # every module keeps to it
+if TYPE_CHECKING:  # lets the type checker verify that every module follows its protocol
     from datxai.stages import evaluate, explain, external, preprocess, report, simulate, split, train
 
     _stages: list[Stage] = [simulate, preprocess, split, train, explain, evaluate, report, external]

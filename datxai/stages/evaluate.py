@@ -1,5 +1,5 @@
-"""What the test set says: classification with intervals, relevance by region, peaks, mean maps, detection of errors;
-and what a new scan is held against."""
+"""Evaluation on the test set: classification with intervals, relevance by region, peaks, mean maps, detection of
+errors, and the reference that new scans are held against."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from datxai.run import Run
 from datxai.volume import RELEVANCE, UPTAKE, Volume, save
 
 SETS = ("train", "validation", "test")
-LOOKED_AT_NOTHING = "The run that is applied was made by a version that did not look at what its scans are like."
+NO_SHIFT_NOTE = "The run that is applied was made by a version that did not record what its training scans are like."
 
 
 def depends(settings: Config) -> dict:
-    held = {} if settings.applied is None else {"held_against": "the run that is applied"}
-    return {"atlas": describe(settings.atlas), "preprocessing": asdict(settings.preprocessing), **held}
+    reference = {} if settings.applied is None else {"held_against": "the run that is applied"}
+    return {"atlas": describe(settings.atlas), "preprocessing": asdict(settings.preprocessing), **reference}
 
 
 def outputs(run: Run) -> list[Path]:
@@ -51,36 +51,35 @@ def make(settings: Config, run: Run) -> None:
         shows = UPTAKE if name.endswith("spect") else RELEVANCE
         save(Volume(data, anatomy.grid.affine, ({"step": "average", "group": name},)), run.mean_of(name), shows=shows)
     parcels = label_regions(*anatomy.parcellation, anatomy.brain, anatomy.striatum, anatomy.grid.spacing)
-    rows, parts = [], []
+    rows, by_region = [], []
     for case in [*cases, *unlabelled]:
         relevance = findings.map_of(case["participant_id"]).data
-        likeness = _liken(relevance, case, anatomy, averages, trained)
-        rows.append(_measure(relevance, case, anatomy, settings) | likeness)
-        parts.append(measure_regions(relevance, parcels, anatomy.brain))
+        consistency = _check_consistency(relevance, case, anatomy, averages, trained)
+        rows.append(_measure(relevance, case, anatomy, settings) | consistency)
+        by_region.append(measure_regions(relevance, parcels, anatomy.brain))
     write_table(run.roi_relevance, rows, list(rows[0]))
-    write_table(run.regions, summarise_regions(parcels, parts, [row["group"] for row in rows]), COLUMNS)
-    tested = rows[: len(cases)]  # of the others it cannot be said what they are
+    write_table(run.regions, summarise_regions(parcels, by_region, [row["group"] for row in rows]), COLUMNS)
+    tested = rows[: len(cases)]  # the others have no label
     classifiers = _classify(findings, cases, [row["putamen_ipsilateral"] for row in tested], trained) if cases else {}
     doubts = _score_doubts(findings, cases, tested, trained.cutoff)
     write_table(run.doubt, doubts, list(doubts[0]) if doubts else ["participant_id", "misclassified"])
     summary = _summarise(settings, findings, rows, classifiers, doubts, trained)
-    judged = _hold_against_training(settings, findings, anatomy, trained.shift)
-    write_json(run.metrics, summary | _compare_means(means, anatomy) | {"shift": judged})
+    shift_summary = _hold_against_training(settings, findings, anatomy, trained.shift)
+    write_json(run.metrics, summary | _compare_means(means, anatomy) | {"shift": shift_summary})
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What the test cases are held against: what the training and validation cases have shown, here or in the run that
-    is applied.
+    """Results on the training and validation cases, of this run or of the run that is applied, to judge test cases by.
 
     Attributes
     ----------
-    cutoff, nodes : of the binding ratio below which a case is called reduced, and of the classification tree; None for
-        those of a bundle of an earlier version, which holds neither
+    cutoff : binding ratio below which a case is called reduced; None for a bundle of an earlier version
+    nodes : of the classification tree; None for a bundle of an earlier version
     tree : the same tree as text
     fit : `datxai.analysis.calibration.fit_temperature` of the validation cases
-    means : mean maps of the true negative and true positive cases of the run that is applied; None: of this one's own
-    shift : what the run that is applied holds scans against; None: what this one's own cases tell
+    means : mean maps of the true negative and true positive cases of the run that is applied; None: use this run's own
+    shift : fits and limits of the run that is applied; None: fit to this run's own cases
     """
 
     cutoff: float | None
@@ -93,12 +92,12 @@ class Trained:
     @classmethod
     def of(cls, settings: Config, findings: Findings) -> Trained:
         if settings.applied is not None:
-            known = Applied.open(settings)
-            cutoff, tree = known.classifiers.get("sbr", {}).get("cutoff"), known.classifiers.get("cart", {})
-            fit = {key: value for key, value in known.reference.calibration.items() if key not in ("raw", "scaled")}
-            means, held = known.reference.means or (None, None), known.reference.shift
-            held = held or Shift({}, {}, {}, LOOKED_AT_NOTHING)
-            return cls(cutoff, tree.get("nodes"), tree.get("tree", ""), fit, means, held)
+            applied = Applied.open(settings)
+            reference, tree = applied.reference, applied.classifiers.get("cart", {})
+            cutoff = applied.classifiers.get("sbr", {}).get("cutoff")
+            fit = {key: value for key, value in reference.calibration.items() if key not in ("raw", "scaled")}
+            fitted = reference.shift or Shift({}, {}, {}, NO_SHIFT_NOTE)
+            return cls(cutoff, tree.get("nodes"), tree.get("tree", ""), fit, reference.means or (None, None), fitted)
         training = [case for case in findings.cohort if case["set"] == "train"]
         features = classification.tabulate_features([findings.sbr[case["participant_id"]] for case in training])
         labels = [case["label"] for case in training]
@@ -109,7 +108,7 @@ class Trained:
 
 
 def _average(findings: Findings, cases: Sequence[Mapping]) -> dict[str, MeanMap]:
-    """Mean image and mean map of each group; one case in memory at a time."""
+    """Mean image and mean map of each group, with one case in memory at a time."""
     averages = {f"{group}_{kind}": MeanMap() for group in GROUPS for kind in ("spect", "relevance")}
     for case in cases:
         name = case["participant_id"]
@@ -118,10 +117,10 @@ def _average(findings: Findings, cases: Sequence[Mapping]) -> dict[str, MeanMap]
     return averages
 
 
-def _liken(
+def _check_consistency(
     relevance: np.ndarray, case: Mapping, anatomy: Anatomy, averages: Mapping[str, MeanMap], trained: Trained
 ) -> dict:
-    """The columns of roi_relevance.tsv that say whether a map is like those of the class called."""
+    """The columns of roi_relevance.tsv on whether a map resembles those of the predicted class."""
     normal, reduced = trained.means or (
         average.without(relevance) if case["group"] == group else average.mean
         for group, average in ((group, averages[f"{group}_relevance"]) for group in ("TN", "TP"))
@@ -150,7 +149,7 @@ def _summarise(
     doubts: Sequence[Mapping],
     trained: Trained,
 ) -> dict:
-    """The content of metrics.json, but for the part of `_compare_means`."""
+    """The content of metrics.json, except for `_compare_means` and the shift."""
     lrp, tested = settings.attribution.method == "lrp", findings.of_set("test")
     return {
         "explanation": settings.explanation,
@@ -171,7 +170,7 @@ def _summarise(
 
 
 def _compare_means(means: Mapping[str, np.ndarray], anatomy: Anatomy) -> dict:
-    """The part of metrics.json on the mean maps of true negatives and true positives; empty if either is missing."""
+    """The entries of metrics.json on the mean maps of true negatives and true positives; empty if either is missing."""
     if "heat_map" not in means:
         return {}
     brain, ipsilateral = anatomy.brain, anatomy.regions["striatum_left"]
@@ -186,7 +185,7 @@ def _compare_means(means: Mapping[str, np.ndarray], anatomy: Anatomy) -> dict:
 def _classify(
     findings: Findings, cases: Sequence[Mapping], putamen_relevance: Sequence[float], trained: Trained
 ) -> dict:
-    """Test-set figures of the network, of the sign of the relevance, of an SBR cutoff, and of a classification tree.
+    """Test-set performance of the network, the sign of the relevance, an SBR cutoff, and a classification tree.
 
     Cutoff and tree are chosen on the training cases.
     """
@@ -204,15 +203,15 @@ def _classify(
         calls["cart"] = (*classification.follow_tree(trained.nodes, features), tree)
     labels = [case["label"] for case in cases]
     return {
-        name: {**classification.summarise(labels, predicted, scores), **more}
-        for name, (predicted, scores, more) in calls.items()
+        name: {**classification.summarise(labels, predicted, scores), **parameters}
+        for name, (predicted, scores, parameters) in calls.items()
     }
 
 
 def _score_doubts(
     findings: Findings, cases: Sequence[Mapping], rows: Sequence[Mapping], cutoff: float | None
 ) -> list[dict]:
-    """Rows of doubt.tsv: whether a case is misclassified, and the scores that may warn of it."""
+    """Rows of doubt.tsv: whether a case is misclassified, and the scores that may indicate it."""
     doubts = []
     for case, row in zip(cases, rows, strict=True):
         ratios = findings.sbr[case["participant_id"]]
@@ -226,44 +225,45 @@ def _score_doubts(
 def _hold_against_training(
     settings: Config, findings: Findings, anatomy: Anatomy, applied: Shift | None = None
 ) -> dict:
-    """Keep what tells whether a scan is like the training cases, and say how many of the test cases are not."""
+    """Save the limits that mark scans unlike the training cases, and summarise how many test cases are marked."""
     run, cases, note = findings.run, findings.predictions, "" if applied is None else applied.note
-    seen = {} if note else _gather_features(findings, anatomy)
+    features = {} if note else _gather_features(findings, anatomy)
     if applied is not None:
-        fitted, held_out = applied.with_features(seen), []
+        fitted, held_out = applied.with_features(features), []
     elif note := _find_obstacle(settings, findings):
         fitted, held_out = Shift({}, {}, {}, note), []
     else:
-        if "activations" not in seen:
+        if "activations" not in features:
             note = "The run has kept no activations of its network, which are not among the measures."
-        of = {kind: _of_set(cases, seen, kind) for kind in SETS}
+        sets = {name: _select_set(cases, features, name) for name in SETS}
         people = [findings.people[case["participant_id"]] for case in cases if case["set"] == "train"]
         names = [person.get("subject", person["participant_id"]) for person in people]
-        fitted, held_out = fit_shift(of["train"], of["validation"], names, note), ["validation"]
+        fitted, held_out = fit_shift(sets["train"], sets["validation"], names, note), ["validation"]
     rows = [
         {"participant_id": case["participant_id"], "set": case["set"], **row}
-        for case, row in zip(cases, fitted.tabulate(seen) if fitted.measures else [])
+        for case, row in zip(cases, fitted.tabulate(features) if fitted.measures else [])
         if case["set"] in (*held_out, "test", UNLABELLED)
     ]
     tested = [row for row in rows if row["set"] not in held_out]
-    told = fitted.with_tested(tested) if fitted.measures else fitted
-    write_arrays(run.shift, *(told if applied is None else fitted).pack())
+    with_test = fitted.with_tested(tested) if fitted.measures else fitted
+    write_arrays(run.shift, *(with_test if applied is None else fitted).pack())
     write_table(run.shift_cases, rows, ["participant_id", "set", "marked", *fitted.measures])
-    return told.summarise(tested)
+    return with_test.summarise(tested)
 
 
 def _find_obstacle(settings: Config, findings: Findings) -> str:
-    """Why nothing can be held against the training cases of a run; empty where it can."""
+    """The reason why scans cannot be compared with the training cases of a run; empty if they can."""
     n = len(findings.of_set("train"))
     if settings.training.max_epochs == 0:
-        return "The network was not trained in this run, so that no scan can be held against what it was trained with."
-    least = shift.MIN_CASES
-    return f"{n} training cases are too few to hold a scan against; {least} are needed." if n < least else ""
+        return "The network was not trained in this run, so that no scan can be compared with its training scans."
+    if n < shift.MIN_CASES:
+        return f"{n} training cases are too few to compare a scan with; {shift.MIN_CASES} are needed."
+    return ""
 
 
-def _of_set(cases: Sequence[Mapping], features: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
-    chosen = [number for number, case in enumerate(cases) if case["set"] == kind]
-    return {name: values[chosen] for name, values in features.items()}
+def _select_set(cases: Sequence[Mapping], features: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    chosen = [i for i, case in enumerate(cases) if case["set"] == name]
+    return {feature: values[chosen] for feature, values in features.items()}
 
 
 def _gather_features(findings: Findings, anatomy: Anatomy) -> dict[str, np.ndarray]:
@@ -274,11 +274,11 @@ def _gather_features(findings: Findings, anatomy: Anatomy) -> dict[str, np.ndarr
         return describe_appearance(findings.store.volume(name), findings.measures_of(name), anatomy)
 
     cases, run = findings.predictions, findings.run
-    described = [describe_case(cases[0])]  # which makes what all share
+    described = [describe_case(cases[0])]  # fills the caches that the threads share
     with ThreadPoolExecutor() as threads:
         described += threads.map(describe_case, cases[1:])
     features = {name: np.stack([row[name] for row in described]) for name in described[0]}
-    kept = read_arrays(run.features)[0].get("features") if run.features.is_file() else None
-    if kept is not None and len(kept) == len(cases):
-        features["activations"] = kept.astype(float)
+    activations = read_arrays(run.features)[0].get("features") if run.features.is_file() else None
+    if activations is not None and len(activations) == len(cases):
+        features["activations"] = activations.astype(float)
     return features

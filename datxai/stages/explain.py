@@ -1,4 +1,4 @@
-"""A relevance map of every chosen case, with the record of how it was made beside it."""
+"""Relevance maps of the chosen cases, each with a record of how it was made."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def depends(settings: Config) -> dict:
 
 
 def show(settings: Config) -> None:
-    """Print which layer of the network gets which rule. It takes nothing but settings, and makes nothing."""
+    """Print which layer of the network gets which rule; needs only settings and writes nothing."""
     from datxai.explain.composite import describe_composite
     from datxai.model.architectures import outline
 
@@ -48,15 +48,15 @@ def make(settings: Config, run: Run) -> None:
 
 
 def make_part(settings: Config, run: Run, part: slice) -> None:
-    """Explain some of the cases; `make` finds their maps done."""
+    """Explain some of the cases, so that `make` can skip them."""
     _explain(_choose_cases(settings, run)[part], settings, run)
 
 
 def _choose_cases(settings: Config, run: Run) -> list[dict]:
-    which = settings.attribution.cases
-    if which not in ("test", "all"):
-        raise InputError(f"attribution.cases={which}: expected test or all.")
-    cases = [case for case in Findings(run).predictions if which == "all" or case["set"] in ("test", UNLABELLED)]
+    chosen_set = settings.attribution.cases
+    if chosen_set not in ("test", "all"):
+        raise InputError(f"attribution.cases={chosen_set}: expected test or all.")
+    cases = [case for case in Findings(run).predictions if chosen_set == "all" or case["set"] in ("test", UNLABELLED)]
     if settings.target == "label" and any(case["label"] is None for case in cases):
         raise InputError(
             "target=label: there are cases without a label; choose predicted, normal, reduced, decision or difference."
@@ -65,8 +65,8 @@ def _choose_cases(settings: Config, run: Run) -> list[dict]:
 
 
 def _explain(cases: list[dict], settings: Config, run: Run) -> None:
-    """Explain the cases whose map is not there yet."""
-    assert run.making is not None, "the stage is under way"
+    """Explain the cases that have no map yet."""
+    assert run.making is not None, "the stage has not been started"
     fingerprint = run.making
     run.relevance.mkdir(parents=True, exist_ok=True)
     missing = [case for case in cases if not run.made_with(run.relevance_of(case["participant_id"]), fingerprint)]

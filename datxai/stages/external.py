@@ -1,4 +1,4 @@
-"""Internal and external test side by side: the cohort that a run was applied to, beside that run's own test cases."""
+"""Comparison of the internal and external test: the test cases of a run and another cohort that it was applied to."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from datxai.volume import sidecar_path
 
 WHOLE = "all"  # the group of all cases
 REST = "accuracy_of_the_rest"
-FACTS = ("called_reduced", "uncertain", "unlike_training")  # what holds for scans with a label or without
+LABEL_FREE = ("called_reduced", "uncertain", "unlike_training")  # shares that need no labels
 
 
 def depends(settings: Config) -> dict:
@@ -44,40 +44,40 @@ def outputs(run: Run) -> list[Path]:
 
 
 def make(settings: Config, run: Run) -> None:
-    findings, known = Findings(run), Applied.open(settings)
+    findings, applied = Findings(run), Applied.open(settings)
     for column in settings.subgroups:
         require_column(findings.people.values(), column, run.participants, f"subgroups=[{column}]")
-    external = Tested(findings, known.reference.calibration, known.classifiers)
-    internal, found = known.describe_test(settings.subgroups), external.describe(settings.subgroups)
-    if known.findings is not None:  # of which every group is known, one without a case too
-        groups = dict.fromkeys(found["groups"], describe_calls([], [], []))
+    tested = Tested(findings, applied.reference.calibration, applied.classifiers)
+    internal, external = applied.describe_test(settings.subgroups), tested.describe(settings.subgroups)
+    if applied.findings is not None:  # a run knows all its groups: one that it lacks has no cases
+        groups = dict.fromkeys(external["groups"], describe_calls([], [], []))
         internal = {**(internal or {}), "groups": {**groups, **(internal or {})["groups"]}}
-    rows = list(_compare(internal, found, known.reference.alike))
-    remarks = list(_find_remarks(settings, known, external, internal))
-    counts, (_, table, document, figures) = _count(external), outputs(run)
+    rows = list(_compare(internal, external, applied.reference.alike))
+    remarks = list(_find_remarks(settings, applied, tested, internal))
+    counts, (_, table, document, figures) = _count(tested), outputs(run)
     figures.mkdir(exist_ok=True)
     write_table(table, rows, list(rows[0]))
-    write_json(document, {"applied": known.identity, "cohort": counts, "remarks": remarks})
+    write_json(document, {"applied": applied.identity, "cohort": counts, "remarks": remarks})
     figure = None
-    if external.cases:
+    if tested.cases:
         figure = figures / "tests.png"
-        save_figure(_draw(internal, found), figure.with_suffix(""))
-    _write_page(settings, known, findings, counts, rows, remarks, figure)
+        save_figure(_draw(internal, external), figure.with_suffix(""))
+    _write_page(settings, applied, findings, counts, rows, remarks, figure)
 
 
 def _draw(internal: Mapping | None, external: Mapping) -> Figure:
-    """The network in both tests, and in the groups of the external one."""
-    sides = {"internal test": internal or {"calls": {}}, "external test": external}
-    parts = {name: side["calls"].get(NETWORK) for name, side in sides.items()}
-    parts |= {name.replace(": ", " ", 1): calls for name, calls in external["groups"].items()}
+    """Plot the network's performance in both tests, and in the groups of the external one."""
+    tests = {"internal test": internal or {"calls": {}}, "external test": external}
+    by_name = {name: test["calls"].get(NETWORK) for name, test in tests.items()}
+    by_name |= {name.replace(": ", " ", 1): calls for name, calls in external["groups"].items()}
     return plot_comparison(
-        {name: summarise_counts(*(calls[count] for count in COUNTS)) for name, calls in parts.items() if calls}
+        {name: summarise_counts(*(calls[count] for count in COUNTS)) for name, calls in by_name.items() if calls}
     )
 
 
-def _count(external: Tested) -> dict:
-    """What can be said without labels."""
-    findings, judged = external.findings, external.judged
+def _count(tested: Tested) -> dict:
+    """Counts that need no labels."""
+    findings, judged = tested.findings, tested.judged
     people, quality = findings.people, findings.quality
     verdicts = Counter(quality[name]["verdict"] for name in people)
     return {
@@ -93,111 +93,104 @@ def _count(external: Tested) -> dict:
 
 
 def _compare(internal: Mapping | None, external: Mapping, alike: bool) -> Iterator[dict]:
-    """Rows of external.tsv, of the numbers of both tests; those of the internal one may not be known. Maps are held
-    against one another if they are made ``alike``."""
+    """Rows of external.tsv; ``internal`` is None if unknown. The sign of the relevance is compared only if both runs'
+    maps are made ``alike``."""
     whole = {"group": WHOLE, "classifier": NETWORK}
-    of_internal = {part: (internal or {}).get(part, {}) for part in ("shares", "calls", "calibration", "groups")}
-    for measure in FACTS:
-        if measure in external["shares"] and (internal is None or measure in of_internal["shares"]):
-            yield whole | compare_shares(measure, of_internal["shares"].get(measure), external["shares"][measure])
+    shares, all_calls, groups = ((internal or {}).get(key, {}) for key in ("shares", "calls", "groups"))
+    for measure in LABEL_FREE:
+        if measure in external["shares"] and (internal is None or measure in shares):
+            yield whole | compare_shares(measure, shares.get(measure), external["shares"][measure])
     for name, calls in external["calls"].items():
         if name == SIGN and not alike:
             continue
-        rows = compare_calls(of_internal["calls"].get(name), calls)
-        yield from (whole | {"classifier": name} | row for row in rows)
+        yield from (whole | {"classifier": name} | row for row in compare_calls(all_calls.get(name), calls))
         if name == NETWORK:
-            pair = (of_internal["shares"].get(REST), external["shares"].get(REST))
-            yield whole | compare_shares(REST, *pair)
-            fits = internal["calibration"] if internal else None
-            yield from (whole | row for row in compare_calibration(fits, external["calibration"]))
+            yield whole | compare_shares(REST, shares.get(REST), external["shares"].get(REST))
+            calibration = internal["calibration"] if internal else None
+            yield from (whole | row for row in compare_calibration(calibration, external["calibration"]))
     for name, calls in external["groups"].items():
-        yield from ({**whole, "group": name, **row} for row in compare_calls(of_internal["groups"].get(name), calls))
+        yield from ({**whole, "group": name, **row} for row in compare_calls(groups.get(name), calls))
 
 
 def _find_remarks(
-    settings: Config, known: Applied, external: Tested, internal: Mapping | None
+    settings: Config, applied: Applied, tested: Tested, internal: Mapping | None
 ) -> Iterator[str]:
-    """Sentences on what the numbers cannot say."""
-    if known.findings is not None:
-        yield from _find_overlap(known.findings, external.findings)
+    """Sentences on the limits of the comparison."""
+    if applied.findings is not None:
+        yield from _find_overlap(applied.findings, tested.findings)
     else:
-        yield from _tell_of_bundle(settings, internal)
-    unlabelled, tested = len(external.judged) - len(external.cases), external.cases
-    if not tested:
-        yield "No scan has a label: nothing is said of how often the network is right."
-    elif unlabelled:
-        yield (
-            f"{unlabelled} of {len(external.judged)} scans have no label: they are judged and explained, and counted "
-            f"in no accuracy."
-        )
-    if tested and len({case["label"] for case in tested}) == 1:
+        yield from _describe_bundle_limits(settings, internal)
+    n, labels = len(tested.judged), [case["label"] for case in tested.cases]
+    if not labels:
+        yield "No scan has a label: it is unknown how often the network is right."
+    elif len(labels) < n:
+        yield f"{n - len(labels)} of {n} scans have no label: they are judged and explained, but count in no accuracy."
+    if len(set(labels)) == 1:
         yield "All labelled scans are of one class: there is no AUC, and either sensitivity or specificity."
-    what = "run" if known.findings is not None else "bundle"
-    if not known.reference.alike:
+    source = "run" if applied.findings is not None else "bundle"
+    if not applied.reference.alike:
         yield (
-            f"The relevance maps are made another way than those of the {what}: no map is called consistent, and the "
-            f"sign of the relevance is not compared."
+            f"The relevance maps are not made in the same way as those of the {source}: no map is called consistent, "
+            f"and the sign of the relevance is not compared."
         )
-    elif known.reference.means is None:
-        yield f"The {what} has no mean map of one of the classes: no map is called consistent."
-    if not known.reference.calibration["determined"]:
+    elif applied.reference.means is None:
+        yield f"The {source} has no mean map of one of the classes: no map is called consistent."
+    if not applied.reference.calibration["determined"]:
         yield "The run could not determine a temperature: its probabilities are not calibrated."
 
 
-def _tell_of_bundle(settings: Config, internal: Mapping | None) -> Iterator[str]:
-    """What a bundle cannot say, for it holds no case."""
+def _describe_bundle_limits(settings: Config, internal: Mapping | None) -> Iterator[str]:
+    """Sentences on what is unknown because a bundle holds no cases."""
     yield (
-        "The network is that of a bundle, which knows no scan of its run: nothing tells here whether scans of this "
-        "cohort are scans that it was trained with."
+        "The network comes from a bundle, which knows no scan of its run: it cannot be checked whether the network was "
+        "trained with scans of this cohort."
     )
     if internal is None:
-        yield (
-            "The bundle was made by a version that told nothing of the run's own test: the external test stands alone."
-        )
+        yield "The bundle's version recorded nothing of the run's own test: the external test stands alone."
     elif settings.subgroups:
         yield (
-            "Of its own test a bundle tells subgroups by sex and by decade of age, of 5 cases or more; beside the "
-            "others stands nothing."
+            "For its own test, a bundle holds only subgroups by sex and by decade of age, of 5 cases or more; other "
+            "subgroups have no internal counterpart."
         )
 
 
-def _find_overlap(known: Findings, findings: Findings) -> Iterator[str]:
-    """A sentence where the very files of the cohort are scans of the run as well."""
+def _find_overlap(trained: Findings, findings: Findings) -> Iterator[str]:
+    """A sentence if scans of the cohort have the same files as scans of the run."""
     sets = {}
-    for case in known.cohort:
-        path = sidecar_path(known.run.scan_of(case["participant_id"]))
+    for case in trained.cohort:
+        path = sidecar_path(trained.run.scan_of(case["participant_id"]))
         if path.is_file():
             sets[read_json(path).get("fingerprint")] = case["set"]
-    marks = [read_json(sidecar_path(findings.run.scan_of(name))).get("fingerprint") for name in findings.people]
-    found = Counter(sets[mark] for mark in marks if mark in sets)
-    if found:
-        seen = sum(found[name] for name in ("train", "validation"))
+    fingerprints = [read_json(sidecar_path(findings.run.scan_of(name))).get("fingerprint") for name in findings.people]
+    shared = Counter(sets[fingerprint] for fingerprint in fingerprints if fingerprint in sets)
+    if shared:
+        seen = shared["train"] + shared["validation"]
         yield (
-            f"{found.total()} of {len(marks)} scans are scans of the run itself, byte by byte, {seen} of its training "
-            f"and validation: this is no external test of them."
+            f"{shared.total()} of {len(fingerprints)} scans are scans of the run itself, byte by byte, {seen} of its "
+            f"training and validation: this is no external test of them."
         )
 
 
 def _write_page(
     settings: Config,
-    known: Applied,
+    applied: Applied,
     findings: Findings,
     counts: Mapping,
     rows: Sequence[Mapping],
     remarks: Sequence[str],
     figure: Path | None,
 ) -> None:
-    run, calibration, n = findings.run, known.reference.calibration, counts["scans"]
-    theirs = None if known.findings is None else known.findings.run.report.resolve()
+    run, calibration, n = findings.run, applied.reference.calibration, counts["scans"]
+    applied_report = None if applied.findings is None else applied.findings.run.report.resolve()
     write_external_report(
         run.external,
         ExternalPage(
             created=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
             data=f"{settings.data.kind}, {n} scans, grid {settings.grid.name}",
-            run=known.name,
-            applied=known.identity,
+            run=applied.name,
+            applied=applied.identity,
             report=run.report.name,
-            theirs=None if theirs is None else os.path.relpath(theirs, run.external.parent.resolve()),
+            theirs=applied_report and os.path.relpath(applied_report, run.external.parent.resolve()),
             facts={
                 "Scans": f"{n}, {counts['labelled']} with a label; {counts['left_out']} left out",
                 "Called reduced": f"{counts['called_reduced']} ({format_percent(counts['called_reduced'] / n)})",

@@ -1,4 +1,4 @@
-"""Every scan of the cohort into MNI space, scaled, measured and mirrored, on the grid of the network."""
+"""Registers each scan to MNI space, scales, measures, mirrors and resamples it to the network's grid."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def depends(settings: Config) -> dict:
 
 
 def _depends_of_scan(settings: Config) -> dict:
-    """The settings that the volume of one scan depends on, whoever else is in the cohort."""
+    """The settings that the volume of one scan depends on, whatever the rest of the cohort."""
     return {"reconstruction": asdict(settings.reconstruction), **describe_imaging(settings)}
 
 
 def inputs(settings: Config, run: Run) -> dict[str, str]:
-    """A hash of all scans and of their rows in the table, for a cohort that was not simulated."""
+    """A hash of all scans and of their rows in the table of participants."""
     scans, skipped = find_scans(settings, run)
-    content, cases = [], {}
+    content, first_with = [], {}
     for scan in scans:
         try:
             hashes = [hash_once(file) for file in scan.files]
@@ -49,7 +49,7 @@ def inputs(settings: Config, run: Run) -> dict[str, str]:
             refuse(scan.case_id, str(error), skipped if settings.on_error == "skip" else None)
             continue
         content.append([scan.case_id, describe(scan), hashes])
-        if (other := cases.setdefault(tuple(sorted(hashes)), scan)) is not scan:
+        if (other := first_with.setdefault(tuple(sorted(hashes)), scan)) is not scan:
             raise InputError(
                 f"{other.files[0]} and {scan.files[0]}: are the same scan, byte by byte, for {other.case_id} and "
                 f"{scan.case_id}, expected scans of their own; keep one."
@@ -63,10 +63,10 @@ def outputs(run: Run) -> list[Path]:
 
 def make(settings: Config, run: Run) -> None:
     scans, skipped = find_scans(settings, run)
-    for column in settings.subgroups:  # before hours of work that end in this sentence
+    for column in settings.subgroups:  # the evaluation needs them: fail before hours of work
         require_column(map(describe, scans), column, "the participants", f"subgroups=[{column}]")
     measures: dict[str, dict] = {}
-    Anatomy.of(settings, cache=run.anatomy).keep()  # made once, not by each process and each later stage
+    Anatomy.of(settings, cache=run.anatomy).keep()  # once, not in each process and each later stage
     write_store_of(run.store, _collect(scans, settings, run, measures, skipped), grid_of(settings))
     used = [scan for scan in scans if scan.case_id in measures]
     run.keep_only(run.preprocessed, [run.scan_of(case) for case in measures])
@@ -91,8 +91,8 @@ def make(settings: Config, run: Run) -> None:
 def _collect(
     scans: list[CohortScan], settings: Config, run: Run, measures: dict[str, dict], skipped: list[tuple[str, str]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The name and the volume of each scan as it is preprocessed; what was measured goes to ``measures``, and why a
-    scan, or a file beside one, was left out to ``skipped``."""
+    """Yield the name and volume of each scan; fills ``measures``, and ``skipped`` with the reasons why scans, or files
+    beside them, were left out."""
     for scan, outcome in zip(scans, _preprocess_all(scans, settings, run)):
         if isinstance(outcome, str):
             skipped.append((scan.case_id, outcome))
@@ -105,7 +105,7 @@ def _collect(
 
 
 def make_part(settings: Config, run: Run, part: slice) -> None:
-    """Preprocess some of the scans; `make` finds them done."""
+    """Preprocess some of the scans, so that `make` can skip them."""
     scans, _ = find_scans(settings, run)
     Anatomy.of(settings, cache=run.anatomy).keep()
     for _ in _preprocess_all(scans[part], settings, run):
@@ -115,7 +115,7 @@ def make_part(settings: Config, run: Run, part: slice) -> None:
 def _preprocess_all(
     scans: list[CohortScan], settings: Config, run: Run
 ) -> Iterator[tuple[dict, np.ndarray, list] | str]:
-    """What `_preprocess` says of each scan."""
+    """Yield the result of `_preprocess` for each scan."""
     imaging_hash = hash_content(_depends_of_scan(settings))
     tasks = (
         (scan, _find_hashes(scan), run.scan_of(scan.case_id), settings, imaging_hash, run.anatomy) for scan in scans
@@ -124,7 +124,7 @@ def _preprocess_all(
 
 
 def _draw_sheets(settings: Config, run: Run, quality: list[dict]) -> None:
-    """Contact sheets of all scans: those that quality control is not sure of, then the rest, least similar first."""
+    """Draw contact sheets of all scans: first those that are not green, then the rest, least similar first."""
     from datxai.pages.contact import PER_SHEET, plot_contact_sheet
     from datxai.pages.style import save_figure
 
@@ -132,17 +132,17 @@ def _draw_sheets(settings: Config, run: Run, quality: list[dict]) -> None:
     frame = Anatomy.of(settings, cache=run.anatomy).frame
     rows = sorted(quality, key=lambda row: (row["verdict"] == "green", row["similarity"]))
     shutil.rmtree(run.sheets, ignore_errors=True)
-    for first in range(0, len(rows), PER_SHEET):
+    for start in range(0, len(rows), PER_SHEET):
         scans = [
             {"name": row["participant_id"], "verdict": row["verdict"], "image": store.volume(row["participant_id"])}
-            for row in rows[first : first + PER_SHEET]
+            for row in rows[start : start + PER_SHEET]
         ]
-        title = f"Scans {first + 1} to {first + len(scans)} of {len(rows)}, from the least like the template"
-        save_figure(plot_contact_sheet(frame, scans, title), run.sheet(first // PER_SHEET + 1))
+        title = f"Scans {start + 1} to {start + len(scans)} of {len(rows)}, from the least like the template"
+        save_figure(plot_contact_sheet(frame, scans, title), run.sheet(start // PER_SHEET + 1))
 
 
 def describe(scan: CohortScan) -> dict:
-    """A row of participants.tsv: one per scan; ``subject`` is the participant, or whom a column of that name says."""
+    """The scan's row of participants.tsv; ``subject`` is the value of a column of that name, else the participant."""
     person = scan.participant
     subject = person.extra.get("subject", "")
     return {
@@ -156,29 +156,29 @@ def describe(scan: CohortScan) -> dict:
 
 
 def _find_hashes(scan: CohortScan) -> list[str] | None:
-    """Hashes of a scan's files, which `inputs` has read already; None where one cannot be read."""
+    """Hashes of a scan's files, cached since `inputs`; None if a file cannot be read."""
     with suppress(InputError):
         return [hash_once(file) for file in scan.files]
     return None
 
 
-@threadpool_limits.wrap(limits=1)  # the last digits depend on the threads, and would on the number of processes
+@threadpool_limits.wrap(limits=1)  # rounding depends on the number of threads, hence on the number of processes
 def _preprocess(
     scan: CohortScan, hashes: list[str] | None, path: Path, settings: Config, imaging_hash: str, anatomy: Path | None
 ) -> tuple[dict, np.ndarray, list] | str:
-    """The measures and the volume (X, Y, Z) of a scan, found or made, and what of its files was passed over, each with
-    the reason; or the reason why it is skipped.
+    """Preprocess a scan, or load the saved result.
 
-    ``hashes`` are those of its files, ``imaging_hash`` is that of `_depends_of_scan`, ``anatomy`` the file that holds
-    it.
+    Returns its measures, its volume (X, Y, Z), and the name of each file that was passed over with the reason; or the
+    reason why the scan is skipped. ``hashes`` are those of its files, ``imaging_hash`` is that of `_depends_of_scan`,
+    ``anatomy`` is the file with the anatomy.
     """
     try:
         hashes = hashes or [hash_once(file) for file in scan.files]
         fingerprint = hash_content([imaging_hash, scan.format, hashes])
         if Run.made_with(path, fingerprint):
-            known = read_json(sidecar_path(path))
-            if known["measures"].keys() >= set(HALVES):  # which an earlier version did not measure
-                return known["measures"], load(path).data, known.get("passed_over", [])  # nor list
+            sidecar = read_json(sidecar_path(path))
+            if sidecar["measures"].keys() >= set(HALVES):  # earlier versions did not measure these
+                return sidecar["measures"], load(path).data, sidecar.get("passed_over", [])  # nor list these
         imaging = _prepare_imaging(imaging_hash, settings, anatomy)
         opened = Scan(scan.files, scan.format)
         volume, measures = imaging.process(opened.read(settings.reconstruction), scan.case_id)
@@ -196,7 +196,7 @@ _of_this_process: dict[str, Imaging] = {}
 
 
 def _prepare_imaging(imaging_hash: str, settings: Config, anatomy: Path | None) -> Imaging:
-    """What scans are preprocessed with, made once in each process."""
+    """The `Imaging` for these settings, made once per process."""
     if imaging_hash not in _of_this_process:
         _of_this_process.clear()
         _of_this_process[imaging_hash] = Imaging.of(settings, Anatomy.of(settings, cache=anatomy))

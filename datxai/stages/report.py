@@ -1,4 +1,4 @@
-"""The figures, one page that shows and explains them, and a page of each case with a relevance map."""
+"""The report: figures, a page that shows and explains them, and a page of each case with a relevance map."""
 
 from __future__ import annotations
 
@@ -84,27 +84,26 @@ def make(settings: Config, run: Run) -> None:
 
 
 def _choose_figures(settings: Config, findings: Findings) -> list[str]:
-    """The names of the figures that the run has something for: without labels none, without a training of its own not
-    that, nor a tree that nobody has told."""
+    """The names of the figures that the run has data for: none without labels, no training curve if a run is applied,
+    and no tree if none is known."""
     if not findings.tested:
         return []
-    without = set() if settings.applied is None else {"training"}
-    without |= set() if "cart" in findings.metrics["classifiers"] else {"cart"}
-    return [name for name in FIGURES if name not in without]
+    unavailable = set() if settings.applied is None else {"training"}
+    unavailable |= set() if "cart" in findings.metrics["classifiers"] else {"cart"}
+    return [name for name in FIGURES if name not in unavailable]
 
 
 def tabulate_cases(findings: Findings, ranges: Ranges | None = None) -> list[dict]:
-    """The rows of the report's table of cases; the scans that quality control left out come last.
+    """The rows of the report's table of cases; scans that quality control left out come last.
 
     ``ranges`` are those of `describe_case`.
     """
     explained = {case["participant_id"] for case in findings.explained}
     rows = [_tabulate_case(findings, case, explained, ranges) for case in findings.predictions]
-    known = ("participant_id", "similarity", "reason")
-    left_out = [row for name, row in findings.quality.items() if name not in findings.probabilities]
+    left_out = (row for name, row in findings.quality.items() if name not in findings.probabilities)
     return rows + [
         {
-            **dict.fromkeys(rows[0]), **{name: row[name] for name in known},
+            **dict.fromkeys(rows[0]), **{key: row[key] for key in ("participant_id", "similarity", "reason")},
             "set": "left out", "quality": row["verdict"], "flags": ["quality"],
         }
         for row in left_out
@@ -112,14 +111,14 @@ def tabulate_cases(findings: Findings, ranges: Ranges | None = None) -> list[dic
 
 
 def _tabulate_case(findings: Findings, case: Mapping, explained: set[str], ranges: Ranges | None) -> dict:
-    """The row of a case, which has a page if it is one of those ``explained``."""
+    """The row of a case; it links to the case's page if the case is among the ``explained``."""
     name = case["participant_id"]
     person, quality = findings.people[name], findings.quality[name]
     sbr, p = findings.sbr[name], findings.probabilities[name]
     relevance = findings.roi_relevance.get(name, UNKNOWN_MAP)
     lower = min("putamen_left", "putamen_right", key=lambda side: sbr[side])
     ranges = ranges or findings.ranges_without(person.get("subject", name), [lower])
-    judged = judge_measures(ranges, {lower: sbr[lower]}, person["age"], _known(person["sex"]))[lower]
+    judged = judge_measures(ranges, {lower: sbr[lower]}, person["age"], _none_if_missing(person["sex"]))[lower]
     flags = {
         "misclassified": case["label"] not in (None, case["predicted"]),
         "inconsistent": relevance["consistent"] is False,
@@ -130,7 +129,7 @@ def _tabulate_case(findings: Findings, case: Mapping, explained: set[str], range
         "participant_id": name,
         "set": case["set"],
         "age": person["age"],
-        "sex": _known(person["sex"]),
+        "sex": _none_if_missing(person["sex"]),
         "label": LABEL_NAMES.get(case["label"]),
         "predicted": LABEL_NAMES[case["predicted"]],
         "probability": p,
@@ -140,7 +139,7 @@ def _tabulate_case(findings: Findings, case: Mapping, explained: set[str], range
         "consistent": relevance["consistent"],
         "quality": quality["verdict"],
         "similarity": quality["similarity"],
-        "reason": _known(quality["reason"]),
+        "reason": _none_if_missing(quality["reason"]),
         "group": case["group"],
         "flags": [flag for flag, raised in flags.items() if raised],
         "page": _page_of(findings.run, name) if name in explained else None,
@@ -148,12 +147,12 @@ def _tabulate_case(findings: Findings, case: Mapping, explained: set[str], range
 
 
 def _page_of(run: Run, name: str) -> str:
-    """The address of a case's page, from the report."""
+    """The address of a case's page, relative to the report."""
     return f"{run.pages.name}/{PAGE}#{quote(name)}"
 
 
 def write_pages(findings: Findings, ranges: Ranges | None = None) -> LinkedPages:
-    """Write the page of each case with a relevance map, and of each mean map; pages of an earlier cohort go.
+    """Write a page of each case with a relevance map and of each mean map, and delete other pages.
 
     ``ranges`` are those of `describe_case`.
     """
@@ -183,19 +182,19 @@ def write_pages(findings: Findings, ranges: Ranges | None = None) -> LinkedPages
 
 
 def describe_case(findings: Findings, case: Mapping, ranges: Ranges | None = None) -> CasePage:
-    """What the page of a case of the cohort shows; left and right are the patient's own.
+    """The content of a case's page; left and right are the patient's own.
 
-    Its binding ratios are held against ``ranges``, or those of the normal cases of other people of the cohort.
+    Its binding ratios are compared with ``ranges``, by default those of the normal cases of the cohort's other people.
     """
     run, name = findings.run, case["participant_id"]
     person, measures, record = findings.people[name], findings.measures_of(name), findings.record_of_map(name)
-    age, sex, ratios = person["age"], _known(person["sex"]), tabulate_measures(measures)
+    age, sex, ratios = person["age"], _none_if_missing(person["sex"]), tabulate_measures(measures)
     ranges = ranges or findings.ranges_without(person.get("subject", name), ratios)
     expected = judge_measures(ranges, ratios, age, sex)
     files = {"spect": run.scan_of(name), "relevance": run.relevance_of(name)}
     relevance = findings.roi_relevance.get(name)
     sides = {"ipsilateral side": "right" if measures["mirrored"] else "left"}
-    explained = run.entry("explain", "report")
+    stage_entry = run.entry("explain", "report")
     return CasePage(
         case_id=name,
         label=case["label"],
@@ -213,13 +212,13 @@ def describe_case(findings: Findings, case: Mapping, ranges: Ranges | None = Non
         explanation={"name": run.explanation, **record["method"], "sum": record["sum"]},
         quality=measures["quality"] | {"mirrored for the network": measures["mirrored"]},
         subject={"set": case["set"], "age": "n/a" if age is None else f"{age:.7g}", "sex": person["sex"]},
-        provenance={key: explained[key] for key in ("finished", "git_revision", "fingerprint")},
+        provenance={key: stage_entry[key] for key in ("finished", "git_revision", "fingerprint")},
         ledger=record["ledger"],
     )
 
 
 def describe_mean(findings: Findings, group: str, name: str) -> CasePage:
-    """What the page of the mean of a group shows, ipsilateral on the left."""
+    """The content of the page of a group's mean, ipsilateral on the left."""
     files = {kind: findings.run.mean_of(f"{group}_{kind}") for kind in ("spect", "relevance")}
     return CasePage(
         case_id=name,
@@ -232,5 +231,5 @@ def describe_mean(findings: Findings, group: str, name: str) -> CasePage:
     )
 
 
-def _known(text: str) -> str | None:
+def _none_if_missing(text: str) -> str | None:
     return None if text == "n/a" else text

@@ -1,7 +1,8 @@
-"""The phantom cohort: a scan of each subject and the table of participants.
+"""Simulation of the phantom cohort: a scan of each subject and the table of participants.
 
-Scans are DICOM projections, as ``data=dicom`` reads them. Volumes, as ``data=folder`` reads them, are NIfTI: what
-each subject's site reconstructs (``data.reconstruction=sites``), or a short cut (``data.raw=false``).
+Scans are DICOM projections, as ``data=dicom`` reads them, or NIfTI volumes, as ``data=folder`` reads them. Volumes are
+reconstructed the way each subject's site does it (``data.reconstruction=sites``), or by a short cut
+(``data.raw=false``).
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ def make(settings: Config, run: Run) -> None:
     paths = [run.simulated / f"{subject.participant_id}_spect.{suffix}" for subject in population]
     camera = set_camera(data.camera)
     options = {"camera": camera, "raw": data.raw, "reconstruction": data.reconstruction}
-    fingerprints = [hash_content([asdict(subject), options]) for subject in population]  # of each subject alone
+    fingerprints = [hash_content([asdict(subject), options]) for subject in population]
     missing = [
-        (subject, path, camera, data.raw, own)
-        for subject, path, own in zip(population, paths, fingerprints)
-        if not run.made_with(path, own)
+        (subject, path, camera, data.raw, fingerprint)
+        for subject, path, fingerprint in zip(population, paths, fingerprints)
+        if not run.made_with(path, fingerprint)
     ]
     for _ in parallel(simulate_scan, missing, len(missing), settings.n_jobs, "scans simulated"):
         pass
@@ -63,10 +64,10 @@ def make(settings: Config, run: Run) -> None:
     write_table(run.simulated / "reads.tsv", reads, list(reads[0]))
 
 
-@threadpool_limits.wrap(limits=1)  # the last digits depend on the threads, and would on the number of processes
+@threadpool_limits.wrap(limits=1)  # rounding depends on the number of threads, hence on the number of processes
 def simulate_scan(subject: Subject, path: Path, camera: dict[str, Any], raw: bool, fingerprint: str) -> None:
-    """Write the scan of a subject to ``path``: projections (.dcm), what its site makes of them (.nii.gz), or, unless
-    ``raw``, the short cut."""
+    """Write the scan of a subject to ``path``: projections (.dcm), their reconstruction at its site (.nii.gz), or,
+    unless ``raw``, the volume of the short cut."""
     if not raw:
         save(simulate_volume(subject, **camera), path, {"fingerprint": fingerprint}, mni=False)
         return

@@ -1,4 +1,4 @@
-"""Training, validation and test set, and the table of their ages."""
+"""Division into training, validation and test set, and the table of ages."""
 
 from __future__ import annotations
 
@@ -24,34 +24,33 @@ def outputs(run: Run) -> list[Path]:
 
 def make(settings: Config, run: Run) -> None:
     people = list(Findings(run).people.values())
-    if settings.applied is not None:
-        _test_all(people, run)
-        return
-    labels, ages = ([row[name] for row in people] for name in ("label", "age"))
-    sexes = [None if row["sex"] == "n/a" else row["sex"] for row in people]
-    cases = Cases.of([row["subject"] for row in people], labels, sexes, ages)
-    given, seed = settings.split, settings.seed
-    if given.kind == "kfold":
-        sets = split_folds(cases, given.folds, given.fold, given.validation, given.candidates, seed, given.repeat)
-    elif given.kind == "column":
-        values = _read_column(people, given.column, run)
-        sets = split_by_column(cases, values, given.column, given.test, given.validation, given.candidates, seed)
+    if settings.applied is not None:  # the cohort is a test set, except for cases without a label
+        sets = [UNLABELLED if row["label"] is None else "test" for row in people]
     else:
-        sets = split(cases, given.sizes, given.candidates, seed)
-    write_table(run.table1, make_table1(sets, labels, sexes, ages), TABLE1_COLUMNS)
+        sets = _divide(people, settings, run)
+    used = [(row, name) for row, name in zip(people, sets) if name != UNLABELLED]
+    table1 = make_table1([name for _, name in used], *_list_demographics([row for row, _ in used]))
+    write_table(run.table1, table1, TABLE1_COLUMNS)
     rows = [{"participant_id": row["participant_id"], "set": name} for row, name in zip(people, sets)]
     write_table(run.split, rows, ["participant_id", "set"])
 
 
-def _test_all(people: list[dict], run: Run) -> None:
-    """Another run is applied to all cases: a test set, but for those without a label."""
-    sets = [UNLABELLED if row["label"] is None else "test" for row in people]
-    known = [row for row in people if row["label"] is not None]
-    labels, ages = ([row[name] for row in known] for name in ("label", "age"))
-    sexes = [None if row["sex"] == "n/a" else row["sex"] for row in known]
-    write_table(run.table1, make_table1(["test"] * len(known), labels, sexes, ages), TABLE1_COLUMNS)
-    rows = [{"participant_id": row["participant_id"], "set": name} for row, name in zip(people, sets)]
-    write_table(run.split, rows, ["participant_id", "set"])
+def _divide(people: list[dict], settings: Config, run: Run) -> list[str]:
+    """The set of each case, as ``settings.split`` asks for it."""
+    cases = Cases.of([row["subject"] for row in people], *_list_demographics(people))
+    spec, seed = settings.split, settings.seed
+    if spec.kind == "kfold":
+        return split_folds(cases, spec.folds, spec.fold, spec.validation, spec.candidates, seed, spec.repeat)
+    if spec.kind == "column":
+        values = _read_column(people, spec.column, run)
+        return split_by_column(cases, values, spec.column, spec.test, spec.validation, spec.candidates, seed)
+    return split(cases, spec.sizes, spec.candidates, seed)
+
+
+def _list_demographics(people: list[dict]) -> tuple[list, list, list]:
+    """Labels, sexes (None if unknown) and ages."""
+    sexes = [None if row["sex"] == "n/a" else row["sex"] for row in people]
+    return [row["label"] for row in people], sexes, [row["age"] for row in people]
 
 
 def _read_column(people: list[dict], column: str, run: Run) -> list[str]:

@@ -1,4 +1,4 @@
-"""The network: trained, and its predictions for every case."""
+"""Training of the network, and its predictions for every case."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from datxai.run import Run
 
 log = logging.getLogger("datxai")
 
-TIMED_STEPS = 4  # batches that the estimate is taken from; the first two are slower, since memory is fresh
+TIMED_STEPS = 4  # batches for the estimate; the two before them are slower, since memory is not yet allocated
 FORWARD_SHARE = 1 / 3  # time of a forward pass (validation) as a fraction of that of a training step
 
 
@@ -49,21 +49,21 @@ def depends(settings: Config) -> dict:
     if settings.applied is not None:
         return {"applied": identify(settings)}
     recipe = asdict(settings.training)
-    del recipe["tracking"]  # changes nothing in the result
-    looked_up = describe(settings.atlas) if settings.network.see != "all" else {}
+    del recipe["tracking"]  # does not change the result
+    atlas = describe(settings.atlas) if settings.network.see != "all" else {}
     target = settings.network.target
     code = {} if target is None else {"code": hash_source(target)}
-    return {"network": describe(settings.network), "training": recipe, **looked_up, **code}
+    return {"network": describe(settings.network), "training": recipe, **atlas, **code}
 
 
 def check(settings: Config) -> None:
-    """Refuse what no training can be made with, before anything is made; or a run that cannot be applied."""
+    """Refuse settings that training would fail with, or a run that cannot be applied, before any stage starts."""
     if settings.applied is not None:
         require_applicable(settings)
         return
     _recipe(settings)
     model = outline(shape=grid_of(settings).shape, **describe_network(settings.network))
-    _start(model, settings.network)
+    _initialise(model, settings.network)
 
 
 def outputs(run: Run) -> list[Path]:
@@ -77,8 +77,8 @@ def outputs(run: Run) -> list[Path]:
 
 
 def make(settings: Config, run: Run) -> None:
-    """Train, then predict. Of the processes that torchrun has started all train; process 0 says and writes everything,
-    and goes on alone."""
+    """Train, then predict. If torchrun has started several processes, all of them train; process 0 does all logging and
+    writing, and predicts alone."""
     if settings.applied is not None:
         _apply(settings, run)
         return
@@ -95,7 +95,7 @@ def make(settings: Config, run: Run) -> None:
     if not is_first:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)  # done; at an ordinary exit, threads of the process group that still end can abort the process
+        os._exit(0)  # on a normal exit, threads of the process group that are still ending can abort the process
     grid = grid_of(settings)
     description = {
         "network": network_settings,
@@ -109,7 +109,7 @@ def make(settings: Config, run: Run) -> None:
 
 
 def _apply(settings: Config, run: Run) -> None:
-    """Take the network of the run that is applied, and write what it says of every case, as sure as that run is."""
+    """Predict with the network of the run that is applied, calibrated and with the normal ranges of that run."""
     findings, reference = Findings(run), Applied.open(settings).reference
     take_network(settings, run.model)
     rows = _predict(settings, findings, choose_device(settings))
@@ -117,12 +117,12 @@ def _apply(settings: Config, run: Run) -> None:
     probabilities = probability([margin_of(row) for row in rows], calibration["temperature"])
     for row, p in zip(rows, probabilities.tolist()):
         ratios, person = findings.sbr[row["participant_id"]], findings.people[row["participant_id"]]
-        held = {name: ratios[name] for name in SBR}
-        judged = judge_measures(reference.ranges, held, person["age"], person.get("sex"))
+        sbr = {name: ratios[name] for name in SBR}
+        judged = judge_measures(reference.ranges, sbr, person["age"], person.get("sex"))
         row |= {
             "probability": p if calibration["determined"] else None,
             "uncertain": abs(p - 0.5) <= calibration["half_width"],
-            **{f"sbr_{name}": ratio for name, ratio in held.items()},
+            **{f"sbr_{name}": ratio for name, ratio in sbr.items()},
             **{f"z_{name}": expected and expected["z"] for name, expected in judged.items()},
             **{key: findings.quality[row["participant_id"]][key] for key in ("verdict", "reason", "similarity")},
         }
@@ -130,52 +130,53 @@ def _apply(settings: Config, run: Run) -> None:
 
 
 def _build(settings: Config, network_settings: Mapping, findings: Findings) -> torch.nn.Sequential:
-    """The network with its initial weights, and what it sees of a scan."""
+    """The network with its initial weights, its mask and its mean scan."""
     model = build(**network_settings, seed=settings.training.seed)
-    sees = getattr(model, "input", None)
-    if isinstance(sees, Input):
-        sees.mask.copy_(torch.from_numpy(Anatomy.of(settings).view(network_settings["see"])))
+    input_layer = getattr(model, "input", None)
+    if isinstance(input_layer, Input):
+        input_layer.mask.copy_(torch.from_numpy(Anatomy.of(settings).view(network_settings["see"])))
         if settings.network.centre and settings.training.max_epochs > 0:  # else the mean comes with the weights
             names = [case["participant_id"] for case in findings.cohort if case["set"] == "train"]
             mean = sum(findings.store.volume(name) / len(names) for name in names)
-            sees.mean.copy_(torch.from_numpy(mean))
-    _start(model, settings.network)
+            input_layer.mean.copy_(torch.from_numpy(mean))
+    _initialise(model, settings.network)
     return model
 
 
-def _start(model: torch.nn.Sequential, given: Network) -> None:
-    """Give a network the weights that it is to begin with, and freeze what is not to be trained."""
-    if given.weights is not None:
-        weights.load_pretrained(model, given.weights, given.rename, given.initial)
-    if given.freeze:
-        weights.freeze(model, given.freeze)
+def _initialise(model: torch.nn.Sequential, settings: Network) -> None:
+    """Load pretrained weights and freeze layers if the settings ask for it."""
+    if settings.weights is not None:
+        weights.load_pretrained(model, settings.weights, settings.rename, settings.initial)
+    if settings.freeze:
+        weights.freeze(model, settings.freeze)
 
 
-def _describe_start(settings: Config) -> dict:
-    """What the initial weights are, if not those that the seed gives."""
-    started = describe(settings.network)
-    return {name: value for name in ("weights", "rename", "initial", "freeze") if (value := started[name])}
+def _describe_initialisation(settings: Config) -> dict:
+    """The settings of `_initialise` that are not empty."""
+    described = describe(settings.network)
+    return {name: value for name in ("weights", "rename", "initial", "freeze") if (value := described[name])}
 
 
 def _train(
     model: torch.nn.Sequential, settings: Config, network_settings: Mapping, findings: Findings, device: str
 ) -> None:
-    """Train, showing and tracking how far it is; the best weights are in the run folder."""
-    run, recipe, started = findings.run, settings.training, _describe_start(settings)
+    """Train with a progress bar and tracking; the best weights are saved in the run folder."""
+    run, recipe, initialisation = findings.run, settings.training, _describe_initialisation(settings)
     sets = {name: _list_cases(findings, name) for name in ("train", "validation")}
     if recipe.max_epochs == 0:
         training.keep(model, sets["train"], sets["validation"], _recipe(settings), run.model, device)
         return
     with ExitStack() as stack:
-        end_if_told = stack.enter_context(_ending_in_order())
-        watch = {"on_batch": lambda n: end_if_told()}
+        exit_if_signalled = stack.enter_context(_ending_in_order())
+        split_fingerprint = run.entry("split", "train")["fingerprint"]
+        callbacks = {"on_batch": lambda n: exit_if_signalled()}
         if distributed.rank() == 0:
             n_batches, n_validation = (math.ceil(len(sets[name]) / recipe.batch_size) for name in sets)
             bar = stack.enter_context(Bar(recipe.max_epochs * n_batches, "batches"))
             send = stack.enter_context(track(recipe.tracking, run.folder, depends(settings)["training"]))
             estimate = _estimate(n_batches, n_validation, recipe.max_epochs, bar.say)
-            watch = {
-                "on_batch": lambda n: (end_if_told(), bar.update(n), estimate(n)),
+            callbacks = {
+                "on_batch": lambda n: (exit_if_signalled(), bar.update(n), estimate(n)),
                 "on_epoch": lambda row: (bar.say(_describe(row)), send(row)),
             }
         training.train(
@@ -184,10 +185,10 @@ def _train(
             sets["validation"],
             _recipe(settings),
             folder=run.model,
-            fingerprint=hash_content([run.entry("split", "train")["fingerprint"], {**network_settings, **started}]),
+            fingerprint=hash_content([split_fingerprint, {**network_settings, **initialisation}]),
             augmenter=Augmenter(tuple(findings.store.grid.spacing.tolist()), **asdict(recipe.augmentation)),
             device=device,
-            **watch,
+            **callbacks,
         )
 
 
@@ -196,7 +197,7 @@ def _recipe(settings: Config) -> Recipe:
 
 
 def _predict(settings: Config, findings: Findings, device: str) -> list[dict]:
-    """What the weights of the best epoch say of every case; the features that they say it by are kept."""
+    """Predict every case with the weights of the best epoch, and save the features that the last layer receives."""
     model, _ = checkpoint.load(findings.run.model, device, settings.network.target)
     with watching_features(model) as features:
         logits = prediction.predict(model, _list_cases(findings), settings.training.batch_size, device)
@@ -219,7 +220,7 @@ def _describe(row: Mapping) -> str:
 
 
 def _estimate(n_batches: int, n_validation: int, max_epochs: int, say: Callable[[str], None]) -> Callable[[int], None]:
-    """A callback for batches done; once it has timed `TIMED_STEPS` of them it says how long training will take."""
+    """A callback for completed batches; after timing `TIMED_STEPS` of them it says how long training will take."""
     ends, done = [], 0
 
     def on_batch(n: int) -> None:
@@ -231,7 +232,7 @@ def _estimate(n_batches: int, n_validation: int, max_epochs: int, say: Callable[
             epoch = step * (n_batches + n_validation * FORWARD_SHARE)
             left = epoch * (max_epochs - done / n_batches)
             say(
-                f"  about {_duration(epoch)} an epoch, at most {_duration(left)} in all; stopped before, the same "
+                f"  about {_duration(epoch)} an epoch, at most {_duration(left)} in all; if stopped before, the same "
                 f"command goes on"
             )
 
@@ -247,26 +248,25 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def _ending_in_order() -> Iterator[Callable[[], None]]:
-    """SIGTERM, as a cluster sends it before it takes the machine away, ends the process without half-written files, as
-    Ctrl-C does.
+    """On SIGTERM, which a cluster sends before it reclaims the machine, exit as on Ctrl-C, without half-written files.
 
-    The function that is yielded has to be called now and then. It ends the process if the signal came at a moment when
-    Python swallows exceptions, as in callbacks of weak references.
+    The yielded function has to be called regularly. It exits if the signal arrived while Python was swallowing
+    exceptions, as in callbacks of weak references.
     """
     signals: list[int] = []
 
-    def end(number: int, _: object) -> None:
+    def handle(number: int, _: object) -> None:
         signals.append(number)
-        end_if_told()
+        exit_if_signalled()
 
-    def end_if_told() -> None:
+    def exit_if_signalled() -> None:
         if signals:
             raise KeyboardInterrupt if signals[0] == signal.SIGINT else SystemExit(128 + signals[0])
 
-    heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, end) for number in heard}
+    handled = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, handle) for number in handled}
     try:
-        yield end_if_told
+        yield exit_if_signalled
     except SystemExit:
         log.info("  terminated; the same command goes on from the last state")
         raise

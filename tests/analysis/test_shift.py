@@ -158,7 +158,7 @@ def test_a_case_that_has_no_activations_is_judged_by_the_rest(fitted):
 
 
 def test_a_feature_of_another_length_is_refused(fitted):
-    with pytest.raises(InputError, match="noise is of 3 numbers in the scan and of 1 in the run"):
+    with pytest.raises(InputError, match="noise has 3 values in the scan and 1 in the run"):
         fitted.judge({"noise": np.zeros(3)})
 
 

@@ -107,7 +107,7 @@ def test_the_same_command_makes_nothing_anew_and_what_needs_cases_goes_on(both, 
     for stage in ("explain", "evaluate", "report", "external"):
         forked.datxai(stage, f"run={to}", "explanation=gradient", "attribution=gradient")
     remarks = read_json(to / "explanations" / "gradient" / "external.json")["remarks"]
-    assert any("made another way than those of the bundle" in remark for remark in remarks)
+    assert any("not made in the same way as those of the bundle" in remark for remark in remarks)
     forked.datxai("compare", to, finished[0], f"out={tmp_path / 'compare'}")
     forked.datxai("benchmark", f"run={to}", "benchmark.methods=[gradient]", "n_jobs=1")
     forked.datxai("check", f"run={to}")

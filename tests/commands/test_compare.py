@@ -212,7 +212,7 @@ def test_a_fold_that_is_missing_is_named(tmp_path):
     make_folds(tmp_path, folds=(0, 2))
     call(tmp_path)
     found = read_json(tmp_path / "compare" / "compare.json")
-    assert "Of pooled the folds 1 are missing; its cases are of the others." in found["remarks"]
+    assert "The folds 1 of pooled are missing; its cases are of the others." in found["remarks"]
     assert found["pooled"]["pooled"]["classification"]["n"] == 4
 
 

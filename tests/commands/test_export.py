@@ -26,7 +26,7 @@ def test_it_predicts_as_the_run_does(folder, tmp_path, caplog):
     run = Run(folder)
     with caplog.at_level(logging.INFO):
         export.run(_restore(run), run)
-    assert "logits as here within" in caplog.text
+    assert "logits agree with PyTorch's within" in caplog.text
     session = onnxruntime.InferenceSession(folder / "run.onnx", providers=["CPUExecutionProvider"])
     findings = Findings(run)
     for case in findings.predictions:

@@ -126,7 +126,7 @@ def test_the_same_command_goes_on_and_a_larger_number_goes_further(base):
     answer = datxai("search", "run=base", *QUICK, "search.trials=4", cwd=base)
     after = read_trials(base)
     assert after[:3] == before and len(after) == 4
-    assert "3 trials are there" in answer.stdout + answer.stderr
+    assert "3 trials are done already" in answer.stdout + answer.stderr
 
 
 def test_another_space_is_another_search(base):

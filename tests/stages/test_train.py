@@ -110,7 +110,7 @@ def weights(folder):
 def test_it_says_how_long_it_will_take_and_predicts_everyone(folder):
     status, said = datxai(folder)
     assert status == 0, said
-    assert re.search(r"about .+ an epoch, at most .+ in all; stopped before, the same command goes on", said)
+    assert re.search(r"about .+ an epoch, at most .+ in all; if stopped before, the same command goes on", said)
     assert [row["epoch"] for row in read_table(folder / "model" / "history.tsv")] == ["1", "2", "3"]
     assert len(read_table(folder / "predictions.tsv")) == sum(N.values())
     assert "train" in read_json(folder / "manifest.json")

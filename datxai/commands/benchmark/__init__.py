@@ -1,6 +1,6 @@
-"""Ways to explain one trained network side by side: the same cases, the same measures, and lesions that are known.
+"""Benchmark of explanation methods on one trained network: the same cases and measures for all, and known lesions.
 
-`trials` says what is explained, `bench` holds what the trials share, `maps` explains and measures, `page` tells of it.
+`trials` chooses the cases, `bench` holds what trials share, `maps` explains and measures, `page` writes the results.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ log = logging.getLogger("datxai")
 def run(settings: Config, trained: Run) -> None:
     """Explain test cases and lesioned phantoms of a trained run by every method of ``settings.benchmark``.
 
-    RUN/benchmark then holds the maps (``maps/METHOD/CASE_relevance.nii.gz``, with what was measured of each beside
-    it), the lesions (``pairs``), ``cases.tsv``, ``results.tsv`` (a row per method, case and number), ``summary.tsv``
-    (means with intervals, and ranks), ``summary.md``, figures and ``report.html``. What is there from the same settings
-    is not made again, so that a benchmark that was interrupted goes on where it was.
+    RUN/benchmark then holds the maps (``maps/METHOD/CASE_relevance.nii.gz``, each with a sidecar of its measures), the
+    lesions (``pairs``), ``cases.tsv``, ``results.tsv`` (a row per method, case and measure), ``summary.tsv`` (means
+    with intervals, and ranks), ``summary.md``, figures and ``report.html``. Results of the same settings are not
+    computed again, so that an interrupted benchmark resumes where it stopped.
     """
     settings = _with_explanation(settings, trained)
     check(settings)
@@ -39,7 +39,7 @@ def run(settings: Config, trained: Run) -> None:
     bench.findings.require_tested("benchmark")
     log.info("benchmark")
     trials = [*choose_cases(bench), *try_lesions(bench)]
-    tasks = [(settings, trained.folder, *part) for part in _share_out(bench, trials)]
+    tasks = [(settings, trained.folder, *task) for task in _share_out(bench, trials)]
     sizes = [_count_maps(trial) * len(methods) for *_, trial, methods in tasks]
     for _ in parallel(explain_and_measure, tasks, len(tasks), bench.n_jobs, "maps made and measured", sizes):
         pass
@@ -47,7 +47,7 @@ def run(settings: Config, trained: Run) -> None:
 
 
 def _with_explanation(settings: Config, trained: Run) -> Config:
-    """The settings with the run's explanation, if one is named, as a method beside those of the catalogue."""
+    """The settings, with the run's explanation added to the catalogue of methods if one is named."""
     name, options = settings.explanation, settings.benchmark
     if name == DEFAULT:
         return settings
@@ -63,37 +63,37 @@ def _with_explanation(settings: Config, trained: Run) -> Config:
 
 
 def _share_out(bench: Bench, trials: Sequence[Trial]) -> list[tuple[Trial, list[str]]]:
-    """Divide what is missing into tasks: one for each trial, whose maps share scores of flipped inputs.
+    """Divide the missing work into tasks, one per trial, since maps of a trial share the scores of flipped inputs.
 
-    Trials on which the costly metrics (`REPEATED`) are measured are divided further, a task for each method. They come
-    first, so that no process is left alone with one at the end.
+    Trials with the costly metrics (`REPEATED`) are divided further, one task per method. They come first, so that the
+    last task of a benchmark is a short one.
     """
-    parts = []
+    tasks = []
     for trial in sorted(trials, key=lambda trial: not trial.checked):
         missing = [method for method in bench.options.methods if bench.find_missing(trial, method)]
-        parts += [(trial, [method]) for method in missing] if trial.checked else [(trial, missing)] * bool(missing)
-    return parts
+        tasks += [(trial, [method]) for method in missing] if trial.checked else [(trial, missing)] * bool(missing)
+    return tasks
 
 
 def _count_maps(trial: Trial) -> int:
-    """About how many maps have to be made to measure one: itself, that of the healthy scan, those of `REPEATED`."""
+    """Approximate number of maps needed to measure one: itself, that of the healthy scan, those of `REPEATED`."""
     return 1 + bool(trial.lesion) + 12 * trial.checked
 
 
 def check(settings: Config) -> None:
     """Refuse unknown names before anything is computed."""
     options = settings.benchmark
-    for field, known in (
+    for field, allowed in (
         ("methods", list(options.catalogue)),
         ("metrics", [*METRICS, LESION]),
         ("lesions", list(REGIONS)),
     ):
-        given = getattr(options, field)
-        for name in given:
-            if name not in known:
-                raise InputError(f"benchmark.{field}: there is no {name}, expected some of {', '.join(known)}.")
-        if len({*given}) < len(given):
-            raise InputError(f"benchmark.{field}={given}: a name comes twice, expected every name once.")
+        names = getattr(options, field)
+        for name in names:
+            if name not in allowed:
+                raise InputError(f"benchmark.{field}: there is no {name}, expected some of {', '.join(allowed)}.")
+        if len({*names}) < len(names):
+            raise InputError(f"benchmark.{field}={names}: a name comes twice, expected every name once.")
     if not (options.methods and options.metrics):
         raise InputError("benchmark: expected at least one method and one metric.")
     if options.fill not in FILLS:

@@ -1,4 +1,4 @@
-"""The maps of a trial by every method, and what is measured of them."""
+"""The maps of a trial by each method, and their measures."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from datxai.metrics.flipping import blur, brain_mean
 from datxai.metrics.lesion import follow_lesion
 from datxai.volume import RELEVANCE, Volume, load, save, sidecar_path, write_sidecar
 
-WARM_S = 1.0  # a process's first map by a method is timed again if it took less than this, so that imports do not count
+WARM_S = 1.0  # the first map of a method in a process is timed again if it took less, to exclude the time for imports
 
 
 def explain_and_measure(settings: Config, folder: Path, trial: Trial, methods: Sequence[str]) -> None:
-    """A trial's maps, where they are missing, and their measures, each kept as soon as it is known."""
+    """Make a trial's missing maps and measures; each is saved as soon as it is available."""
     bench = of_this_process(settings, folder)
     scan = bench.scan(trial)
     x = torch.from_numpy(np.ascontiguousarray(scan))[None, None].to(bench.device)
@@ -46,14 +46,14 @@ def explain_and_measure(settings: Config, folder: Path, trial: Trial, methods: S
 def _explain(bench: Bench, x: Tensor, trial: Trial, method: str, answers: Answers) -> dict:
     explain, model, path = bench.explain[method], bench.explainer.model, bench.map_of(trial, method)
 
-    def work():
+    def explain_once():
         answers.forget()
         begin = time.perf_counter()
         return explain(model, x, trial.target, answers)[0].cpu().numpy(), time.perf_counter() - begin
 
-    (relevance, seconds), peak = measure_peak(work, bench.device)
+    (relevance, seconds), peak = measure_peak(explain_once, bench.device)
     if method not in _warm and seconds < WARM_S:
-        (relevance, seconds), peak = measure_peak(work, bench.device)
+        (relevance, seconds), peak = measure_peak(explain_once, bench.device)
     _warm.add(method)
     record = {
         "fingerprint": bench.fingerprint(trial, method), "method": asdict(bench.options.catalogue[method]),
@@ -76,7 +76,7 @@ def _make_case(bench: Bench, x: Tensor, relevance: Tensor, trial: Trial, explain
             return sign * (logits[:, 1] - logits[:, 0])
         return logits[:, trial.target]
 
-    other = 0 if trial.target in ("difference", "decision") else 1 - int(trial.target)
+    other_target = 0 if trial.target in ("difference", "decision") else 1 - int(trial.target)
     fill = {
         "mean": lambda: torch.from_numpy(bench.mean_scan).to(x),
         "blur": lambda: blur(x, bench.grid.spacing),
@@ -88,7 +88,7 @@ def _make_case(bench: Bench, x: Tensor, relevance: Tensor, trial: Trial, explain
         relevance=relevance,
         score=score,
         explain=lambda model, x: explain(model, x, trial.target),
-        explain_other=lambda model, x: explain(model, x, other),
+        explain_other=lambda model, x: explain(model, x, other_target),
         fill=fill,
         parcels=bench.parcels,
         regions=bench.regions,
@@ -103,7 +103,7 @@ def _measure_lesion(bench: Bench, case: Case, trial: Trial) -> dict[str, float |
     healthy = torch.from_numpy(load(bench.pair(trial.name, "healthy")).data)[None, None].to(case.x)
     before = case.explain(case.model, healthy)[0].cpu().numpy().astype(float)
     lesion, brain = bench.lesion(trial), bench.regions["brain"]
-    assert lesion is not None and trial.effect is not None and trial.seen is not None, "a trial with a lesion"
+    assert lesion is not None and trial.effect is not None and trial.seen is not None, "the trial has no lesion"
     return follow_lesion(case.map, before, lesion, brain, case.spacing, trial.effect, trial.seen)
 
 

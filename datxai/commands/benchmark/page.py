@@ -1,4 +1,4 @@
-"""Tables, figures and page of what has been measured."""
+"""Tables, figures and page of a benchmark's results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger("datxai")
 
 RESULTS = ("method", "case", "metric", "value", "seconds", "peak_mib")
 SUMMARY = ("method", "metric", "n", "mean", "low", "high", "rank")
-OF_LESIONS = {
+LESION_MEASURES = {
     "seen_share": Measure(
         "Seen lesion, share", True, "of a lesion that the network sees, the share of the map's change that lies in it"
     ),
@@ -44,8 +44,8 @@ OF_LESIONS = {
 
 
 def report(bench: Bench, trials: Sequence[Trial]) -> None:
-    """Tables, figures and page of what has been measured."""
-    place, methods = bench.folder, bench.options.methods
+    """Write tables, figures and page."""
+    folder, methods = bench.folder, bench.options.methods
     results = [row for trial in trials for method in methods for row in _read_results(bench, trial, method)]
     measures = _name_measures(bench)
     costs = [
@@ -55,25 +55,25 @@ def report(bench: Bench, trials: Sequence[Trial]) -> None:
     ]
     summary = analysis.summarise([*results, *costs], measures, bench.settings.seed)
     cases = [_describe_trial(bench, trial) for trial in trials]
-    write_table(place / "results.tsv", results, RESULTS)
-    write_table(place / "summary.tsv", summary, SUMMARY)
-    write_table(place / "cases.tsv", cases, list(cases[0]))
+    write_table(folder / "results.tsv", results, RESULTS)
+    write_table(folder / "summary.tsv", summary, SUMMARY)
+    write_table(folder / "cases.tsv", cases, list(cases[0]))
 
     controls = {name for name in methods if bench.options.catalogue[name].control}
-    save_figure(analysis.plot_ranks(summary, measures, controls), place / "figures" / "ranks")
+    save_figure(analysis.plot_ranks(summary, measures, controls), folder / "figures" / "ranks")
     tasks = [(bench.settings, bench.run.folder, trial) for trial in trials]
     for _ in parallel(_draw_maps, tasks, len(tasks), bench.settings.n_jobs, "figures drawn"):
         pass
     lines = analysis.tabulate(summary, measures, controls)
     methods_settings = {name: asdict(bench.options.catalogue[name]) for name in methods}
-    write_text(place / "summary.md", analysis.write_markdown(lines, cases, bench.run.folder.name))
+    write_text(folder / "summary.md", analysis.write_markdown(lines, cases, bench.run.folder.name))
     write_benchmark_report(
-        place / "report.html",
+        folder / "report.html",
         MethodsPage(
             created=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
             lines=lines,
-            cases=[{**row, "figure": place / "figures" / f"maps_{row['case']}.png"} for row in cases],
-            ranks=place / "figures" / "ranks.png",
+            cases=[{**row, "figure": folder / "figures" / f"maps_{row['case']}.png"} for row in cases],
+            ranks=folder / "figures" / "ranks.png",
             methods=yaml.safe_dump(methods_settings, sort_keys=False),
             meanings={measure.title: measure.meaning for measure in measures.values() if measure.meaning},
         ),
@@ -82,11 +82,11 @@ def report(bench: Bench, trials: Sequence[Trial]) -> None:
     log.info("\nMean rank over the measures, %d cases", len(trials))
     for name, rank in ranks.items():
         log.info("  %-24s %5.1f", name, rank)
-    log.info("\nReport: %s", place / "report.html")
+    log.info("\nReport: %s", folder / "report.html")
 
 
 def _draw_maps(settings: Config, folder: Path, trial: Trial) -> None:
-    """The figure of a trial's maps."""
+    """Draw the figure of a trial's maps."""
     bench = of_this_process(settings, folder)
     maps = {name: load(bench.map_of(trial, name), blank=True).data for name in bench.options.methods}
     figure = analysis.plot_maps(bench.anatomy.frame, bench.scan(trial), maps, bench.lesion(trial))
@@ -96,7 +96,7 @@ def _draw_maps(settings: Config, folder: Path, trial: Trial) -> None:
 def _read_results(bench: Bench, trial: Trial, method: str) -> list[dict]:
     """Rows of results.tsv."""
     record = bench.read(trial, method)
-    assert record is not None, "every map is made"
+    assert record is not None, "a map is missing"
     peak = record["peak_bytes"]
     row = {"method": method, "case": trial.name, "seconds": record["seconds"], "peak_mib": peak and peak / 2**20}
     return [
@@ -108,19 +108,19 @@ def _read_results(bench: Bench, trial: Trial, method: str) -> list[dict]:
 
 
 def _name_measures(bench: Bench) -> dict:
-    """What methods are ranked by: the headline of each metric, and how maps change with a lesion; what a map costs."""
-    named = {}
+    """The measures that rank methods: the headline of each metric and the changes due to lesions; and the cost."""
+    measures = {}
     for name in bench.options.metrics:
         if name == LESION:
-            named |= {f"lesion.{key}": measure for key, measure in OF_LESIONS.items()}
+            measures |= {f"lesion.{key}": measure for key, measure in LESION_MEASURES.items()}
         else:
             metric = METRICS[name]
-            named[f"{name}.{metric.headline}"] = Measure(metric.title, metric.higher_is_better, metric.meaning)
-    return named | {"seconds": Measure("Seconds per map", None, "what a map takes")}
+            measures[f"{name}.{metric.headline}"] = Measure(metric.title, metric.higher_is_better, metric.meaning)
+    return measures | {"seconds": Measure("Seconds per map", None, "computing time of a map")}
 
 
 def _describe_trial(bench: Bench, trial: Trial) -> dict:
-    """A row of cases.tsv; ``input_share``, a yardstick: the share of the scan's own change that lies in the lesion."""
+    """A row of cases.tsv; ``input_share`` is the share of the scan's own change within the lesion, for comparison."""
     input_share = None
     lesion = bench.lesion(trial)
     if lesion is not None:

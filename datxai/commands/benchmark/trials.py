@@ -1,4 +1,4 @@
-"""What every method has to explain: cases of the test set, and phantoms with and without a lesion."""
+"""Trials of a benchmark: cases of the test set, and phantoms with and without a lesion."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from datxai.progress import parallel
 from datxai.run import Run
 from datxai.volume import load, save
 
-PAIR_CODE = (  # with all that these import
+PAIR_CODE = (  # modules, with their imports, that a pair depends on
     *(f"datxai.imaging.{part}" for part in ("reconstruction", "registration", "intensity", "quantification", "mirror")),
     "datxai.phantom.lesion",
 )
 
 
 def choose_cases(bench: Bench) -> list[Trial]:
-    """Cases of the test set at equal steps from the most normal to the most reduced."""
+    """Choose cases of the test set at equal steps from the most normal to the most reduced."""
     cases = sorted(bench.findings.of_set("test"), key=itemgetter("margin"))
     n = min(bench.options.n_cases, len(cases))
     checked = _spread(min(bench.options.n_checks, n), n)
@@ -41,17 +41,17 @@ def choose_cases(bench: Bench) -> list[Trial]:
             case["predicted"],
             checked=number in checked,
         )
-        for number, case in enumerate(cases[place] for place in _spread(n, len(cases)))
+        for number, case in enumerate(cases[index] for index in _spread(n, len(cases)))
     ]
 
 
 def _spread(n: int, total: int) -> list[int]:
-    """``n`` indices at equal steps among ``total``: the middles of ``n`` equal parts."""
+    """``n`` indices at equal steps below ``total``: the centres of ``n`` equal intervals."""
     return [int((number + 0.5) * total / n) for number in range(n)]
 
 
 def try_lesions(bench: Bench) -> list[Trial]:
-    """The pairs of healthy and lesioned phantoms, made where they are missing, and what each lesion does."""
+    """Make missing pairs of healthy and lesioned phantoms, and measure the effect of each lesion on the network."""
     settings, options = bench.settings, bench.options
     if not options.lesions:
         return []
@@ -80,11 +80,11 @@ def try_lesions(bench: Bench) -> list[Trial]:
 
 
 def _make_pair(settings: Config, folder: Path, head: Subject, lesion: str, name: str) -> None:
-    """The scans of a head with and without a lesion, alike in all else, and where the lesion is."""
+    """Write the scans of a head with and without a lesion, otherwise identical, and the mask of the lesion."""
     bench = of_this_process(settings, folder)
     camera = set_camera(settings.data.camera) if isinstance(settings.data, Phantom) else {}
     reconstruction = asdict(settings.reconstruction)
-    del reconstruction["start_angle_deg"], reconstruction["flip"], reconstruction["centre"]  # of other cameras
+    del reconstruction["start_angle_deg"], reconstruction["flip"], reconstruction["centre"]  # for other cameras
     imaging, code = describe_imaging(settings), hash_code(*PAIR_CODE)
     fingerprint = hash_content([lesion, head.seed, camera, imaging, reconstruction, code])
     if Run.made_with(bench.pair(name, "lesioned"), fingerprint):
@@ -101,4 +101,4 @@ def _make_pair(settings: Config, folder: Path, head: Subject, lesion: str, name:
     save(healthy.after("scale", scaled, reference_value=measures["reference_value"]), bench.pair(name, "healthy"))
     save(bench.imaging.follow(locate_lesion(head.head, lesion), measures), bench.pair(name, "lesion"))
     record = {"fingerprint": fingerprint, "measures": measures}
-    save(lesioned, bench.pair(name, "lesioned"), record)  # written last: the pair is complete
+    save(lesioned, bench.pair(name, "lesioned"), record)  # last, since its record marks the pair as complete

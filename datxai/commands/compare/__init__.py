@@ -1,6 +1,6 @@
-"""Runs side by side: how well each classifies, how far their relevance maps agree, what they say together.
+"""Comparison of runs: classification, agreement of relevance maps, ensemble and pooled folds.
 
-Of one run its explanations side by side: `datxai.commands.compare.explanations`.
+`datxai.commands.compare.explanations` compares the explanations of one run.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from datxai.pages.tables import format_percent
 from datxai.progress import Bar
 from datxai.run import Run
 
-SHOWN = ("accuracy", "sensitivity", "specificity")
+PRINTED = ("accuracy", "sensitivity", "specificity")
 
 
 def run(settings: Config, _: Run) -> None:
-    """Compare the runs ``settings.runs``; a sweep's folder stands for the runs within it.
+    """Compare the runs ``settings.runs``; a sweep's folder stands for the runs in it.
 
-    The folder ``settings.out`` (by default ``compare``, in the sweep's folder if there is but one, else in the current
+    The folder ``settings.out`` (by default ``compare``, in the given folder if there is only one, else in the current
     folder) then holds ``runs.tsv``, ``agreement.tsv`` (a row per pair of runs), ``ensemble.tsv`` (a row per test case),
-    ``pooled.tsv`` (of folds, a row per case), ``compare.json`` and the figures. With ``settings.explanations`` there
-    is one run, whose explanations are compared.
+    ``pooled.tsv`` (of folds, a row per case), ``compare.json`` and the figures. With ``settings.explanations``, the
+    explanations of one run are compared instead.
     """
     from datxai.commands.compare import explanations
 
@@ -46,8 +46,7 @@ def run(settings: Config, _: Run) -> None:
             folder = _require_one(settings)
             stack.enter_context(holding(folder))
             return explanations.compare(folder, settings.explanations, Path(settings.out or folder / "compare"))
-        given, full = [Path(folder) for folder in settings.runs], settings.check == "full"
-        members = find_members(given, settings.explanation, full)
+        members = find_members([Path(path) for path in settings.runs], settings.explanation, settings.check == "full")
         for member in members:
             stack.enter_context(holding(member.run.folder))
             member.run.entry("evaluate", "compare")
@@ -87,11 +86,11 @@ def _compare(settings: Config, members: Sequence[Member]) -> None:
         remarks.append(reason)
     pooled = pool_folds(members)
     if pooled:
-        rows |= {name: of_group["classification"] for name, of_group in pooled.items()}
-        table = [{"pooled": name, **case} for name, of_group in pooled.items() for case in of_group.pop("cases")]
+        rows |= {name: group["classification"] for name, group in pooled.items()}
+        table = [{"pooled": name, **case} for name, group in pooled.items() for case in group.pop("cases")]
         write_table(out / "pooled.tsv", table, list(table[0]))
         summary["pooled"] = pooled
-        remarks += [remark for of_group in pooled.values() for remark in of_group.pop("remarks")]
+        remarks += [remark for group in pooled.values() for remark in group.pop("remarks")]
     summary["remarks"] = remarks
     _write_runs(out, members, rows)
     save_figure(plot_comparison(rows), out / "runs")
@@ -101,7 +100,7 @@ def _compare(settings: Config, members: Sequence[Member]) -> None:
 
 
 def _require_one(settings: Config) -> Path:
-    """The folder of the one run whose explanations are compared."""
+    """The folder of the only run, whose explanations are compared."""
     names = ",".join(settings.explanations)
     if len(settings.runs) > 1:
         raise InputError(
@@ -122,7 +121,7 @@ def _why_no_agreement(members: Sequence[Member], people: Sequence[tuple]) -> str
 
 
 def _measure_agreement(members: Sequence[Member], people: Sequence[tuple]) -> tuple[list[dict], np.ndarray, np.ndarray]:
-    """Rows of agreement.tsv, and correlation and overlap (cases, pairs); in memory are the maps of one case."""
+    """Rows of agreement.tsv, and correlation and overlap (cases, pairs), with the maps of one case in memory."""
     brain = members[0].findings.anatomy.brain
     compared = []
     with Bar(len(people), "cases compared") as bar:
@@ -146,7 +145,7 @@ def _write_runs(out: Path, members: Sequence[Member], rows: Mapping[str, Mapping
     table = []
     for name, figures in rows.items():
         row = {"run": name, **{key: figures[key] for key in ("n", "tn", "fp", "fn", "tp")}}
-        for measure in SHOWN:
+        for measure in PRINTED:
             low, high = figures[f"{measure}_ci95"] or (None, None)
             row |= {measure: figures[measure], f"{measure}_low": low, f"{measure}_high": high}
         if name in calibration:
@@ -163,9 +162,9 @@ def _describe(rows: Mapping[str, Mapping], summary: Mapping) -> list[str]:
     """The lines to print."""
     lines = _align(
         [
-            ["Test set, estimate (95 % interval)", "cases", *SHOWN],
+            ["Test set, estimate (95 % interval)", "cases", *PRINTED],
             *(
-                [name, str(row["n"]), *(format_percent(row[key], row[f"{key}_ci95"]) for key in SHOWN)]
+                [name, str(row["n"]), *(format_percent(row[key], row[f"{key}_ci95"]) for key in PRINTED)]
                 for name, row in rows.items()
             ),
         ]
@@ -201,7 +200,7 @@ def _describe_ensemble(ensemble: Mapping) -> list[str]:
 
 
 def _align(lines: Sequence[Sequence[str]]) -> list[str]:
-    """A table in columns, all but its head indented."""
+    """Align the columns of a table; all lines but the header are indented."""
     lines = [
         [cell if number == 0 or column else f"  {cell}" for column, cell in enumerate(line)]
         for number, line in enumerate(lines)

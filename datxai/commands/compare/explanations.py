@@ -1,4 +1,4 @@
-"""Explanations of one run side by side: how far their maps of the same decisions agree, and which of them leads."""
+"""Comparison of explanations of one run: agreement of their maps of the same decisions, and which one leads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from datxai.findings import GROUPS, Findings
 from datxai.progress import Bar
 from datxai.run import Run
 
-LEADS = {  # measures of a case's map, the higher the better
+LEADS = {  # scores of a case's map (the higher, the better) and their descriptions
     "peak": "peak nearer to the striatum",
     "sign": "sign of the relevance in the putamen right",
     "consistent": "like the mean map of the class called",
@@ -28,8 +28,8 @@ def compare(folder: Path, names: Sequence[str], out: Path) -> None:
     """Compare the explanations ``names`` of the run in ``folder`` on its test cases.
 
     ``out`` then holds ``explanations.tsv`` (a row each), ``agreement.tsv`` (a row per pair and group of cases),
-    ``leads.tsv`` (per pair and measure), ``cases.tsv`` (per pair and case), ``compare.json`` and the figures. All rest
-    on the same predictions: an explanation that is older than the network is refused (`InputError`).
+    ``leads.tsv`` (per pair and measure), ``cases.tsv`` (per pair and case), ``compare.json`` and the figures. All are
+    based on the same predictions: an explanation that is older than the network is refused (`InputError`).
     """
     from datxai.pages.charts import plot_agreement
     from datxai.pages.figures import plot_explanations
@@ -56,15 +56,15 @@ def compare(folder: Path, names: Sequence[str], out: Path) -> None:
     maps = {name: findings.maps for name, findings in explanations.items()}
     counts = {group: first.groups.count(group) for group in GROUPS}
     save_figure(plot_explanations(first.anatomy.frame, maps, counts), out / "maps")
-    print("\n".join(_say(summary)))
+    print("\n".join(_format_lines(summary)))
     print(f"Tables and figures: {out}")
 
 
 def _open(folder: Path, names: Sequence[str]) -> dict[str, Findings]:
-    """What the run found by each explanation, evaluated on the predictions that it has now."""
-    given = f"explanations=[{','.join(names)}]"
+    """The findings of each explanation, each evaluated on the current predictions of the run."""
+    option = f"explanations=[{','.join(names)}]"
     if len({*names}) < len(names) or len(names) < 2:
-        raise InputError(f"{given}: expected two names or more that differ; change explanations=[NAME,NAME].")
+        raise InputError(f"{option}: expected two names or more that differ; change explanations=[NAME,NAME].")
     for name in names:
         require_name(name)
     runs = [Run(folder, name) for name in names]
@@ -74,7 +74,7 @@ def _open(folder: Path, names: Sequence[str]) -> dict[str, Findings]:
 
 
 def _measure_agreement(explanations: Mapping[str, Findings]) -> tuple[np.ndarray, np.ndarray]:
-    """Correlation and overlap (cases, pairs); in memory are the maps of one case."""
+    """Correlation and overlap (cases, pairs), with the maps of one case in memory."""
     first, compared = next(iter(explanations.values())), []
     brain = first.anatomy.brain
     with Bar(len(first.tested), "cases compared") as bar:
@@ -90,20 +90,20 @@ def _tabulate_cases(
     explanations: Mapping[str, Findings], correlation: np.ndarray, overlap: np.ndarray
 ) -> list[dict]:
     """The rows of cases.tsv."""
-    measured = {name: findings.map_measures for name, findings in explanations.items()}
+    measures = {name: findings.map_measures for name, findings in explanations.items()}
     rows = []
     for pair, (a, b) in enumerate(combinations(explanations, 2)):
-        for number, (of_a, of_b) in enumerate(zip(measured[a], measured[b], strict=True)):
-            assert of_a["participant_id"] == of_b["participant_id"], "the same cases in the same order"
-            peaks = [[row[f"peak_{axis}"] for axis in "xyz"] for row in (of_a, of_b)]
+        for number, (row_a, row_b) in enumerate(zip(measures[a], measures[b], strict=True)):
+            assert row_a["participant_id"] == row_b["participant_id"], "cases differ in their order"
+            peaks = [[row[f"peak_{axis}"] for axis in "xyz"] for row in (row_a, row_b)]
             rows.append(
                 {
                     "explanation_a": a,
                     "explanation_b": b,
-                    "participant_id": of_a["participant_id"],
-                    "group": of_a["group"],
-                    "correlation": _known(correlation[number, pair]),
-                    "overlap": _known(overlap[number, pair]),
+                    "participant_id": row_a["participant_id"],
+                    "group": row_a["group"],
+                    "correlation": _none_if_nan(correlation[number, pair]),
+                    "overlap": _none_if_nan(overlap[number, pair]),
                     "peaks_apart_mm": measure_distance(*peaks),
                 }
             )
@@ -112,28 +112,28 @@ def _tabulate_cases(
 
 def _summarise(pair: tuple[str, str], cases: Sequence[Mapping]) -> list[dict]:
     """The rows of agreement.tsv of a pair: all test cases, then each group."""
-    own = [case for case in cases if (case["explanation_a"], case["explanation_b"]) == pair]
+    of_pair = [case for case in cases if (case["explanation_a"], case["explanation_b"]) == pair]
     rows = []
     for group in ("all", *GROUPS):
-        chosen = [case for case in own if group in ("all", case["group"])]
+        chosen = [case for case in of_pair if group in ("all", case["group"])]
         row: dict = {"explanation_a": pair[0], "explanation_b": pair[1], "group": group, "n": len(chosen)}
         for name in ("correlation", "overlap"):
             figures = summarise_agreement(np.array([case[name] for case in chosen], float))
             row |= {f"{name}_mean": figures["mean"], f"{name}_sd": figures["sd"]}
-        apart = [case["peaks_apart_mm"] for case in chosen if case["peaks_apart_mm"] is not None]
-        rows.append({**row, "peaks_apart_mm_median": float(np.median(apart)) if apart else None})
+        distances = [case["peaks_apart_mm"] for case in chosen if case["peaks_apart_mm"] is not None]
+        rows.append({**row, "peaks_apart_mm_median": float(np.median(distances)) if distances else None})
     return rows
 
 
 def _count_leads(pair: tuple[str, str], explanations: Mapping[str, Findings]) -> list[dict]:
     """The rows of leads.tsv of a pair."""
-    scores = [_score(explanations[name]) for name in pair]
+    a, b = (_score(explanations[name]) for name in pair)
     names = {"explanation_a": pair[0], "explanation_b": pair[1]}
-    return [{**names, "measure": measure, **count_leads(*(own[measure] for own in scores))} for measure in LEADS]
+    return [{**names, "measure": measure, **count_leads(a[measure], b[measure])} for measure in LEADS]
 
 
 def _score(findings: Findings) -> dict[str, list[float | None]]:
-    """The measures of `LEADS` of each test case; None where not known."""
+    """The scores `LEADS` of each test case; None if unknown."""
     labels = {case["participant_id"]: case["label"] for case in findings.predictions}
     rows = findings.map_measures
     return {
@@ -144,24 +144,24 @@ def _score(findings: Findings) -> dict[str, list[float | None]]:
 
 
 def _describe(name: str, findings: Findings) -> dict:
-    """A row of explanations.tsv, from what `evaluate` found."""
-    found = findings.metrics
-    sign, peaks, errors = found["classifiers"]["roi_relevance"], found["peaks"], found["detection"]["map"]
+    """A row of explanations.tsv, from the metrics of `evaluate`."""
+    metrics = findings.metrics
+    sign, peaks, errors = metrics["classifiers"]["roi_relevance"], metrics["peaks"], metrics["detection"]["map"]
     return {
         "explanation": name,
-        "method": found["attribution"]["method"],
-        "composite": found["composite"],
-        "target": found["target"],
+        "method": metrics["attribution"]["method"],
+        "composite": metrics["composite"],
+        "target": metrics["target"],
         "n": peaks["n"],
         **{f"peaks_{key}": peaks[key] for key in ("inside", "near", "median_distance_mm")},
-        "inconsistent": found["inconsistent"],
-        "mean_map_correlation": found.get("mean_map_correlation"),
+        "inconsistent": metrics["inconsistent"],
+        "mean_map_correlation": metrics.get("mean_map_correlation"),
         **{f"sign_{key}": sign[key] for key in ("accuracy", "auc")},
         "errors_found_auc": errors["auc"],
     }
 
 
-def _say(summary: Mapping) -> list[str]:
+def _format_lines(summary: Mapping) -> list[str]:
     """The lines to print."""
     lines = []
     for row in summary["explanations"]:
@@ -171,9 +171,9 @@ def _say(summary: Mapping) -> list[str]:
         )
     for row in summary["agreement"]:
         if row["group"] == "all":
-            figures = {key: row[f"{key}_mean"] for key in ("correlation", "overlap")}
-            said = ", ".join(f"{key} {'n/a' if value is None else f'{value:.2f}'}" for key, value in figures.items())
-            lines.append(f"{row['explanation_a']} and {row['explanation_b']}, {row['n']} cases: {said}")
+            means = {key: row[f"{key}_mean"] for key in ("correlation", "overlap")}
+            text = ", ".join(f"{key} {'n/a' if value is None else f'{value:.2f}'}" for key, value in means.items())
+            lines.append(f"{row['explanation_a']} and {row['explanation_b']}, {row['n']} cases: {text}")
     for row in summary["leads"]:
         lines.append(
             f"  {LEADS[row['measure']]}: {row['explanation_a']} in {row['a']}, {row['explanation_b']} in {row['b']}, "
@@ -182,5 +182,5 @@ def _say(summary: Mapping) -> list[str]:
     return lines
 
 
-def _known(value: float) -> float | None:
+def _none_if_nan(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None

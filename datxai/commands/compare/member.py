@@ -1,4 +1,4 @@
-"""The runs that are compared: each with its predictions by who a case is, and what they have in common."""
+"""The runs that are compared: each with its predictions by person, and their common cases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from datxai.findings import Findings
 from datxai.run import Run
 from datxai.volume import Volume
 
-PERSON = ("participant_id", "subject", "age", "sex", "label")  # what identifies a case across runs
+PERSON = ("participant_id", "subject", "age", "sex", "label")  # identify a case across runs
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Member:
 
     @cached_property
     def cases(self) -> dict[tuple, dict]:
-        """The predictions by who a case is."""
+        """The predictions by `PERSON`."""
         people = self.findings.people
         return {
             tuple(people[case["participant_id"]].get(key) for key in PERSON): case for case in self.findings.predictions
@@ -55,13 +55,13 @@ class Member:
 
     @cached_property
     def split(self) -> dict:
-        """The settings of its split, those of its kind; empty where they are not recorded, or all cases are tested."""
+        """The settings of its split; empty if they are not recorded, or if all cases are tested."""
         entry = self.run.find("split")
         return {} if entry is None else entry["config"].get("split", {})
 
     @property
     def apart_from_fold(self) -> str:
-        """What its network was made from, but for the cases that are tested and for seeds."""
+        """A hash of everything that its network was made from, except for the tested cases and seeds."""
         scans, training = self.run.find("preprocess") or {}, self.run.entry("train", "compare")["config"]
         split = {name: value for name, value in self.split.items() if name not in ("fold", "repeat", "test")}
         recipe = {name: value for name, value in training.get("training", {}).items() if name != "seed"}
@@ -71,23 +71,23 @@ class Member:
         return self.run.entry(stage, "compare")["fingerprint"]
 
 
-def find_members(given: Sequence[Path], explanation: str, full: bool) -> list[Member]:
-    """The evaluated runs given and within the folders given, each once; their maps are those of ``explanation``."""
+def find_members(paths: Sequence[Path], explanation: str, full: bool) -> list[Member]:
+    """The evaluated runs among these paths and within these folders, each once, with the maps of ``explanation``."""
     require_name(explanation)
     folders: dict[Path, None] = {}
-    named = "" if explanation == DEFAULT else f" explanation={explanation}"
-    for place in given:
-        if not place.is_dir():
-            raise InputError(f"{place}: no such folder, expected a run folder or that of a sweep.")
-        within = [path.parent for path in sorted(place.glob("*/manifest.json"))]
-        evaluated = [folder for folder in [place, *within] if Run(folder, explanation, full).holds("evaluate")]
+    option = "" if explanation == DEFAULT else f" explanation={explanation}"
+    for path in paths:
+        if not path.is_dir():
+            raise InputError(f"{path}: no such folder, expected a run folder or that of a sweep.")
+        within = [manifest.parent for manifest in sorted(path.glob("*/manifest.json"))]
+        evaluated = [folder for folder in [path, *within] if Run(folder, explanation, full).holds("evaluate")]
         for folder in sorted({*within} - {*evaluated}):
-            print(f"{folder}: left out, it has not been evaluated; `datxai run='{folder}'{named}` goes on with it")
+            print(f"{folder}: left out, it has not been evaluated; `datxai run='{folder}'{option}` goes on with it")
         if not evaluated:
-            raise InputError(f"{place}: no evaluated run, and none within it; run `datxai run={place}{named}` first.")
+            raise InputError(f"{path}: no evaluated run, and none within it; run `datxai run={path}{option}` first.")
         folders |= dict.fromkeys(evaluated)
-    short = [folder.resolve().name for folder in folders]
-    names = [str(folder) if short.count(name) > 1 else name for folder, name in zip(folders, short)]
+    base_names = [folder.resolve().name for folder in folders]
+    names = [str(folder) if base_names.count(name) > 1 else name for folder, name in zip(folders, base_names)]
     members = [Member(name, Findings(Run(folder, explanation, full))) for name, folder in zip(names, folders)]
     for member in members:
         member.run.entry("evaluate", "compare")
@@ -96,12 +96,12 @@ def find_members(given: Sequence[Path], explanation: str, full: bool) -> list[Me
         if member not in different:
             print(f"{member.run.folder}: left out, it is the same as another run")
     if len(different) < 2:
-        raise InputError(f"{', '.join(map(str, given))}: one run only, expected two or more that differ.")
+        raise InputError(f"{', '.join(map(str, paths))}: one run only, expected two or more that differ.")
     return different
 
 
 def differ_in(members: Sequence[Member], stage: str) -> list[Member]:
-    """One member of each group that made a stage from the same settings and inputs."""
+    """The first member of each group that made a stage from the same settings and inputs."""
     first: dict[str, Member] = {}
     for member in members:
         first.setdefault(member.fingerprint(stage), member)
@@ -109,7 +109,7 @@ def differ_in(members: Sequence[Member], stage: str) -> list[Member]:
 
 
 def find_common(members: Sequence[Member], name: str) -> tuple[list[tuple], list[str]]:
-    """The cases that are in this set in every run, and a sentence on the others."""
+    """The cases that are in this set in every run, and a remark if there are others."""
     sets = [member.of_set(name) for member in members]
     common = set.intersection(*sets)
     remarks = []

@@ -1,4 +1,4 @@
-"""What several networks say together: an ensemble on the cases they all test, and folds that each test their own."""
+"""Several networks combined: an ensemble on the test cases they share, and pooled folds with different test cases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datxai.analysis.calibration import choose_uncertain, measure_reliability, m
 from datxai.analysis.classification import summarise
 from datxai.commands.compare.member import PERSON, Member, find_common
 
-_OF_FOLD = re.compile(r"split\.(?:fold|repeat|test)=(?:\[[^]]*\]|[^,]*),?")  # in the name of a sweep's job
+_FOLD_OPTION = re.compile(r"split\.(?:fold|repeat|test)=(?:\[[^]]*\]|[^,]*),?")  # in the name of a sweep's job
 
 
 def combine(members: Sequence[Member], people: Sequence[tuple]) -> dict | None:
@@ -53,22 +53,22 @@ def combine(members: Sequence[Member], people: Sequence[tuple]) -> dict | None:
 
 
 def pool_folds(members: Sequence[Member]) -> dict[str, dict]:
-    """Out-of-fold predictions as one estimate: each case by the networks that did not see it.
+    """Pool out-of-fold predictions: each case is predicted by the networks that were not trained with it.
 
-    One entry for the runs that differ in what they test, and in seeds, alone; a case that several test (repeats) has
-    the mean of their calibrated probabilities.
+    There is one entry for each group of runs that differ only in their test cases and seeds. A case that several of
+    them test (repeats) gets the mean of their calibrated probabilities.
     """
     groups: dict[str, list[Member]] = {}
     for member in members:
         if "fold" in member.split or member.split.get("test"):
             groups.setdefault(member.apart_from_fold, []).append(member)
-    several = [group for group in groups.values() if len(group) > 1]
-    found = {}
-    for number, group in enumerate(several, start=1):
-        settings = _OF_FOLD.sub("", group[0].name).strip(",")
-        name = "pooled" if len(several) == 1 else f"pooled {settings or number}"
-        found[name] = _pool(group) | {"remarks": _name_missing_folds(name, group)}
-    return found
+    poolable = [group for group in groups.values() if len(group) > 1]
+    pooled = {}
+    for number, group in enumerate(poolable, start=1):
+        settings = _FOLD_OPTION.sub("", group[0].name).strip(",")
+        name = "pooled" if len(poolable) == 1 else f"pooled {settings or number}"
+        pooled[name] = _pool(group) | {"remarks": _name_missing_folds(name, group)}
+    return pooled
 
 
 def _pool(group: Sequence[Member]) -> dict:
@@ -100,15 +100,15 @@ def _pool(group: Sequence[Member]) -> dict:
 
 
 def _name_missing_folds(name: str, group: Sequence[Member]) -> list[str]:
-    """A sentence where some of the folds have not been evaluated."""
+    """A remark if some of the folds have not been evaluated."""
     if "fold" not in group[0].split:
         return []
-    there = {(member.split["repeat"], member.split["fold"]) for member in group}
-    repeats, folds = sorted({repeat for repeat, _ in there}), range(group[0].split["folds"])
+    evaluated = {(member.split["repeat"], member.split["fold"]) for member in group}
+    repeats, folds = sorted({repeat for repeat, _ in evaluated}), range(group[0].split["folds"])
     missing = [
         f"{fold} of repeat {repeat}" if len(repeats) > 1 else str(fold)
         for repeat in repeats
         for fold in folds
-        if (repeat, fold) not in there
+        if (repeat, fold) not in evaluated
     ]
-    return [f"Of {name} the folds {', '.join(missing)} are missing; its cases are of the others."] if missing else []
+    return [f"The folds {', '.join(missing)} of {name} are missing; its cases are of the others."] if missing else []

@@ -1,4 +1,4 @@
-"""What a search varies: settings, each with a space such as ``log(1e-5, 1e-2)``."""
+"""The search space: settings, each with a distribution such as ``log(1e-5, 1e-2)``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datxai.record import flatten
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-# Groups whose settings can be sought, and the stage from which on a trial differs from its base.
+# Groups of settings that a search can vary, and the first stage in which a trial then differs from its base.
 STAGE_OF = {
     **dict.fromkeys(("grid", "reconstruction", "registration", "atlas", "preprocessing"), "preprocess"),
     **dict.fromkeys(("network", "training"), "train"),
@@ -25,7 +25,7 @@ EXPRESSION = re.compile(r"\s*(uniform|log|integer|choice)\s*\((.*)\)\s*", re.S)
 
 
 def read_space(options: Search, settings: Config) -> dict[str, BaseDistribution]:
-    """The distributions by setting. Raises `InputError` for what is no setting, or no space."""
+    """The distributions by setting. Raises `InputError` for unknown settings and invalid distributions."""
     if not isinstance(options.space, (dict, type(None))):
         raise InputError(f"search.space is {options.space}, expected settings with spaces: {{SETTING: 'log(1, 2)'}}.")
     if options.objective not in OBJECTIVES:
@@ -37,13 +37,13 @@ def read_space(options: Search, settings: Config) -> dict[str, BaseDistribution]
     if not re.fullmatch(r"[A-Za-z0-9][\w-]{0,63}", options.name):
         raise InputError(f"search.name is {options.name}, expected letters, digits, - and _; change search.name=NAME.")
     require_optuna()
-    known, space = flatten(asdict(settings)), {}
+    existing, space = flatten(asdict(settings)), {}
     for key, text in (options.space or {}).items():
         if text is None:
             continue
         group = key.partition(".")[0]
-        is_known = key in known or (key.startswith("network.arguments.") and settings.network.architecture != "plain")
-        if not is_known:
+        is_argument = key.startswith("network.arguments.") and settings.network.architecture != "plain"
+        if key not in existing and not is_argument:
             raise InputError(f"search.space: {unknown_setting(key)}")
         if group not in STAGE_OF:
             raise InputError(f"search.space: {key} changes no training, expected settings of {', '.join(STAGE_OF)}.")
@@ -59,7 +59,7 @@ def _parse(key: str, text: str) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     match = EXPRESSION.fullmatch(text)
-    values = [_value(word.strip()) for word in match[2].split(",") if word.strip()] if match else []
+    values = [_parse_value(word.strip()) for word in match[2].split(",") if word.strip()] if match else []
     kind = match[1] if match else None
     try:
         if kind == "choice" and values:
@@ -75,11 +75,11 @@ def _parse(key: str, text: str) -> BaseDistribution:
         ) from error
 
 
-def _value(word: str) -> bool | int | float | str | None:
-    named = {"null": None, "true": True, "false": False}
-    if word in named:
-        return named[word]
-    for kind in (int, float):
+def _parse_value(text: str) -> bool | int | float | str | None:
+    constants = {"null": None, "true": True, "false": False}
+    if text in constants:
+        return constants[text]
+    for number in (int, float):
         with contextlib.suppress(ValueError):
-            return kind(word)
-    return word.strip("'\"")
+            return number(text)
+    return text.strip("'\"")

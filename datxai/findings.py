@@ -341,7 +341,7 @@ class Findings:
         return {**case, "case_id": name, "image": self.store.volume(name), "relevance": self.map_of(name).data}
 
     def average_ledger(self, cases: Sequence[str]) -> list[dict]:
-        """Where relevance went, layer by layer from the output down: means over the relevance maps of ``cases``.
+        """Relevance by layer, from the output down: means over the relevance maps of ``cases``.
 
         The entries of each map are divided by the seed of its explanation, so that all maps have the same weight. Empty
         for methods without a ledger.

@@ -39,7 +39,7 @@ ITEMS = {
     "Most relevant voxel": peaks,
     "Conventional classifiers": comparison,
     "Repeats": repeats,
-    "Misclassified cases that give themselves away": errors,
+    "Detecting misclassified cases": errors,
     "Relevance by region": regions,
     "Sign of the relevance": sign_of_relevance,
 }

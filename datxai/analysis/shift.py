@@ -150,7 +150,7 @@ class Shift:
             feature = features[MEASURES[name][0]]
             if feature.shape != fit.mean.shape:
                 raise InputError(
-                    f"likeness to the training scans: {name} has {len(feature)} values in the scan and "
+                    f"similarity to the training scans: {name} has {len(feature)} values in the scan and "
                     f"{len(fit.mean)} in the run, which another version has made; run `datxai evaluate` again."
                 )
             value = float(fit.measure(feature[None])[0])

@@ -186,7 +186,7 @@ def write_markdown(lines: Sequence[Sequence[str]], cases: Sequence[Mapping], run
     """The text of summary.md from the result of `tabulate` and the rows of cases.tsv."""
     lesions = [row for row in cases if row["lesion"]]
     text = [
-        "# Methods side by side", "",
+        "# Comparison of methods", "",
         f"Made by `datxai benchmark` in the run folder `{run}`; do not edit.", "",
         f"{len(cases) - len(lesions)} test cases and {len(lesions)} lesioned phantoms. Mean over cases with 95 % "
         "bootstrap interval; ↑ more is better, ↓ less is better; the mean rank is over the measures with an arrow.", "",

@@ -62,7 +62,7 @@ def draw_case(page: CasePage) -> list[Figure]:
     paper = Paper()
     paper.write(text["heading"], 15, weight="bold")
     paper.write(text["subtitle"], 8, color=NEUTRAL)
-    paper.write("Research use only, not diagnostic. Nothing here may guide the care of a patient.", 9, weight="bold")
+    paper.write("Research use only, not diagnostic. Do not use it to guide patient care.", 9, weight="bold")
     for warning in page.warnings:
         paper.write(warning, 9, weight="bold")
     paper.skip()
@@ -94,7 +94,7 @@ def draw_case(page: CasePage) -> list[Figure]:
         }
     )
     if page.ledger:
-        paper.head("Where relevance went, layer by layer")
+        paper.head("Relevance by layer")
         paper.tabulate(_with_header(page.ledger))
     return paper.pages
 

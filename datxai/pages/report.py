@@ -200,7 +200,7 @@ def describe_case(page: CasePage) -> dict:
         "Regional relevance": page.relevance,
         "Explanation": page.explanation,
         "Quality control": page.quality,
-        "Likeness to the training scans": _describe_shift(page.shift) if page.shift else {},
+        "Similarity to the training scans": _describe_shift(page.shift) if page.shift else {},
         **{
             f"Other explanation: {name}": {**other.explanation, **other.measures} for name, other in page.beside.items()
         },

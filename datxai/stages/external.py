@@ -196,7 +196,7 @@ def _write_page(
                 "Called reduced": f"{counts['called_reduced']} ({format_percent(counts['called_reduced'] / n)})",
                 "Uncertain": f"{counts['uncertain']} ({format_percent(counts['uncertain'] / n)})",
                 "Map inconsistent": f"{counts['inconsistent']} ({format_percent(counts['inconsistent'] / n)})",
-                "Quality": f"{counts['green']} green, {counts['amber']} amber (to be looked at)",
+                "Quality": f"{counts['green']} green, {counts['amber']} amber (please check)",
             },
             remarks=remarks,
             rows=rows,

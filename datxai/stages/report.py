@@ -52,7 +52,7 @@ def make(settings: Config, run: Run) -> None:
             (run.figures / f"{name}.pdf").unlink(missing_ok=True)
     run.figures.mkdir(exist_ok=True)
     pages = write_pages(findings, ranges)
-    judged = "" if settings.applied is None else f", judged by the run {Path(settings.applied).resolve().name}"
+    judged = "" if settings.applied is None else f", classified by the run {Path(settings.applied).resolve().name}"
     quality, cases = findings.quality.values(), tabulate_cases(findings, ranges)
     wrong = {case["participant_id"] for case in findings.misclassified}
     write_report(

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Do errors give themselves away?
+# # Can misclassified cases be detected?
 #
 # Scores that might detect misclassified cases: an inconsistent map, a narrow margin, a binding ratio near the
 # cutoff. The area under the ROC curve measures how well. With fewer than five errors there is no interval.

@@ -94,7 +94,7 @@ def test_a_bundle_says_what_its_run_says(both, finished):
     assert told["applied"]["sha256"] == Bundle.open(path).identity
     assert told["cohort"] == read_json(ours / "external.json")["cohort"]
     page = (theirs / "external.html").read_text()
-    assert "knows no scan of its run" in page and "judged by the run model.datxai" in page
+    assert "knows no scan of its run" in page and "classified by the run model.datxai" in page
     assert page.count("report.html") and "Report of model.datxai" not in page
     for file in (theirs / "external.json", theirs / "manifest.json"):
         assert str(path.parent) not in file.read_text() and str(finished[0]) not in file.read_text()

@@ -49,7 +49,7 @@ def test_the_report_tells_how_many_scans_are_doubtful_and_names_them(tmp_path):
     ]
     write_report(tmp_path / "report.html", RunPage(quality=rows))
     page = (tmp_path / "report.html").read_text()
-    assert "1 of 3 scans green, 1 amber (used, to be looked at), 1 red (left out)." in page
+    assert "1 of 3 scans green, 1 amber (included; please check), 1 red (left out)." in page
     assert "sub-01" in page
     assert "sub-02" not in page
     write_report(tmp_path / "report.html", RunPage(quality=rows[1:2]))

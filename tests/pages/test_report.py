@@ -222,7 +222,7 @@ def test_case_report_says_whether_a_scan_is_like_the_training_scans(tmp_path):
         assert said in text
     assert "1.00, limit 2.00: beyond" not in text
     write_case_report(tmp_path / "case.html", replace(page, shift=None))
-    assert "Likeness to the training scans" not in Page(tmp_path / "case.html").text
+    assert "Similarity to the training scans" not in Page(tmp_path / "case.html").text
 
 
 def test_report_says_how_often_test_cases_are_unlike_the_training_scans(tmp_path, content):
@@ -232,7 +232,7 @@ def test_report_says_how_often_test_cases_are_unlike_the_training_scans(tmp_path
     page = Page(tmp_path / "report.html")
     text = " ".join(page.text.split())
     assert "shift" in page.attributes("section", "id") and HOSTILE in text
-    assert "Of the 53 test cases, on which no limit was set, it is said of 2, 3.8 % (1.0 to 12.8)." in text
+    assert "Of the 53 test cases, which were not used to set the limits, 2 exceed one, 3.8 % (1.0 to 12.8)." in text
     cells = "<td>0.73</td><td>1.92</td><td>3.03</td><td>2</td>"
     assert f'<th scope="row">noise</th>{cells}' in (tmp_path / "report.html").read_text()
     few = {"judged": False, "note": "12 training cases are too few.", "level": 0.05, "measures": {}}

@@ -108,7 +108,7 @@ def test_a_scan_that_is_blurred_is_marked_and_its_page_says_so(folder, reader, t
     assert "noise" in warning
     page = reader.write(reading, tmp_path / "case")
     text = (page / "report.html").read_text()
-    assert warning in text and "Likeness to the training scans" in text
+    assert warning in text and "Similarity to the training scans" in text
     assert json.loads((page / "prediction.json").read_text())["shift"]["marked"] is True
 
 

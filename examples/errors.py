@@ -11,7 +11,7 @@ from datxai.files import write_table
 from datxai.pages.charts import plot_detection
 from datxai.pages.style import save_figure
 
-NOTE = """Area under the ROC curve for finding misclassified cases, with 95 % interval (variance of Hanley and
+NOTE = """Area under the ROC curve for detecting misclassified cases, with 95 % interval (variance of Hanley and
 McNeil). Where there are several networks, their cases are pooled by their ranks within each network, and the interval
 is a bootstrap over subjects: the networks see the same cases and make
 much the same errors. With fewer than five misclassified subjects there is none."""

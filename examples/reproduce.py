@@ -48,14 +48,14 @@ HEAD = """\
 
 Made by `python examples/reproduce.py RUN_DIR {repeats}--markdown docs/{page}`; do not edit.
 
-Beside the values of Nazari et al. 2022 ([doi:10.1007/s00259-021-05569-9](https://doi.org/10.1007/s00259-021-05569-9))
-stands what was found here: {n} scans ({kind}), grid of {grid} voxels, {tested} test cases. Explained
+The values of Nazari et al. 2022 ([doi:10.1007/s00259-021-05569-9](https://doi.org/10.1007/s00259-021-05569-9)) next to
+those of this run: {n} scans ({kind}), grid of {grid} voxels, {tested} test cases. Explained
 output: `{target}`; start: `{start}`. Percentages with 95 % intervals.
 {caution}"""
 PHANTOM = """
 **Everything on this page rests on the digital phantom ([phantom.md](phantom.md)), not on patients.** It shows that the
-methods run and how they behave, not what they are worth in the clinic. The readers are simulated, and the difficulty is
-that of the phantom.
+methods run and how they behave, not how useful they are in the clinic. The readers are simulated, and the difficulty
+is that of the phantom.
 """
 
 

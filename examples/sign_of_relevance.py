@@ -27,10 +27,10 @@ from datxai.pages.style import save_figure
 from datxai.pages.tables import format_percent
 from datxai.progress import Bar
 
-NOTE = """What LRP starts with is a choice of output (that of the predicted class, of one class, or a difference of
-both, the log-odds) and of its size (the logit's value or one). The table holds means over networks that differ in
-their initial weights, and the range. Putamen: the hottest voxels in the ipsilateral ROI. The sign: called reduced if
-positive; an accuracy far below 50 % is that of the sign reversed."""
+NOTE = """LRP starts with a choice of output (that of the predicted class, of one class, or the difference of both,
+the log-odds) and of its size (the logit's value or one). The table shows means and ranges over networks that differ in
+their initial weights. Putamen: the hottest voxels in the ipsilateral ROI. Sign: reduced if positive; an accuracy far
+below 50 % means that the reversed sign classifies."""
 # Weights of the maps of both outputs (normal, reduced), each started with one, from logits (n, 2)
 STARTS = {
     "predicted, logit": lambda logit: logit * _predicted(logit),

@@ -7,8 +7,8 @@ from nazari2021 import CNN, INCONSISTENT_FN, Row, main
 
 from datxai.run_figures import draw
 
-NOTE = """In the paper, maps are judged inconsistent by eye. Here a map is inconsistent if it correlates more with the mean map
-of the class that was not predicted; a case is left out of the mean that it is compared with."""
+NOTE = """In the paper, maps are judged inconsistent by eye. Here a map is inconsistent if it correlates more with the
+mean map of the class that was not predicted; a case is left out of the mean that it is compared with."""
 
 
 def make(runs, out):

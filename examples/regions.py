@@ -12,8 +12,8 @@ SHOWN = 6
 ROIS = FEATURES[:4]  # putamen and caudate of both sides
 NOTE = """Density: a region's share of the brain's absolute relevance over its share of the volume. The flat rule on
 two layers spreads relevance over five voxels along each axis, so regions near the striatum include some of its
-relevance. The same group (Nazari et al. 2021, doi:10.1038/s41598-021-02385-x) found insula, amygdala, ventromedial prefrontal
-cortex, thalamus, anterior temporal cortex, superior frontal lobe and pons."""
+relevance. The same group (Nazari et al. 2021, doi:10.1038/s41598-021-02385-x) found insula, amygdala, ventromedial
+prefrontal cortex, thalamus, anterior temporal cortex, superior frontal lobe and pons."""
 
 
 def make(runs, out):

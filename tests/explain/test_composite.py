@@ -138,7 +138,7 @@ def test_layers_inside_blocks():
         ([line("conv9")], ["composite.layers[0].match", "'conv9'", "conv1 (Conv3d), relu1 (ReLU)"]),
         ([REST, line("conv?[9]")], ["composite.layers[1].match", "'conv?[9]'"]),
         ([line("type:Convolutoin")], ["'Convolutoin'", "Affine", "Convolution"]),
-        ([line("conv[1][2]")], ["no pattern"]),
+        ([line("conv[1][2]")], ["not a pattern"]),
         ([line("*", rule="lrp")], ["composite.layers[0].rule", "'lrp'", "alpha_beta", "zbox"]),
         ([line("*", rule="epsilon", eps=1)], ["'eps'", "epsilon, zero_params"]),
         ([line("*", rule="pass", epsilon=1)], ["'epsilon'", "it has none"]),
@@ -300,7 +300,7 @@ def test_a_rule_of_ones_own_is_checked_as_others_are(own_rules, cnn):
         ("import nothing_of_that_name", "cannot be executed: ModuleNotFoundError"),
         ("rules = {}", "defines no RULES"),
         ("RULES = {'mine': 3}", "mine is 3, expected a class derived from zennit.core.Hook"),
-        ("from zennit.rules import Pass\nRULES = {'pass': Pass}", "pass is the name of a rule that there is already"),
+        ("from zennit.rules import Pass\nRULES = {'pass': Pass}", "pass is already the name of a rule"),
     ],
 )
 def test_files_of_rules_that_cannot_be_used(tmp_path, text, said):

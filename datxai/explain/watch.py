@@ -136,6 +136,6 @@ def _require_modifiable(where: str, module: nn.Module, rule: str, hook: Any) -> 
     if computed:
         raise InputError(
             f"the {' and '.join(computed)} of {where} is not a parameter but computed from others (weight norm, "
-            f"spectral norm, pruning) or a buffer, which Zennit's hook for rule {rule} cannot modify; make it one, as by "
+            f"spectral norm, pruning) or a buffer, which Zennit's hook for rule {rule} cannot modify; make it one, by "
             f"torch.nn.utils.remove_weight_norm or prune.remove, or give it the rule epsilon."
         )

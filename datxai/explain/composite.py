@@ -168,8 +168,8 @@ def build_composite(
     if precision == "bf16" and rules == "zennit":
         raise InputError("precision=bf16 and rules=zennit: Zennit's rules have no such mode; choose rules=fast.")
     require_weights(model)
-    known = known_rules(own_rules)
-    require_valid(lines, known, x_bounds is not None)
+    available = known_rules(own_rules)
+    require_valid(lines, available, x_bounds is not None)
     for name, module, line in assign_rules(lines, model):
         rule = line["rule"] if line else "gradient"
         if rule in _KEEP_SHAPE and isinstance(module, types.Linear):
@@ -177,14 +177,14 @@ def build_composite(
                 f"composite.layers gives rule {rule} to {name} ({type(module).__name__}), which has weights; "
                 f"it is for activations. Choose another rule for it, such as epsilon."
             )
-        if known[rule] is not None and (list(module.children()) or isinstance(module, _GRADIENT_ONLY)):
+        if available[rule] is not None and (list(module.children()) or isinstance(module, _GRADIENT_ONLY)):
             match = [name or f"type:{type(module).__name__}"]
             match += [f"{name}.*"] if isinstance(module, nn.MultiheadAttention) else []
             raise InputError(
-                f"composite.layers gives rule {rule} to {shown(name, module)}, whose weights no rule but "
-                f"gradient can handle; put {{match: {match}, rule: gradient}} first."
+                f"composite.layers gives rule {rule} to {shown(name, module)}, which uses its weights in its "
+                f"own way, so that only the rule gradient fits; put {{match: {match}, rule: gradient}} first."
             )
-    hook_types = known | FAST_RULES if rules == "fast" else known
+    hook_types = available | FAST_RULES if rules == "fast" else available
     return RuleComposite(lines, _name_canonizers(canonizers), x_bounds, hook_types, PRECISIONS[precision], bias)
 
 

@@ -520,7 +520,7 @@ def test_tables_have_nothing_that_could_be_taken_away_as_a_whole(method):
         ("occlusion", {"parcels": np.ones((2, 2, 2))}, r"parcels are of shape \(2, 2, 2\), expected that of a case"),
         ("occlusion", {"parcels": np.zeros(SHAPE)}, "at least one parcel"),
         ("occlusion", {"parcels": -np.ones(SHAPE)}, "0 for no parcel"),
-        ("kernel_shap", {"parcels": np.ones(SHAPE)}, "two parcels or more"),
+        ("kernel_shap", {"parcels": np.ones(SHAPE)}, "two or more parcels"),
         ("kernel_shap", {"parcels": parcels_of(SHAPE), "options": {"n_samples": 9}}, "5 parcels and n_samples=9"),
         ("lime", {"precision": "bf16"}, "expected float32 for attribution.method=lime"),
     ],

@@ -138,7 +138,7 @@ def attribute(
     ledger
         Whether to record the relevance of each layer.
     at_once
-        Number of volumes processed together; None: as many as make it faster (`datxai.explain.batches`).
+        Number of volumes processed together; None: the default of the device (`datxai.explain.batches.WORTHWHILE`).
     parcels
         Labels (X, Y, Z), or [batch, X, Y, Z] by case, of the regions that ``occlusion``, ``lime`` and ``kernel_shap``
         remove as a whole; 0 is never removed. None: the default of each method. Other methods ignore them.

@@ -516,7 +516,7 @@ def test_tables_have_nothing_that_could_be_taken_away_as_a_whole(method):
         ("occlusion", {"options": {"baseline": torch.tensor(float("inf"))}}, "baseline: expected finite numbers"),
         ("lime", {"options": {"seed": torch.ones(1)}}, "expected a whole number"),
         ("grad_cam", {"options": {"layer": 3}}, "options.layer=3: expected a layer's name"),
-        ("grad_cam", {"options": {"layer": "6"}}, "options.layer=6: of 6, where .* such as 0, 1, 2"),
+        ("grad_cam", {"options": {"layer": "6"}}, "options.layer=6: it is unknown where .* such as 0, 1, 2"),
         ("occlusion", {"parcels": np.ones((2, 2, 2))}, r"parcels are of shape \(2, 2, 2\), expected that of a case"),
         ("occlusion", {"parcels": np.zeros(SHAPE)}, "at least one parcel"),
         ("occlusion", {"parcels": -np.ones(SHAPE)}, "0 for no parcel"),

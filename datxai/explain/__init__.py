@@ -1,7 +1,7 @@
-"""Which voxels a decision rests on: layer-wise relevance propagation through Zennit, for any network.
+"""Find the voxels that a decision is based on: layer-wise relevance propagation with Zennit, for any network.
 
-`attribute` explains a batch, `describe_composite` shows which layer gets which rule. `datxai.explain.rules` holds
-rules that may be used in any Zennit composite.
+`attribute` explains a batch, `describe_composite` shows which layer gets which rule. The rules of
+`datxai.explain.rules` can be used in any Zennit composite.
 """
 
 from datxai.explain.assignment import RULES

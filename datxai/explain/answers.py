@@ -1,4 +1,4 @@
-"""What networks answered, so that an input that comes again does not go through the same layers again."""
+"""Cache the answers of networks, so that the same layers do not process the same input twice."""
 
 from __future__ import annotations
 
@@ -10,46 +10,45 @@ from torch import Tensor, nn
 from datxai.explain.layers import is_plain
 from datxai.explain.network import run
 
-_DESCRIBED_APART = {"_parameters", "_buffers", "_modules"}
+_SEPARATE_KEYS = {"_parameters", "_buffers", "_modules"}
 
 
 class Answers:
-    """Calls networks, and keeps what they say of each input.
+    """Calls networks and caches their answers to each input.
 
-    Kept are the few numbers behind the first fully connected layer of a `torch.nn.Sequential`, or of any other network
-    its outputs. So `Sequential` networks that have their layers up to there in common, as those of a cascading
-    randomisation have, share what is kept; other outputs of the same inputs cost nothing. Tensors of weights are told
-    apart by identity and by whether they were written over, layers by type and settings, networks of any other form by
-    identity as well.
+    For a `torch.nn.Sequential` it caches the few outputs of the first fully connected layer, for any other network its
+    outputs. `Sequential` networks with the same layers up to there, such as those of a cascading randomisation, share
+    cached values, and explaining further outputs for the same inputs is free. Weights are identified by object and
+    version, layers by type and settings, other networks also by object.
     """
 
     def __init__(self):
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew."""
-        self._kept: dict[tuple, dict[bytes, Tensor]] = {}
-        self._held: dict[int, object] = {}  # so that nothing else gets the identity of one of them
+        """Clear the cache."""
+        self._cache: dict[tuple, dict[bytes, Tensor]] = {}
+        self._held: dict[int, object] = {}  # keeps objects alive, so that their ids are not reused
 
     def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Outputs of ``model`` [batch, ...] for inputs [batch, ...]; without a gradient."""
+        """Outputs of ``model`` [batch, ...] for inputs [batch, ...], without a gradient."""
         first, rest = _split(model)
-        form = None if first is not model else self._hold(model)
-        kept = self._kept.setdefault((form, self._describe_layer(first), x.shape[1:], x.dtype, x.device), {})
+        identity = None if first is not model else self._hold(model)
+        cached = self._cache.setdefault((identity, self._describe_layer(first), x.shape[1:], x.dtype, x.device), {})
         keys = [sha256(case.contiguous().cpu().view(torch.uint8).numpy().data).digest() for case in x.detach()]
-        new = {key: place for place, key in enumerate(keys) if key not in kept}
+        new = {key: index for index, key in enumerate(keys) if key not in cached}
         with torch.no_grad():
             if new:
-                kept.update(zip(new, run(first, x if len(new) == len(x) else x[[*new.values()]])))
-            return run(rest, torch.stack([kept[key] for key in keys]))
+                cached.update(zip(new, run(first, x if len(new) == len(x) else x[[*new.values()]])))
+            return run(rest, torch.stack([cached[key] for key in keys]))
 
     def _describe_layer(self, layer: nn.Module) -> tuple:
-        """Type, weights and settings of a layer and of those within it: layers that say the same compute the same."""
+        """Type, weights and settings of a layer and its children: layers with equal descriptions compute the same."""
         tensors = {**dict(layer._parameters.items()), **dict(layer._buffers.items())}  # no dicts in a scripted module
-        own = {name: value for name, value in vars(layer).items() if name not in _DESCRIBED_APART}
+        settings = {name: value for name, value in vars(layer).items() if name not in _SEPARATE_KEYS}
         children = layer._modules.items()
         inner = ((name, None if child is None else self._describe_layer(child)) for name, child in children)
-        return type(layer), self._describe(tensors), self._describe(own), *inner
+        return type(layer), self._describe(tensors), self._describe(settings), *inner
 
     def _describe(self, value: object) -> object:
         if isinstance(value, Tensor):
@@ -70,9 +69,9 @@ class Answers:
 
 
 def _split(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The layers up to the first fully connected one, and those behind; a network with hooks of its own stays whole."""
+    """Split a plain Sequential after its first fully connected layer; any other network is not split."""
     if isinstance(model, nn.Sequential) and is_plain(model, nn.Sequential):
-        for place, layer in enumerate(model, start=1):
+        for end, layer in enumerate(model, start=1):
             if isinstance(layer, nn.Linear):
-                return model[:place], model[place:]
+                return model[:end], model[end:]
     return model, nn.Identity()

@@ -1,8 +1,8 @@
-"""Which layer of a network gets which rule, by the lines of a configuration file.
+"""Assign rules to the layers of a network by the lines of a configuration file.
 
 A composite is a sequence of lines ``{match: [PATTERN, ...], rule: NAME, parameters: {...}}``; the first line that
-matches a layer wins. Layers are the modules without children, in the order in which the network lists them; modules
-with children and parameters of their own are listed as well, and take no rule but ``gradient``.
+matches a layer wins. Layers are the modules without children, in the order of ``named_modules``; modules that have both
+children and parameters of their own count as well, but only take the rule ``gradient``.
 
 | pattern                  | matches                                                                                |
 |--------------------------|----------------------------------------------------------------------------------------|
@@ -12,7 +12,7 @@ with children and parameters of their own are listed as well, and take no rule b
 | ``type:Convolution[0]``  | the first of the layers that the pattern matches; ``[-1]`` the last                    |
 | ``type:Convolution[:2]`` | the first two; any Python slice of two numbers                                         |
 
-A name that the network has not is a mistake; a type may be absent, so that one file serves many networks.
+A name that is not in the network is an error; a type may be absent, so that one file works for many networks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from datxai.explain import rules as fast
 from datxai.explain._zennit import Hook, layer, types
 from datxai.explain._zennit import rules as stock
 
-RULES: dict[str, type[Hook] | None] = {  # Zennit's; None is the layer's own gradient
+RULES: dict[str, type[Hook] | None] = {  # Zennit's; None: the layer's own gradient
     "epsilon": stock.Epsilon,
     "alpha_beta": stock.AlphaBeta,
     "zplus": stock.ZPlus,
@@ -42,7 +42,7 @@ RULES: dict[str, type[Hook] | None] = {  # Zennit's; None is the layer's own gra
     "zbox": fast.ZBox.stock,
     "norm": stock.Norm,
     "pass": stock.Pass,
-    "guided_backprop": stock.ReLUGuidedBackprop,  # of activations: a gradient, not relevance
+    "guided_backprop": stock.ReLUGuidedBackprop,  # for activations: a gradient, not relevance
     "gradient": None,
 }
 FAST_RULES: dict[str, type[fast.Rule]] = {
@@ -73,7 +73,7 @@ _KEYS = ("match", "rule", "parameters")
 
 @dataclass
 class RuledLayer:
-    """One layer and its rule. Zennit takes it for a hook: what `copy` returns is registered, and stays in ``hook``."""
+    """A layer and its rule, Zennit's template of a hook: Zennit registers what `copy` returns and keeps in ``hook``."""
 
     name: str
     module: nn.Module
@@ -92,11 +92,11 @@ class RuledLayer:
 
 
 def known_rules(own_rules: Mapping[str, type[Hook]] | None) -> dict[str, type[Hook] | None]:
-    """Every rule that a line may name: `RULES` and the user's own, which must not go by the same names."""
+    """Every rule that a line may name: `RULES` and the user's own, whose names must differ from those."""
     own_rules = own_rules or {}
     taken = [name for name in own_rules if name in RULES]
     if taken:
-        raise InputError(f"own rules: {listed(taken)} is the name of a rule that there is already; choose another.")
+        raise InputError(f"own rules: {listed(taken)} is already the name of a rule; choose another.")
     for name, hook_type in own_rules.items():
         if not (isinstance(hook_type, type) and issubclass(hook_type, Hook)):
             raise InputError(f"own rules: {name} is {hook_type!r}, expected a class derived from zennit.core.Hook.")
@@ -115,10 +115,10 @@ def assign_rules(lines: Sequence[Mapping], model: nn.Module) -> list[tuple[str, 
         for pattern in line["match"]:
             for name in _matching(pattern, layers, f"composite.layers[{number}].match"):
                 lines_of.setdefault(name, line)
-    without = [shown(name, module) for name, module in layers if name not in lines_of and _needs_rule(module)]
-    if without:
+    unruled = [shown(name, module) for name, module in layers if name not in lines_of and _needs_rule(module)]
+    if unruled:
         raise InputError(
-            f"composite.layers gives no rule to {listed(without)}; add a line for them, "
+            f"composite.layers gives no rule to {listed(unruled)}; add a line for them, "
             f"such as {{match: ['type:Activation'], rule: pass}}, or rule: gradient if that is meant."
         )
     return [(name, module, lines_of.get(name)) for name, module in layers]
@@ -134,14 +134,14 @@ def parameters_of(hook_type: type[Hook] | None) -> dict:
 
 
 def complete_parameters(rule: str, parameters: Mapping) -> dict:
-    """A line's parameters with those that follow from them, as the rule itself knows; ValueError as it has it."""
+    """A line's parameters completed by its rule, which raises ValueError for invalid ones."""
     if rule in RULES:
         return FAST_RULES.get(rule, fast.Rule).complete(parameters)
     return dict(parameters)
 
 
 def require_valid(lines: object, rules: Mapping[str, type[Hook] | None], has_bounds: bool) -> None:
-    """Refuse lines that no network could be given; ``has_bounds``: whether the range of the input is known."""
+    """Raise InputError for lines invalid for any network; ``has_bounds``: whether the range of the input is known."""
     if isinstance(lines, (str, Mapping)) or not isinstance(lines, Sequence):
         raise InputError(f"composite is {lines!r}, expected a list of lines {{match: [PATTERN], rule: NAME}}.")
     for number, line in enumerate(lines):
@@ -167,17 +167,17 @@ def _require_form(line: object, where: str, rules: Mapping[str, type[Hook] | Non
 def _require_parameters(
     rule: str, parameters: Mapping, where: str, rules: Mapping[str, type[Hook] | None], has_bounds: bool
 ) -> None:
-    known = parameters_of(rules[rule])
+    defaults = parameters_of(rules[rule])
     for key, value in parameters.items():
-        if key not in known:
-            expected = f"expected some of {listed(known)}" if known else "it has none"
+        if key not in defaults:
+            expected = f"expected some of {listed(defaults)}" if defaults else "it has none"
             raise InputError(f"{where}: rule {rule} has no parameter {key!r}, {expected}.")
         if key == "zero_params":
             if not set([value] if isinstance(value, str) else value or []) <= {"weight", "bias"}:
                 raise InputError(f"{where}: zero_params is {value!r}, expected some of weight, bias.")
         elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise InputError(f"{where}: {key} is {value!r}, expected a number (such as 1.0e-6).")
-    missing = [key for key, default in known.items() if default is inspect.Parameter.empty and key not in parameters]
+    missing = [key for key, default in defaults.items() if default is inspect.Parameter.empty and key not in parameters]
     if missing and rule == "zbox" and not has_bounds:
         raise InputError(f"{where}: rule zbox needs the parameters low and high, the bounds of the input.")
     if missing and rule not in RULES:
@@ -189,37 +189,37 @@ def _require_parameters(
 
 
 def _matching(pattern: str, layers: Sequence[tuple[str, nn.Module]], where: str) -> Sequence[str]:
-    """Names of the layers that a pattern matches."""
+    """Names of the layers that ``pattern`` matches."""
     parsed = _PATTERN.fullmatch(pattern)
     if parsed is None:
         raise InputError(
-            f"{where}: {pattern!r} is no pattern, expected a layer's name (* and ? allowed) or type:NAME, "
-            f"and behind it at most one position such as [0] or [:2]."
+            f"{where}: {pattern!r} is not a pattern, expected a layer's name (* and ? allowed) or type:NAME, "
+            f"followed by at most one position such as [0] or [:2]."
         )
-    wanted = parsed["layers"]
-    by_type = wanted.startswith("type:")
+    selector = parsed["layers"]
+    by_type = selector.startswith("type:")
     if by_type:
-        wanted = wanted.removeprefix("type:")
-        names = [name for name, module in layers if _is_of_type(module, wanted)]
-        if not names and wanted not in LAYER_TYPES and not hasattr(nn, wanted):
+        selector = selector.removeprefix("type:")
+        names = [name for name, module in layers if _is_of_type(module, selector)]
+        if not names and selector not in LAYER_TYPES and not hasattr(nn, selector):
             raise InputError(
-                f"{where}: there is no layer type {wanted!r}, expected one of {listed(LAYER_TYPES)} "
+                f"{where}: there is no layer type {selector!r}, expected one of {listed(LAYER_TYPES)} "
                 f"or a class of torch.nn."
             )
     else:
-        names = [name for name, _ in layers if fnmatchcase(name, wanted)]
+        names = [name for name, _ in layers if fnmatchcase(name, selector)]
     if parsed["index"]:
         names = names[int(parsed["index"]) :][:1]
     elif parsed["start"] is not None:
         names = names[slice(*(int(part) if part else None for part in (parsed["start"], parsed["stop"])))]
     if not by_type and not names:
-        known = listed(f"{name} ({type(module).__name__})" for name, module in layers)
-        raise InputError(f"{where} names {pattern!r}, which the network has not; its layers are {known}.")
+        layer_names = listed(f"{name} ({type(module).__name__})" for name, module in layers)
+        raise InputError(f"{where} names {pattern!r}, which the network does not have; its layers are {layer_names}.")
     return names
 
 
 def _needs_rule(module: nn.Module) -> bool:
-    """Whether a layer does more than to move values, as far as its parameters or torch.nn tell."""
+    """Whether a layer does more than move values, judging by its parameters and its torch.nn class."""
     return (
         isinstance(module, _NEED_RULE)
         or any(base.__module__ in _NEED_RULE_IN for base in type(module).__mro__)
@@ -227,17 +227,17 @@ def _needs_rule(module: nn.Module) -> bool:
     )
 
 
-def _is_of_type(module: nn.Module, wanted: str) -> bool:
-    if wanted in LAYER_TYPES:
-        return isinstance(module, LAYER_TYPES[wanted])
-    return any(base.__name__ == wanted for base in type(module).__mro__)
+def _is_of_type(module: nn.Module, layer_type: str) -> bool:
+    if layer_type in LAYER_TYPES:
+        return isinstance(module, LAYER_TYPES[layer_type])
+    return any(base.__name__ == layer_type for base in type(module).__mro__)
 
 
 def shown(name: str, module: nn.Module) -> str:
-    """A layer in a message; the network itself has no name, but can be matched by its type."""
+    """A layer as shown in messages; the network itself has no name, so its type is shown."""
     return f"{name} ({type(module).__name__})" if name else f"the network itself (type:{type(module).__name__})"
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in a message."""
+    """Names as shown in messages."""
     return ", ".join(names)

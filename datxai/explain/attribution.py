@@ -1,4 +1,4 @@
-"""Explaining a decision: the relevance of every voxel for an output of a network, and where relevance was lost."""
+"""Explain a decision: the relevance of every voxel for an output of a network, and where relevance was absorbed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from datxai.errors import InputError
-from datxai.explain._zennit import canonizers as zennits
+from datxai.explain._zennit import canonizers as zennit_canonizers
 from datxai.explain.answers import Answers
 from datxai.explain.batches import WORTHWHILE
 from datxai.explain.composite import RuleComposite, build_composite
@@ -38,7 +38,7 @@ from datxai.explain.untouched import unchanged
 
 NORMAL, REDUCED = 0, 1  # labels, and outputs of the network
 _GRADIENT = {"match": ["*"], "rule": "gradient"}
-_FIXED = {  # methods that are a composite of their own
+_FIXED = {  # methods that are a fixed composite
     "gradient": [_GRADIENT],
     "input_x_gradient": [_GRADIENT],
     "guided_backprop": [_GRADIENT],
@@ -52,25 +52,25 @@ Target = Literal["predicted", "normal", "reduced", "label", "difference", "decis
 METHODS: tuple[Method, ...] = get_args(Method)
 STARTS: tuple[Start, ...] = get_args(Start)
 TARGETS: tuple[Target, ...] = get_args(Target)
-SMALL = 0.05  # logits may be zero by chance
-CANONIZED = 1e-3  # relative: how far a network's logits may move when it is rewritten; Zennit's merges leave an epsilon
+_LOGIT_FLOOR = 0.05  # added to the scale of logits, which may be zero by chance
+_CANONIZED_TOLERANCE = 1e-3  # relative change of the logits by canonizers; Zennit's merges leave an epsilon
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Attribution maps of a batch and how they came about.
+    """Attribution maps of a batch, with what led to them.
 
     Attributes
     ----------
     relevance : tensor like the input [batch, 1, X, Y, Z]
     logits : tensor [batch, outputs]
     seed : tensor [batch, outputs]
-        The relevance that each output started with; its sum over outputs is what went into the network.
+        Relevance that propagation starts with at each output; its sum over outputs is the total.
     ledgers : list [batch] of lists of dicts
-        Per layer with a rule other than pass, from the output to the input: layer, type, rule, relevance_in,
-        relevance_out, absorbed = in - out, and of that by_bias and by_stabiliser. Where relevance came or went outside
-        of these layers, a last row ``between layers``, whose absorbed is the seed less the map and all other absorbed.
-        Empty but for LRP.
+        One row per layer with a rule other than pass, from the output to the input: layer, type, rule, relevance_in,
+        relevance_out, absorbed = in - out, and its parts by_bias and by_stabiliser. If relevance was gained or lost
+        outside these layers, a last row ``between layers``, whose absorbed is the sum of the seed minus that of the map
+        and minus what the layers absorbed. Empty for methods other than LRP.
     """
 
     relevance: Tensor
@@ -80,7 +80,7 @@ class Explanation:
 
     @property
     def seeds(self) -> list[list[float]]:
-        """The seed as numbers: per case, what each output started with."""
+        """The seed as a list, by case and output."""
         return self.seed.tolist()
 
 
@@ -89,7 +89,7 @@ def attribute(
     x: Tensor,
     method: Method = "lrp",
     composite: Sequence[Mapping] = (),
-    canonizers: Sequence[str | zennits.Canonizer] = (),
+    canonizers: Sequence[str | zennit_canonizers.Canonizer] = (),
     target: Target | int | Sequence[int] | Tensor = "predicted",
     labels: Sequence[int] | None = None,
     start: Start | None = None,
@@ -105,67 +105,64 @@ def attribute(
 ) -> Explanation:
     """Attribute an output of ``model`` to the voxels of ``x``.
 
-    The model runs in evaluation mode, without autocast and in full precision, and is afterwards as it was before, also
-    after an exception. The attribution of a case does not depend on the other cases of the batch, nor on PyTorch's
-    default type and device. Threads wait for one another: a network that is explained has hooks.
+    The model runs in evaluation mode, without autocast and in full precision, and is restored afterwards, also after an
+    exception. The attribution of a case depends neither on the other cases of the batch nor on PyTorch's default data
+    type and device. Concurrent calls wait for one another, because the network has hooks while it is explained.
 
     Parameters
     ----------
     model
-        From [batch, 1, X, Y, Z] (or any input) to logits [batch, outputs]. One output alone is the log-odds of
-        class 1: class 0 is its negative.
+        Maps [batch, 1, X, Y, Z] (or any input) to logits [batch, outputs]. A single output is the log-odds of class 1;
+        class 0 is its negative.
     x
-        Input; the relevance has its shape, type and device.
+        Input; the relevance has its shape, data type and device.
     method
-        ``lrp``, through the rules of ``composite``; ``gradient``, ``input_x_gradient`` and ``guided_backprop``
-        (Springenberg et al. 2015, arXiv 1412.6806), which are composites of their own; or one of
-        `datxai.explain.methods.METHODS`, which explain case by case. Targets and starts are the same for all.
+        ``lrp``, by the rules of ``composite``; ``gradient``, ``input_x_gradient`` and ``guided_backprop``
+        (Springenberg et al. 2015, arXiv 1412.6806), which are fixed composites; or one of
+        `datxai.explain.methods.METHODS`, which explain case by case. All share the same targets and starts.
     composite, canonizers, rules, precision, bias, own_rules
-        Of ``lrp``, see `datxai.explain.composite.build_composite`. The rule zbox takes each case's own range, that of
-        the layer's input, if none is given.
+        For ``lrp``, see `datxai.explain.composite.build_composite`. By default the bounds of the rule zbox are the
+        range of each case in the layer's input.
     target
-        The output explained: ``predicted``, that of the largest logit; ``normal`` (0), ``reduced`` (1) or any
-        number of an output, or one for each case [batch]; ``label``, that of each case's label; ``difference``, logit
-        1 minus logit 0; ``decision``, the difference in favour of what was decided: the larger of both logits minus
-        the smaller.
+        The output to explain: ``predicted``, that of the largest logit; ``normal`` (0), ``reduced`` (1) or the index
+        of any output, or one for each case [batch]; ``label``, that of each case's label; ``difference``, logit 1 minus
+        logit 0; ``decision``, the logit of the predicted class minus that of the other.
     labels
-        [batch], for the target ``label``.
+        Labels [batch] for the target ``label``.
     start
         The seed is w_k times the ``logit`` l_k, or times ``one``, where w_k is 1 for the explained output and 0 for
         others; for the difference w = (-1, +1). The map is linear in the seed: with ``logit``, the map of the
         difference is l_1 times the map of output 1 (start one) minus l_0 times that of output 0, and starts with
         l_1 - l_0 in all; with ``one`` it starts with 1 - 1 = 0. None: ``logit`` for lrp, ``one`` for other methods,
-        whose signs would turn with that of the logit.
+        whose maps would change sign with the logit.
     ledger
-        Whether to record what each layer hands on.
+        Whether to record the relevance of each layer.
     at_once
-        How many volumes are worked on together; None: as many as bring something (`datxai.explain.batches`).
+        Number of volumes processed together; None: the default of the device (`datxai.explain.batches.WORTHWHILE`).
     parcels
-        Whole numbers (X, Y, Z), or per case [batch, X, Y, Z], 0 for what belongs to no parcel and is left alone: what
-        ``occlusion``, ``lime`` and ``kernel_shap`` take away as a whole. None: parts of each method's own choice.
-        Other methods do not look at them.
+        Labels (X, Y, Z), or [batch, X, Y, Z] by case, of the regions that ``occlusion``, ``lime`` and ``kernel_shap``
+        remove as a whole; 0 is never removed. None: the default of each method. Other methods ignore them.
     options
-        Of the methods in `datxai.explain.methods`: its keyword arguments, such as ``{"n_steps": 50}``. A ``baseline``
-        is a number, or a tensor that broadcasts against ``x``, such as the mean scan.
+        Keyword arguments of the methods in `datxai.explain.methods`, such as ``{"n_steps": 50}``. A ``baseline`` is a
+        number, or a tensor that broadcasts against ``x``, such as the mean scan.
     answers
-        What networks have answered so far; where a method asks a network without a gradient for an input that is among
-        it, the answer is taken from there. For maps of the same inputs, of other outputs or of networks that share
-        layers.
+        Cache of network outputs, used where a method needs no gradient. Saves time for several maps of the same inputs,
+        of several outputs or of networks that share layers.
 
     Raises
     ------
     InputError
-        For settings that are not among those above, for an input that is no batch, a network that cannot take it, does
-        not answer with one tensor of logits [batch, outputs] or is compiled, for canonizers that change what the
-        network says, for methods that do not apply to it (no gradient leads back, no ReLU to guide, no layer whose
-        units lie in a known place), and see `build_composite`.
+        For invalid settings; for an input that is not a batch; for a network that does not accept it, does not return
+        one tensor of logits [batch, outputs] or is compiled; for canonizers that change the logits; for methods that do
+        not apply to the network (no gradient reaches the input, no ReLU to guide, no layer whose units have a known
+        place); and see `build_composite`.
 
     Warns
     -----
     UserWarning
-        Once each: of numbers in ``x`` or in the map that are not finite, of batch norms without running statistics, of
-        a network that mixes the cases of a batch, that draws random numbers in evaluation mode, or that detaches what
-        goes on to its answer.
+        Once each: for numbers in ``x`` or in the map that are not finite, for batch norms without running statistics,
+        and for a network that mixes the cases of a batch, draws random numbers in evaluation mode, or detaches values
+        that affect its answer.
     """
     start = start or ("logit" if method == "lrp" else "one")
     options = {} if options is None else options
@@ -195,11 +192,11 @@ def attribute(
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What `attribute` is asked for, checked; it holds for every case."""
+    """The validated arguments of `attribute`, the same for every case."""
 
     method: str
     lines: Sequence[Mapping] | None  # of a composite; None for methods that explain case by case
-    hooks: Mapping[str, Any]  # how lines become hooks: arguments of `build_composite`
+    hooks: Mapping[str, Any]  # arguments of `build_composite`
     target: str | list[int]
     start: str
     with_ledger: bool
@@ -209,13 +206,13 @@ class _Plan:
     answers: Answers | None
 
     def seed(self, logits: Tensor, cases: slice) -> Tensor:
-        """What relevance starts with, [batch, outputs]."""
+        """The relevance that propagation starts with, [batch, outputs]."""
         weights = _target_weights(logits, self.target if isinstance(self.target, str) else self.target[cases])
         return weights * logits + 0.0 if self.start == "logit" else weights  # no -0.0 in records
 
 
 def _explain_batch(model: nn.Module, x: Tensor, plan: _Plan) -> Explanation:
-    """So many cases at once as the plan says; one by one where layers do not keep them apart."""
+    """Explain ``plan.at_once`` cases at a time, or one by one if layers fold the batch into other axes."""
     plan = replace(plan, parcels=_parcels_by_case(plan.parcels, x), options=_options_by_case(plan.options, x))
     explain = _explain_each if plan.lines is None else _propagate
     parts, start, at_once = [], 0, plan.at_once
@@ -235,7 +232,7 @@ def _explain_batch(model: nn.Module, x: Tensor, plan: _Plan) -> Explanation:
 
 
 def _require_choices(method: str, start: str, precision: str, options: Mapping, at_once: int | None) -> None:
-    """Refuse what shows without network and input."""
+    """Raise InputError for settings that are invalid for any network and input."""
     if method not in METHODS:
         raise InputError(f"attribution.method={method}: expected one of {', '.join(METHODS)}.")
     if start not in STARTS:
@@ -248,14 +245,14 @@ def _require_choices(method: str, start: str, precision: str, options: Mapping, 
 
 
 def _propagate(model: nn.Module, x: Tensor, plan: _Plan, cases: slice) -> Explanation:
-    """Some cases through the rules of a composite."""
-    bounds = tuple(Extreme(of, len(x)) for of in (torch.amin, torch.amax))
+    """Explain some cases by the rules of a composite."""
+    bounds = tuple(Extreme(reduce, len(x)) for reduce in (torch.amin, torch.amax))
     hooks = build_composite(plan.lines or (), model, x_bounds=bounds, **plan.hooks)
-    x, book, apart = x.requires_grad_(), Ledger(len(x)), keeps_cases_apart(model)
+    x, recorder, independent = x.requires_grad_(), Ledger(len(x)), keeps_cases_apart(model)
     try:
         hooks.register(model)
         if plan.with_ledger:
-            book.open(hooks.ruled_layers.values())
+            recorder.open(hooks.ruled_layers.values())
         logits = answer(model, x)
         seed = plan.seed(logits.detach(), cases)
         if plan.method == "guided_backprop":
@@ -263,44 +260,44 @@ def _propagate(model: nn.Module, x: Tensor, plan: _Plan, cases: slice) -> Explan
             guide(logits)
         relevance = gradient(logits * seed, x)
     finally:
-        book.close()
+        recorder.close()
         canonized = hooks.is_canonized
         hooks.remove()
-    some, answers = x[:2].detach(), logits.detach()  # what holds of them holds of all
-    if canonized or (hooks.precision and not apart):  # one alone takes PyTorch longer than two
+    first_two, answers = x[:2].detach(), logits.detach()  # representative of all; PyTorch runs two faster than one
+    if canonized or (hooks.precision and not independent):
         with torch.no_grad():
-            answers = answer(model, some)
+            answers = answer(model, first_two)
     if canonized:
         _require_same_answer(logits[:2].detach(), answers, hooks)
-    if not apart:
-        note_mixing(model, some, answers)
-    ledgers = book.rows(seed, relevance) if plan.with_ledger else [[] for _ in x]
+    if not independent:
+        note_mixing(model, first_two, answers)
+    ledgers = recorder.rows(seed, relevance) if plan.with_ledger else [[] for _ in x]
     rules = hooks.ruled_layers.values()
-    by_rows = any(isinstance(value, Extreme) for rule in rules for value in rule.parameters.values())
-    if by_rows or any(row["layer"] == BETWEEN for rows in ledgers for row in rows):
+    uses_extremes = any(isinstance(value, Extreme) for rule in rules for value in rule.parameters.values())
+    if uses_extremes or any(row["layer"] == BETWEEN for rows in ledgers for row in rows):
         require_rows_are_cases(model, x.detach(), [rule.module for rule in rules])
     return Explanation(relevance, logits.detach(), seed, ledgers)
 
 
 def _require_same_answer(logits: Tensor, plain: Tensor, hooks: RuleComposite) -> None:
-    """Refuse canonizers that made a network with these logits of one whose answers are ``plain``."""
+    """Raise InputError if the logits of the canonized network differ from ``plain``, those of the network itself."""
     precision = torch.finfo(hooks.precision or logits.dtype).eps
-    apart = (logits - plain).abs().max()
-    if apart > max(CANONIZED, precision**0.5) * (plain.abs().max() + SMALL):
+    difference = (logits - plain).abs().max()
+    if difference > max(_CANONIZED_TOLERANCE, precision**0.5) * (plain.abs().max() + _LOGIT_FLOOR):
         names = ", ".join(canonizer.name for canonizer in hooks.canonizers if canonizer.changed)
         raise InputError(
-            f"canonizers {names}: the network that they make gives other logits, {apart:.2g} apart, so its map is not "
-            f"that of this network; batch norms are merged in the order of definition, which must be that of calling. "
-            f"Leave the canonizer out, or hand over one of zennit.canonizers that names the layers."
+            f"canonizers {names}: the rewritten network gives other logits, {difference:.2g} apart, so its map is "
+            f"not that of this network; batch norms are merged in the order of definition, which must be that of "
+            f"calling. Leave the canonizer out, or pass one of zennit.canonizers that names the layers."
         )
 
 
 def _explain_each(model: nn.Module, x: Tensor, plan: _Plan, cases: slice) -> Explanation:
-    """Some cases, each explained by itself."""
+    """Explain some cases one by one."""
     by_parcels = takes_parcels(plan.method)
     layers: list[Any] = list(model.modules())
     for layer in layers:
-        if getattr(layer, "inplace", False):  # methods look at what it would write over; `unchanged` sets it back
+        if getattr(layer, "inplace", False):  # methods read what it would overwrite; `unchanged` restores it
             layer.inplace = False
     with torch.no_grad():
         logits = answer(model, x)
@@ -309,19 +306,19 @@ def _explain_each(model: nn.Module, x: Tensor, plan: _Plan, cases: slice) -> Exp
     seed = plan.seed(logits, cases)
     maps = []
     for number in range(len(x)):
-        place = cases.start + number  # among all cases
+        case = cases.start + number  # index among all cases
         options = dict(plan.options)
         if isinstance(options.get("baseline"), Tensor):
-            options["baseline"] = options["baseline"][place : place + 1]
+            options["baseline"] = options["baseline"][case : case + 1]
         if by_parcels:
-            options["parcels"] = None if plan.parcels is None else plan.parcels[place]
+            options["parcels"] = None if plan.parcels is None else plan.parcels[case]
         decision = Decision(model, seed[number], plan.answers)
         maps.append(BY_CASE[plan.method](decision, x[number : number + 1], plan.at_once, **options))
     return Explanation(torch.cat(maps).detach(), logits, seed, [[] for _ in range(len(x))])
 
 
 def _parcels_by_case(parcels: Sequence | np.ndarray | Tensor | None, x: Tensor) -> Any:
-    """An array of parcels for each case; those given may be one array for all."""
+    """One array of parcels per case, from one for each or one for all."""
     if parcels is None:
         return None
     try:
@@ -330,14 +327,14 @@ def _parcels_by_case(parcels: Sequence | np.ndarray | Tensor | None, x: Tensor) 
         raise InputError(f"parcels: expected an array of whole numbers ({error}).") from error
     if array.shape not in (x.shape[2:], (len(x), *x.shape[2:])):
         raise InputError(
-            f"parcels are of shape {array.shape}, expected that of a case, {tuple(x.shape[2:])}, or one of "
-            f"these for each."
+            f"parcels are of shape {array.shape}, expected that of a case, {tuple(x.shape[2:])}, or one array "
+            f"for each case."
         )
     return array if array.ndim == x.ndim - 1 else [array] * len(x)
 
 
 def _options_by_case(options: Mapping[str, Any], x: Tensor) -> Mapping[str, Any]:
-    """The options, with a baseline that is a tensor in the form of ``x``."""
+    """The options, with a tensor baseline expanded to the shape of ``x``."""
     baseline = options.get("baseline")
     if not isinstance(baseline, Tensor):
         return options
@@ -353,16 +350,14 @@ def _options_by_case(options: Mapping[str, Any], x: Tensor) -> Mapping[str, Any]
 def _require_axes(method: str, x: Tensor) -> None:
     if x.ndim < 3 and (takes_parcels(method) or method == "grad_cam"):
         raise InputError(
-            f"attribution.method={method} is for inputs with axes behind their channels, [batch, channels, ...], this "
-            f"one is of shape {tuple(x.shape)}; give x[:, None] to a network that takes it, or choose another method, "
-            f"such as integrated_gradients."
+            f"attribution.method={method} is for inputs with axes behind their channels, [batch, channels, ...], but "
+            f"this one is of shape {tuple(x.shape)}; give x[:, None] to a network that takes it, or choose another "
+            f"method, such as integrated_gradients."
         )
 
 
-def _read_target(
-    target: str | int | Sequence[int] | Tensor, labels: Sequence[int] | None, n: int
-) -> str | list[int]:
-    """One of `TARGETS`, or the number of an output for each of ``n`` cases."""
+def _read_target(target: str | int | Sequence[int] | Tensor, labels: Sequence[int] | None, n: int) -> str | list[int]:
+    """One of `TARGETS`, or the index of an output for each of ``n`` cases."""
     if isinstance(target, str) and target == "label":
         if labels is None or len(labels) != n:
             raise InputError("target=label: the labels of the cases are not known; choose another target.")
@@ -373,9 +368,9 @@ def _read_target(
     if isinstance(target, str) and target in TARGETS:
         return target
     try:
-        given: Any = target
-        several = np.ndim(given) == 1 and not isinstance(target, str)
-        outputs = [operator.index(number) for number in given] if several else [operator.index(given)] * n
+        indices: Any = target
+        one_per_case = np.ndim(indices) == 1 and not isinstance(target, str)
+        outputs = [operator.index(index) for index in indices] if one_per_case else [operator.index(indices)] * n
     except TypeError:
         outputs = []
     if isinstance(target, bool) or not outputs:
@@ -388,7 +383,7 @@ def _read_target(
 
 
 def _target_weights(logits: Tensor, target: str | Sequence[int]) -> Tensor:
-    """How much each output [batch, outputs] counts in the target, by its name or by case: 1, -1 or 0."""
+    """Weights (1, -1 or 0) of the outputs [batch, outputs] in a target, given by name or as an output for each case."""
     batch, outputs = logits.shape
     classes = max(outputs, 2)
     if target in ("difference", "decision"):
@@ -418,7 +413,7 @@ def _one_hot(numbers: Sequence[int], classes: int) -> Tensor:
 
 @contextmanager
 def _exact(device: torch.device) -> Iterator[None]:
-    """Gradients on, autocast off, and float32 in full precision, whatever the process has chosen."""
+    """Enable gradients, disable autocast and compute float32 in full precision, whatever PyTorch's settings are."""
     precisions = _precisions()
     before = [getattr(backend, name) for backend, name, _ in precisions]
     try:
@@ -432,9 +427,9 @@ def _exact(device: torch.device) -> Iterator[None]:
 
 
 def _precisions() -> list[tuple[object, str, object]]:
-    """Where PyTorch keeps how products of float32 are computed, and the value that means exactly."""
+    """PyTorch's settings for the precision of float32 products: object, attribute, and the value for full precision."""
     cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
     if not hasattr(cuda.matmul, "fp32_precision"):  # before PyTorch 2.9
         return [(cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
-    places = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
-    return [(place, "fp32_precision", "ieee") for place in places]
+    backends = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+    return [(backend, "fp32_precision", "ieee") for backend in backends]

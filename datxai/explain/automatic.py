@@ -1,4 +1,4 @@
-"""A composite for any network, by what its layers are: the lines and canonizers of ``composite=auto``."""
+"""Choose a composite for any network by the types of its layers: the setting ``composite=auto``."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ _ATTENTION = ("attention", "sablock")  # in the name of a class
 def choose_rules(model: nn.Module) -> tuple[list[dict], list[str]]:
     """Lines of a composite for ``model``, and names of canonizers.
 
-    Flat on the first convolution, epsilon on linear layers. On the other convolutions alpha 2, beta 1, as in the paper,
-    if the network is plain; where it has batch norms, which is where networks are deep, alpha 1, beta 0: alpha 2 may
-    double the relevance at every layer. Relevance passes activations and normalisations as it is, after a batch norm
-    that follows a layer was merged into it, and is shared by averages and residual additions in proportion, in forward
-    code as well (`datxai.explain.functional`). What no
-    rule is proven for (`find_uncovered`) keeps its gradient.
+    The first convolution gets flat, linear layers get epsilon. Other convolutions get alpha 2, beta 1, as in the paper,
+    in networks without batch norms. Networks with batch norms are usually deep and get alpha 1, beta 0, since alpha 2
+    may double the relevance at every layer. A batch norm after a layer is merged into it. Relevance passes activations
+    and normalisations unchanged, and is shared in proportion in averages and residual additions, in forward code as
+    well (`datxai.explain.functional`). Modules without a proven rule (`find_uncovered`) keep their gradient.
     """
     plain = not any(isinstance(module, types.BatchNorm) for module in model.modules())
     convolutions = {"rule": "alpha_beta", "parameters": {"alpha": 2, "beta": 1}} if plain else {"rule": "zplus"}
-    left = [name for outer in find_uncovered(model) for name in _layers_within(model, outer)]
-    own = [name for name, module in model.named_modules() if _has_own_weights(module) and name not in left]
-    types_of_own = [f"type:{type(model).__name__}" if name == "" else name for name in own]
-    gradient = [{"match": names, "rule": "gradient"} for names in [left + types_of_own] if names]
+    uncovered = [name for outer in find_uncovered(model) for name in _layers_within(model, outer)]
+    others = [name for name, module in model.named_modules() if _has_own_weights(module) and name not in uncovered]
+    patterns = uncovered + [f"type:{type(model).__name__}" if name == "" else name for name in others]
     lines = [
-        *gradient,
+        *([{"match": patterns, "rule": "gradient"}] if patterns else []),
         {"match": ["type:Convolution[0]"], "rule": "flat"},
         {"match": ["type:Convolution"], **convolutions},
         {"match": ["type:Linear"], "rule": "epsilon", "parameters": {"epsilon": 1e-6}},
@@ -40,18 +38,18 @@ def choose_rules(model: nn.Module) -> tuple[list[dict], list[str]]:
 
 
 def find_uncovered(model: nn.Module) -> list[str]:
-    """Names of the modules that attend: no rule is proven for products of what both depend on the image."""
-    found: list[str] = []
+    """Names of the attention modules: no rule is proven for products of factors that both depend on the image."""
+    names: list[str] = []
     for name, module in model.named_modules():
-        kind = type(module).__name__.lower()
-        attends = isinstance(module, nn.MultiheadAttention) or any(part in kind for part in _ATTENTION)
-        if name and attends and not any(name.startswith(f"{outer}.") for outer in found):
-            found.append(name)
-    return found
+        class_name = type(module).__name__.lower()
+        attends = isinstance(module, nn.MultiheadAttention) or any(part in class_name for part in _ATTENTION)
+        if name and attends and not any(name.startswith(f"{outer}.") for outer in names):
+            names.append(name)
+    return names
 
 
 def _layers_within(model: nn.Module, outer: str) -> Iterator[str]:
-    """Names that lines can match: a module without children, or with weights of its own."""
+    """Names of the modules in ``outer`` that lines can match: without children, or with weights of their own."""
     for name, module in model.named_modules():
         inside = name == outer or name.startswith(f"{outer}.")
         if inside and (not list(module.children()) or _has_own_weights(module)):
@@ -59,5 +57,5 @@ def _layers_within(model: nn.Module, outer: str) -> Iterator[str]:
 
 
 def _has_own_weights(module: nn.Module) -> bool:
-    """Whether a module has weights beside those of the layers in it."""
+    """Whether a module with children also has weights of its own."""
     return bool(list(module.children())) and any(True for _ in module.parameters(recurse=False))

@@ -1,4 +1,4 @@
-"""How many cases to explain at once: as many as fit into memory, up to where more are no faster."""
+"""Choose how many cases to explain at once: as many as fit into memory and make it faster."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import nn
 from datxai.errors import InputError
 from datxai.explain.layers import require_weights, tensors_in
 
-WORTHWHILE = {"cpu": 4, "cuda": 16}  # larger batches are no faster, as measured
-_PEAK = {"fast": 1.5, "zennit": 4.0}  # peak memory over the size of all activations, measured, rounded up
-_USED = 0.5  # fraction of the free memory; the rest is left to other programs
+WORTHWHILE = {"cpu": 4, "cuda": 16}  # measured: larger batches are no faster
+_PEAK = {"fast": 1.5, "zennit": 4.0}  # peak memory / size of all activations, measured and rounded up
+_MEMORY_FRACTION = 0.5  # of the free memory; the rest is left to other programs
 
 
 def choose_batch_size(
@@ -22,12 +22,12 @@ def choose_batch_size(
 ) -> int:
     """How many cases of ``shape`` [channels, X, Y, Z] to explain at once on ``device`` with ``rules``; at least one."""
     kind = torch.device(device).type
-    fitting = int(_USED * available_bytes(device) / (_PEAK[rules] * activation_bytes(model, shape)))
+    fitting = int(_MEMORY_FRACTION * available_bytes(device) / (_PEAK[rules] * activation_bytes(model, shape)))
     return max(1, min(WORTHWHILE.get(kind, 1), fitting))
 
 
 def activation_bytes(model: nn.Module, shape: Sequence[int]) -> int:
-    """Size of all activations of one case, in bytes; found on the meta device, so that nothing is computed."""
+    """Size of all activations of one case in bytes, determined on the meta device without computing anything."""
     total = 0
 
     def count(module: nn.Module, args: tuple, output: object) -> None:
@@ -41,12 +41,12 @@ def activation_bytes(model: nn.Module, shape: Sequence[int]) -> int:
     handles = [layer.register_forward_hook(count) for layer in layers]
     try:
         with torch.no_grad():
-            absent = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
-            torch.func.functional_call(model, absent, torch.empty(1, *shape, dtype=dtype, device="meta"))
+            meta_state = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+            torch.func.functional_call(model, meta_state, torch.empty(1, *shape, dtype=dtype, device="meta"))
     except (RuntimeError, NotImplementedError) as error:
         raise InputError(
-            f"the memory of a map cannot be told for this network, which has to be run with numbers ({error}); choose "
-            f"a batch size, such as 1."
+            f"the memory of a map cannot be determined for this network, which does not run on the meta device "
+            f"({error}); choose a batch size, such as 1."
         ) from error
     finally:
         for handle in handles:

@@ -1,4 +1,4 @@
-"""Canonizers by name: they rewrite a network, while it is explained, into layers that rules can be given to."""
+"""Canonizers by name: they temporarily rewrite a network into one that rules can be applied to."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from datxai.explain.functional import FunctionalCanonizer
 
 
 class SequentialMergeBatchNorm(canonizers.SequentialMergeBatchNorm):
-    """Zennit's, exact: what remains of the batch norm is the identity, and it may do without weight and bias."""
+    """Zennit's, made exact: the batch norm becomes the identity; weight and bias may be missing."""
 
     def register(self, linears: Sequence[nn.Module], batch_norm: Any) -> None:
-        """Merge the batch norm; Zennit's `remove` undoes it."""
+        """Merge the batch norm into ``linears``; `remove` undoes it."""
         if batch_norm.running_var is None:
             raise InputError("a batch norm without running statistics (track_running_stats=False) cannot be merged")
-        self.lacking = [key for key in ("weight", "bias") if getattr(batch_norm, key) is None]
-        for key in self.lacking:
+        self.missing = [key for key in ("weight", "bias") if getattr(batch_norm, key) is None]
+        for key in self.missing:
             value = torch.full_like(batch_norm.running_var, key == "weight")
             setattr(batch_norm, key, nn.Parameter(value, requires_grad=False))
         self.eps = batch_norm.eps
         super().register(linears, batch_norm)
-        batch_norm.eps = 0.0  # Zennit 0.5 leaves it, and with it a factor of 1 / sqrt(1 + eps)
+        batch_norm.eps = 0.0  # Zennit 0.5 keeps it, which leaves a factor of 1 / sqrt(1 + eps)
 
     def remove(self) -> None:
-        """Give the batch norm back what it was."""
+        """Restore the batch norm."""
         super().remove()
         batch_norm: Any = self.batch_norm
         batch_norm.eps = self.eps
-        for key in self.lacking:
+        for key in self.missing:
             vars(batch_norm).pop(key, None)  # where Zennit 1.0 puts it
             setattr(batch_norm, key, None)
 
@@ -42,12 +42,12 @@ class SequentialMergeBatchNorm(canonizers.SequentialMergeBatchNorm):
 class SiblingMergeBatchNorm(SequentialMergeBatchNorm):
     """Merges a batch norm into the layer before it in the same module.
 
-    What stands before it in another module need not run before it, as in a DenseNet, whose blocks begin with batch
-    norms. A batch norm without running statistics is left alone.
+    A layer defined before it in another module need not run before it, as in a DenseNet, whose blocks begin with batch
+    norms. Batch norms without running statistics are not merged.
     """
 
     def apply(self, root_module: nn.Module) -> list:
-        """Merge what follows one another among the children of each module."""
+        """Merge consecutive children of each module."""
         merged = []
         for parent in root_module.modules():
             for layer_before, norm in pairwise(parent.children()):
@@ -59,7 +59,7 @@ class SiblingMergeBatchNorm(SequentialMergeBatchNorm):
 
 
 class VideoResNetBlockCanonizer(canonizers.AttributeCanonizer):
-    """Makes the additions in the residual blocks of torchvision's three-dimensional ResNets layers of type Sum."""
+    """Turns the additions in residual blocks of torchvision's three-dimensional ResNets into layers of type Sum."""
 
     def __init__(self):
         super().__init__(self._attributes)
@@ -82,20 +82,20 @@ def _with_sum(block: Any, x: Tensor) -> Tensor:
 
 
 class VideoResNetCanonizer(canonizers.CompositeCanonizer):
-    """For torchvision's three-dimensional ResNets: merges batch norms, and makes residual additions layers."""
+    """For torchvision's three-dimensional ResNets: merges batch norms and turns residual additions into layers."""
 
     def __init__(self):
         super().__init__((SequentialMergeBatchNorm(), VideoResNetBlockCanonizer()))
 
 
 def _resnet_canonizer() -> canonizers.Canonizer:
-    """Zennit's, with the exact merge."""
-    made = zennit.torchvision.ResNetCanonizer()
-    made.canonizers = [
-        SequentialMergeBatchNorm() if isinstance(part, canonizers.SequentialMergeBatchNorm) else part
-        for part in made.canonizers
+    """Zennit's canonizer for ResNets, with the exact merge."""
+    composite = zennit.torchvision.ResNetCanonizer()
+    composite.canonizers = [
+        SequentialMergeBatchNorm() if isinstance(canonizer, canonizers.SequentialMergeBatchNorm) else canonizer
+        for canonizer in composite.canonizers
     ]
-    return made
+    return composite
 
 
 CANONIZERS = {

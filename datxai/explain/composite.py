@@ -1,7 +1,7 @@
-"""Composites as data: lines of a configuration file made into a Zennit composite for a network.
+"""Build a Zennit composite for a network from lines of a configuration file.
 
-`datxai.explain.assignment` says what a line is and which layers it matches. Rules go by name, those in `RULES` and
-what the user hands over (`load_rules`): a line names no code.
+`datxai.explain.assignment` defines lines and which layers they match. Lines refer to rules only by name: those in
+`RULES` and the user's own (`load_rules`).
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from datxai.explain.watch import Watch
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16}  # of convolutions; None: that of the input
 _RANGE_OF_EACH_CASE = ("lowest input", "highest input")  # what a table shows for the bounds of zbox
 _KEEP_SHAPE = ("pass", "norm", "guided_backprop")
-_GRADIENT_ALONE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+_GRADIENT_ONLY = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
 
 @dataclass
 class _NamedCanonizer:
-    """A canonizer whose failure says which one it was; ``changed``: whether it found something to do."""
+    """A canonizer whose errors include its name; ``changed``: whether it changed the network."""
 
     name: str
     canonizer: canonizers.Canonizer
     changed: bool = False
 
     def apply(self, model: nn.Module) -> list:
-        """As the canonizer's own."""
+        """Apply the canonizer, and raise InputError if it fails."""
         try:
             applied = self.canonizer.apply(model)
         except Exception as error:
@@ -61,7 +61,7 @@ class _NamedCanonizer:
 
 
 class RuleComposite(Composite):
-    """A Zennit composite whose ``ruled_layers``, one per hook, are known while it is registered."""
+    """A Zennit composite with its ``ruled_layers``, one per hook, while it is registered."""
 
     handles: RemovableHandleList
 
@@ -81,11 +81,11 @@ class RuleComposite(Composite):
 
     @property
     def is_canonized(self) -> bool:
-        """Whether canonizers have changed something in the network that this is registered to."""
+        """Whether canonizers changed the network that this composite is registered to."""
         return any(canonizer.changed for canonizer in self.canonizers)
 
     def register(self, module: nn.Module) -> None:
-        """Rewrite the network and give its layers their rules. After an exception, it is what it was before."""
+        """Canonize the network and give its layers their rules; after an exception, the network is restored."""
         before = State(module)
         try:
             super().register(module)
@@ -96,12 +96,12 @@ class RuleComposite(Composite):
             raise
 
     def remove(self) -> None:
-        """Undo `register`, in the opposite order: several canonizers may have changed the same layer."""
+        """Undo `register` in reverse order, since several canonizers may have changed the same layer."""
         self.handles.reverse()
         super().remove()
 
     def _ruled_layer(self, context: dict, name: str, module: nn.Module) -> RuledLayer | None:
-        if name == "":  # the network itself comes first, and by now with what canonizers put into it
+        if name == "":  # the network itself comes first, already canonized
             self.ruled_layers = {}
             for layer, child, line in assign_rules(self.lines, module):
                 hook_type = self.hook_types.get(line["rule"]) if line else None
@@ -112,7 +112,7 @@ class RuleComposite(Composite):
         return self.ruled_layers.get(name)
 
     def _parameters(self, line: Mapping, hook_type: type[Hook]) -> dict:
-        """What the rule of a line is made with: what the line says, and what follows from that and from the input."""
+        """Arguments of a line's rule: those in the line, those that follow from them, and defaults from the input."""
         parameters = complete_parameters(line["rule"], line.get("parameters") or {})
         if line["rule"] == "zbox" and self.x_bounds is not None:
             parameters = {"low": self.x_bounds[0], "high": self.x_bounds[1]} | parameters
@@ -136,30 +136,30 @@ def build_composite(
     Parameters
     ----------
     lines
-        What each layer gets, see `datxai.explain.assignment`. Rules are the names in `RULES`, with Zennit's
-        parameters, and those in ``own_rules``. Of alpha_beta's parameters alpha is enough: beta is alpha - 1.
+        Rules by layer, see `datxai.explain.assignment`. Rules are named as in `RULES`, with Zennit's parameters, or as
+        in ``own_rules``. The parameter beta of alpha_beta defaults to alpha - 1.
     canonizers
         Names in `CANONIZERS`, or Zennit canonizers, applied before the lines are matched.
     x_bounds
-        Lowest and highest input for the rule ``zbox`` where its line gives none: numbers, tensors that broadcast
+        Lowest and highest input, for lines with the rule ``zbox`` that give none: numbers, tensors that broadcast
         against the input, or `datxai.explain.rules.Extreme` of it.
     rules
-        ``fast``: `datxai.explain.rules` where there is one; ``zennit``: Zennit's own throughout.
+        ``fast``: `datxai.explain.rules` where implemented; ``zennit``: only Zennit's own.
     precision
         ``float32``: that of the model and its input; ``bf16``: convolutions under a fast rule are computed in
         bfloat16, the rest as it is.
     bias
-        Whether biases take their share of the relevance; if not, every rule that knows ``zero_params`` leaves them out
-        where its line does not say otherwise.
+        Whether biases absorb their share of the relevance. If not, ``zero_params`` defaults to ``bias`` for every rule
+        that has this parameter.
     own_rules
-        Rules of the user's own by name: types of Zennit hooks, whose parameters are those of their constructor.
+        The user's own rules by name: types of Zennit hooks, with the parameters of their constructors.
 
     Raises
     ------
     InputError
         For an unknown rule, parameter, canonizer, layer or layer type, for a parameter out of range, and for
-        layers that have parameters, or are element-wise or averaging, and get no rule. For a canonizer that fails,
-        when the composite is registered; and in the forward pass, see `datxai.explain.watch.Watch`.
+        layers without a rule that have parameters, or are element-wise or averaging. During registration, if a
+        canonizer fails; during the forward pass, see `datxai.explain.watch.Watch`.
     """
     if rules not in ("fast", "zennit"):
         raise InputError(f"rules={rules}: expected fast or zennit.")
@@ -168,8 +168,8 @@ def build_composite(
     if precision == "bf16" and rules == "zennit":
         raise InputError("precision=bf16 and rules=zennit: Zennit's rules have no such mode; choose rules=fast.")
     require_weights(model)
-    known = known_rules(own_rules)
-    require_valid(lines, known, x_bounds is not None)
+    available = known_rules(own_rules)
+    require_valid(lines, available, x_bounds is not None)
     for name, module, line in assign_rules(lines, model):
         rule = line["rule"] if line else "gradient"
         if rule in _KEEP_SHAPE and isinstance(module, types.Linear):
@@ -177,34 +177,34 @@ def build_composite(
                 f"composite.layers gives rule {rule} to {name} ({type(module).__name__}), which has weights; "
                 f"it is for activations. Choose another rule for it, such as epsilon."
             )
-        if known[rule] is not None and (list(module.children()) or isinstance(module, _GRADIENT_ALONE)):
+        if available[rule] is not None and (list(module.children()) or isinstance(module, _GRADIENT_ONLY)):
             match = [name or f"type:{type(module).__name__}"]
             match += [f"{name}.*"] if isinstance(module, nn.MultiheadAttention) else []
             raise InputError(
-                f"composite.layers gives rule {rule} to {shown(name, module)}, which uses its weights in a way of its "
-                f"own, so that no rule fits but gradient; put {{match: {match}, rule: gradient}} first."
+                f"composite.layers gives rule {rule} to {shown(name, module)}, which uses its weights in its "
+                f"own way, so that only the rule gradient fits; put {{match: {match}, rule: gradient}} first."
             )
-    hook_types = known | FAST_RULES if rules == "fast" else known
+    hook_types = available | FAST_RULES if rules == "fast" else available
     return RuleComposite(lines, _name_canonizers(canonizers), x_bounds, hook_types, PRECISIONS[precision], bias)
 
 
-def _name_canonizers(given: Sequence[str | canonizers.Canonizer]) -> list[_NamedCanonizer]:
-    """Canonizers with their names; those given by name are made."""
-    unknown = [part for part in given if not isinstance(part, canonizers.Canonizer) and part not in CANONIZERS]
-    if isinstance(given, str) or unknown:
-        names = given if isinstance(given, str) else listed(map(str, unknown))
+def _name_canonizers(entries: Sequence[str | canonizers.Canonizer]) -> list[_NamedCanonizer]:
+    """Canonizers with their names; entries that are names are instantiated."""
+    unknown = [entry for entry in entries if not isinstance(entry, canonizers.Canonizer) and entry not in CANONIZERS]
+    if isinstance(entries, str) or unknown:
+        names = entries if isinstance(entries, str) else listed(map(str, unknown))
         raise InputError(
             f"composite.canonizers names {names}, expected a list of some of {listed(CANONIZERS)} "
             f"(from Python, or instances of zennit.canonizers.Canonizer)."
         )
-    named = [(part, CANONIZERS[part]()) if isinstance(part, str) else (type(part).__name__, part) for part in given]
+    named = [(item, CANONIZERS[item]()) if isinstance(item, str) else (type(item).__name__, item) for item in entries]
     return [_NamedCanonizer(name, canonizer) for name, canonizer in named]
 
 
 def load_rules(path: str | Path) -> dict[str, type[Hook]]:
-    """The rules of a user's own Python file, which is executed: its ``RULES``, names to types of Zennit hooks.
+    """Execute a user's Python file and return its ``RULES``, a mapping from names to types of Zennit hooks.
 
-    Raises `InputError` if the file is not there, fails, or has no such ``RULES``.
+    Raises `InputError` if the file does not exist, fails, or defines no such ``RULES``.
     """
     path = Path(path)
     if not path.is_file():
@@ -231,18 +231,18 @@ def describe_composite(
     bias: bool = True,
     own_rules: Mapping[str, type[Hook]] | None = None,
 ) -> list[dict[str, str]]:
-    """One row per layer of ``model``, as it is while canonizers are at work, in the order of the network.
+    """One row per layer of the canonized ``model``, in the order of the network.
 
-    Columns: ``layer``, ``type``, shape of its ``weights``, ``rule``, and the rule's ``parameters`` with its defaults.
-    Raises what `build_composite` raises. The model is left as it was.
+    Columns: ``layer``, ``type``, shape of its ``weights``, ``rule``, and the rule's ``parameters`` including defaults.
+    Raises the errors of `build_composite`. The model is restored.
     """
     composite = build_composite(lines, model, canonizers, _RANGE_OF_EACH_CASE, "zennit", bias=bias, own_rules=own_rules)
     rows = []
     try:
         composite.register(model)
         for name, module, line in assign_rules(lines, model):
-            rule, applied = line["rule"] if line else "gradient", composite.ruled_layers.get(name)
-            values = {} if applied is None else parameters_of(applied.hook_type) | applied.parameters
+            rule, ruled = line["rule"] if line else "gradient", composite.ruled_layers.get(name)
+            values = {} if ruled is None else parameters_of(ruled.hook_type) | ruled.parameters
             texts = [
                 f"{key}={value:g}" if isinstance(value, (int, float)) else f"{key}={value}"
                 for key, value in values.items()
@@ -261,5 +261,3 @@ def describe_composite(
     finally:
         composite.remove()
     return rows
-
-

@@ -1,4 +1,4 @@
-"""Maps that know nothing of a network: what a measure of explanations must not prefer."""
+"""Control maps that are independent of the network: no measure of explanations should prefer them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def uptake(x: Tensor, seed: int) -> Tensor:
 
 
 def noise(x: Tensor, seed: int) -> Tensor:
-    """Normal random numbers [n, X, Y, Z] for inputs [n, 1, X, Y, Z], others for every input."""
+    """Normal random numbers [n, X, Y, Z] for inputs [n, 1, X, Y, Z], different for each input."""
     return torch.stack([_draw(case, seed) for case in x[:, 0]])
 
 

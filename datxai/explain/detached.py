@@ -1,4 +1,4 @@
-"""Ways from the input to the answer that PyTorch's gradient does not go back: values detached beside a live path."""
+"""Paths from the input to the answer that the gradient misses: values detached beside a differentiable path."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from datxai.explain.layers import OutsideLayers, tensors_in
 
 _DETACHING = {torch.Tensor.detach, torch.Tensor.detach_, torch.detach, torch.detach_,
               getattr_static(torch.Tensor, "data").__get__}  # fmt: skip
-_TAKING_OUT = {torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__float__}  # numbers that are Python's
+_TO_PYTHON = {torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__float__}
 
 
 class Lookout(OutsideLayers):
-    """While it is on, notes in ``seen`` whether a value made of the input was detached, or made under no_grad.
+    """While active, notes in ``seen`` if a value that depends on the input was detached or computed under no_grad.
 
-    ``taken``: whether one was made a number of Python's. What layers of torch.nn do inside is not looked at: a rule
-    computes there without gradients.
+    ``taken``: whether one was converted to a Python number. The inside of torch.nn layers is ignored, since rules
+    compute there without gradients.
     """
 
     def __init__(self):
@@ -31,22 +31,22 @@ class Lookout(OutsideLayers):
         self.seen = self.taken = False
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Call the function, and look at what it did."""
+        """Call the function and check whether it detached a value."""
         output = func(*args, **(kwargs or {}))
-        if func in _TAKING_OUT and not self.inside:
+        if func in _TO_PYTHON and not self.inside:
             self.taken = self.taken or args[0].requires_grad
         if self.seen or self.inside or not (func in _DETACHING or not torch.is_grad_enabled()):
             return output
-        made = any(tensor.is_floating_point() for tensor in tensors_in(output))
-        self.seen = made and any(tensor.requires_grad for tensor in tensors_in((args, kwargs)))
+        has_values = any(tensor.is_floating_point() for tensor in tensors_in(output))
+        self.seen = has_values and any(tensor.requires_grad for tensor in tensors_in((args, kwargs)))
         return output
 
 
 class _Attached(TorchFunctionMode):
-    """While it is on, nothing is detached, and no_grad does nothing."""
+    """While active, nothing is detached and no_grad has no effect."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Call the function, or hand on what it would detach."""
+        """Call the function with gradients; return what it would detach unchanged."""
         if func in _DETACHING:
             return args[0]
         with torch.enable_grad():
@@ -54,12 +54,12 @@ class _Attached(TorchFunctionMode):
 
 
 class _Shifted(TorchFunctionMode):
-    """While it is on, numbers that are taken out of tensors come out a little larger."""
+    """While active, tensors that are converted to Python numbers give slightly larger ones."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Call the function, and change the number that it made."""
+        """Call the function, and shift the number if it is a conversion."""
         output = func(*args, **(kwargs or {}))
-        return _shift(output) if func in _TAKING_OUT else output
+        return _shift(output) if func in _TO_PYTHON else output
 
 
 def _shift(number: Any) -> Any:
@@ -67,9 +67,9 @@ def _shift(number: Any) -> Any:
 
 
 def shift_taken(answer: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor] | None:
-    """A network's answers at ``x`` as it is, and with the numbers that it makes Python's a little larger.
+    """A network's answers to ``x``: unchanged, and with slightly larger numbers where it converts tensors to Python.
 
-    None where the network does not run so.
+    None if the network fails in either way.
     """
     answers = []
     try:
@@ -78,27 +78,27 @@ def shift_taken(answer: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor] |
             for mode in (nullcontext(), _Shifted()):
                 with mode:
                     answers.append(answer(x))
-    except Exception:  # somebody else's code, run in a way that it was not written for
+    except Exception:  # third-party code, run in a way that it was not written for
         return None
     return answers
 
 
 def find_lost(answer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
-    """The gradient of a network's answers at ``x`` as it is, and as it would be with nothing detached, stacked.
+    """The gradient of a network's answers at ``x``: unchanged, and with nothing detached, stacked.
 
-    None where the network does not run so.
+    None if the network fails in either way.
     """
     slopes = []
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PyTorch, where a number is taken from what is no longer detached
+            warnings.simplefilter("ignore")  # PyTorch warns of numbers taken from tensors that are not detached
             for mode in (nullcontext(), _Attached()):
-                given = x.detach().clone().requires_grad_()
+                inputs = x.detach().clone().requires_grad_()
                 with mode:
-                    output = answer(given)
+                    output = answer(inputs)
                 weights = torch.linspace(1, 2, output.shape[1], dtype=output.dtype, device=output.device)
                 score = (output * weights).sum()
-                slopes += torch.autograd.grad(score, given, allow_unused=True, materialize_grads=True)
-    except Exception:  # somebody else's code, run in a way that it was not written for
+                slopes += torch.autograd.grad(score, inputs, allow_unused=True, materialize_grads=True)
+    except Exception:  # third-party code, run in a way that it was not written for
         return None
     return torch.stack(slopes)

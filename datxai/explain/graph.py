@@ -1,11 +1,11 @@
-"""What autograd's graph tells of a network: which operations led from the input to an answer, whoever called them.
+"""Read autograd's graph: which operations led from the input to the output of a network, wherever they were called.
 
-A network is more than its modules: pooling and activations may be functions, branches may part and meet, axes may be
-permuted. PyTorch's record of a forward pass has all of it, operation by operation. Here it is read for three things:
-activations that guided backpropagation rectifies, operations without slope, and where the units of a layer lie.
+A network is more than its modules: pooling and activations may be functions, branches may split and join, axes may be
+permuted. Autograd records every operation of a forward pass. This module reads that record to find three things: the
+activations that guided backpropagation rectifies, operations with zero gradient, and where the units of a layer lie.
 
-An axis of a tensor is a sequence of *atoms*, since reshaping merges axes and parts them again. An atom is a number of
-units and their `Place` along an axis of the input, None for what is no place (channels) or no longer known.
+An axis of a tensor is a sequence of *atoms*, since reshaping merges axes and splits them again. An atom is a number of
+units and their `Place` along an axis of the input, None for channels and for units whose place is unknown.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch.autograd.graph import Node, get_gradient_edge
 from datxai.errors import InputError
 
 _NO_SLOPE = {"Sign", "Sgn", "Round", "Floor", "Ceil", "Trunc", "Heaviside"}
-_OTHER_RECTIFIERS = {  # as autograd calls them: what is no ReLU and does its work
+_OTHER_ACTIVATIONS = {  # used instead of ReLU, by autograd's name
     "LeakyRelu": "LeakyReLU", "PreluKernel": "PReLU", "RreluWithNoise": "RReLU", "Hardtanh": "ReLU6 or Hardtanh",
     "Elu": "ELU or SELU", "Celu": "CELU", "Gelu": "GELU", "Silu": "SiLU", "Mish": "Mish", "Hardswish": "Hardswish",
     "Softplus": "Softplus", "Threshold": "Threshold",
 }  # fmt: skip
 _BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
-_POINTWISE = {  # the unit at a place depends on what is at that place
-    *_OTHER_RECTIFIERS, *_NO_SLOPE, "Relu", "Sigmoid", "Tanh", "LogSigmoid", "Hardsigmoid", "Hardshrink",
+_POINTWISE = {  # a unit depends only on the units at its own place
+    *_OTHER_ACTIVATIONS, *_NO_SLOPE, "Relu", "Sigmoid", "Tanh", "LogSigmoid", "Hardsigmoid", "Hardshrink",
     "Softshrink", "Glu",
     "Add", "Sub", "Rsub", "Mul", "Div", "Pow", "Neg", "Abs", "Exp", "Expm1", "Log", "Log1P", "Sqrt",
     "Rsqrt", "Erf", "Sin", "Cos", "Atan", "Reciprocal", "Clamp", "ClampMin", "ClampMax", "Minimum", "Maximum", "Where",
@@ -44,12 +44,12 @@ _PADDING = {"ConstantPadNd", *(f"{kind}Pad{axes}D" for kind in ("Reflection", "R
 
 
 def kind_of(node: Node) -> str:
-    """The operation of a node, as in ``Convolution`` for ConvolutionBackward0."""
+    """The operation of a node, such as ``Convolution`` for ConvolutionBackward0."""
     return re.sub(r"(Backward)?\d*$", "", node.name().split("::")[-1])
 
 
 def walk(root: Node | None, without: Node | None = None) -> Iterator[Node]:
-    """Every node from ``root`` back to the input, once, as far as one gets ``without`` passing a node."""
+    """Every node on the way back from ``root`` to the input, once, not going through the node ``without``."""
     seen, waiting = {without}, [root]
     while waiting:
         node = waiting.pop()
@@ -60,29 +60,29 @@ def walk(root: Node | None, without: Node | None = None) -> Iterator[Node]:
 
 
 def steps_without_slope(score: Tensor) -> list[str]:
-    """Operations that led to ``score`` and hand back nothing but zeros."""
+    """Names of the operations that led to ``score`` and whose gradient is zero everywhere."""
     return sorted({kind_of(node).lower() for node in walk(score.grad_fn) if kind_of(node) in _NO_SLOPE})
 
 
 def mixes_cases(score: Tensor) -> bool:
-    """Whether a batch norm that led to ``score`` took its statistics from several cases."""
+    """Whether a batch norm that led to ``score`` computed its statistics over several cases."""
     norms: list[Any] = [node for node in walk(score.grad_fn) if kind_of(node) in _BATCH_NORMS]
     return any(getattr(node, "_saved_training", False) and node._saved_input.shape[0] > 1 for node in norms)
 
 
 def guide(score: Tensor) -> None:
-    """Let every ReLU that led to ``score`` hand back but what is positive, in its next backward pass.
+    """Make every ReLU that led to ``score`` pass only positive gradients back, in the next backward pass.
 
-    InputError where other activations take the place of ReLU, for which guided backpropagation is not defined.
+    Raises InputError for networks with other activations, for which guided backpropagation is not defined.
     """
     nodes = list(walk(score.grad_fn))
     rectifiers = [node for node in nodes if _is_relu(node)]
-    others = sorted({_OTHER_RECTIFIERS[kind] for kind in map(kind_of, nodes) if kind in _OTHER_RECTIFIERS})
+    others = sorted({_OTHER_ACTIVATIONS[kind] for kind in map(kind_of, nodes) if kind in _OTHER_ACTIVATIONS})
     if not rectifiers or others:
-        reason = f"this network has {', '.join(others)}" if others else "none ran in this network"
+        reason = f"this network has {', '.join(others)}" if others else "no ReLU ran in this network"
         raise InputError(
-            f"attribution.method=guided_backprop is defined by what ReLU hands back, and {reason}; choose another "
-            f"method, such as gradient."
+            f"attribution.method=guided_backprop modifies the gradient of ReLU, but {reason}; choose another method, "
+            f"such as gradient."
         )
     for node in rectifiers:
         node.register_prehook(lambda gradients: tuple(gradient.clamp(min=0) for gradient in gradients))
@@ -111,47 +111,47 @@ class Place:
 
     @property
     def start(self) -> float:
-        """Where the centre of the first unit's reach lies."""
+        """The centre of the first unit's receptive field."""
         return (self.first + self.last) / 2
 
     def moved(self, units: float, reach: float = 0.0, stride: float = 1.0) -> Place:
-        """Of windows that begin ``units`` further on, reach over ``reach`` units more, and lie ``stride`` apart."""
+        """The place of windows that start ``units`` later, span ``reach`` more units and are ``stride`` units apart."""
         first = self.first + self.step * units
         return replace(self, step=self.step * stride, first=first, last=self.last + self.step * (units + reach))
 
     def joined(self, other: Place) -> Place | None:
-        """Of units that see what either sees; None where they do not lie alike, to half a step."""
+        """The place of units that see what either sees; None if their centres differ by more than half a step."""
         if (self.axis, self.step) != (other.axis, other.step) or abs(self.start - other.start) > self.step / 2:
             return None
         return replace(self, first=min(self.first, other.first), last=max(self.last, other.last))
 
 
-ELSEWHERE = Place(0)  # of what was moved about within the input: beside what was not, there is no one place for both
+ELSEWHERE = Place(0)  # of units moved within the input; joined with units that were not, their place is unknown
 Atom = tuple[int, Place | None]
 Axis = tuple[Atom, ...]
 Axes = Sequence[Axis]
 
 
 def locate(score: Tensor, x: Tensor) -> Callable[[Tensor], Axes | None]:
-    """What says where the units of tensors lie that led from ``x`` [batch, channels, ...] to ``score``.
+    """A function that returns the axes of any tensor between ``x`` [batch, channels, ...] and ``score``.
 
-    To be asked before a backward pass. The answer has an `Axis` for each of the tensor's.
+    Call it before a backward pass. It returns an `Axis` for each axis of the tensor.
     """
-    known: dict[tuple[Any, int], Axes | None] = {}
+    axes_of: dict[tuple[Any, int], Axes | None] = {}
 
     def find(node: Any, number: int) -> Axes | None:
-        """The axes of an output of a node whose inputs are known; None for what does not depend on the input."""
-        if node is None or (node, number) in known:
-            return known.get((node, number))
+        """The axes of output ``number`` of a node whose inputs are known; None if it does not depend on ``x``."""
+        if node is None or (node, number) in axes_of:
+            return axes_of.get((node, number))
         if kind_of(node) == "AccumulateGrad":
             if node.variable is not x:
                 return None
             input_axes = [_axis(length, Place(axis) if axis > 1 else None) for axis, length in enumerate(x.shape)]
-            return known.setdefault((node, number), tuple(input_axes))
+            return axes_of.setdefault((node, number), tuple(input_axes))
         shape = tuple(int(length) for length in node._input_metadata[number].shape)
         inputs = [find(*edge) for edge in node.next_functions]
         axes = None if not any(inputs) else _axes_of_output(node, inputs, shape)
-        return known.setdefault((node, number), axes)
+        return axes_of.setdefault((node, number), axes)
 
     for node in _inputs_first(score.grad_fn):
         for number in range(len(node._input_metadata)):
@@ -160,11 +160,11 @@ def locate(score: Tensor, x: Tensor) -> Callable[[Tensor], Axes | None]:
 
 
 def _inputs_first(root: Node | None) -> list[Any]:
-    """Every node behind ``root``, each after those that it is made of."""
+    """Every node that ``root`` depends on, in topological order, inputs first."""
     order, seen, waiting = [], set(), [(root, False)]
     while waiting:
-        node, done = waiting.pop()
-        if done:
+        node, expanded = waiting.pop()
+        if expanded:
             order.append(node)
         elif node is not None and node not in seen:
             seen.add(node)
@@ -182,131 +182,131 @@ def _unknown(shape: Sequence[int]) -> Axes:
 
 
 def _axes_of_output(node: Any, inputs: list[Axes | None], shape: tuple[int, ...]) -> Axes:
-    """The axes of a node's output of ``shape``; `_unknown` where the operation is."""
+    """The axes of a node's output of ``shape``; `_unknown` if the operation is not supported."""
     kind, first = kind_of(node), next(filter(None, inputs))
     rule = _RULES.get(kind)
     if kind in _POINTWISE:
-        axes = _together(inputs, shape)
+        axes = _broadcast(inputs, shape)
     elif kind == "Stack":
         new = _signed(node._saved_dim) % len(shape)
-        axes = list(_together(inputs, shape[:new] + shape[new + 1 :]))
+        axes = list(_broadcast(inputs, shape[:new] + shape[new + 1 :]))
         axes.insert(new, _axis(shape[new], None))
     elif kind in _RESHAPE:
         axes = _regroup([atom for axis in first for atom in axis], shape)
     else:
-        data = inputs[1 if kind == "Addmm" else 0]  # the bias comes first there
+        data = inputs[1 if kind == "Addmm" else 0]  # whose first input is the bias
         axes = None if rule is None or data is None else rule(node, data, shape)
     lengths = None if axes is None else tuple(math.prod(length for length, _ in axis) for axis in axes)
     return _unknown(shape) if axes is None or lengths != shape else tuple(axes)
 
 
-def _together(inputs: list[Axes | None], shape: tuple[int, ...]) -> Axes:
-    """Of what is broadcast against one another: at each axis, what those say that have it."""
-    broadcast = []
+def _broadcast(inputs: list[Axes | None], shape: tuple[int, ...]) -> Axes:
+    """The axes of inputs broadcast together: each joins the axes of the inputs that have places there."""
+    joined = []
     for back, length in zip(range(len(shape), 0, -1), shape):
-        known = [axes[-back] for axes in inputs if axes is not None and len(axes) >= back]
-        known = {axis for axis in known if any(place for _, place in axis) and math.prod(n for n, _ in axis) == length}
-        broadcast.append(_meet(sorted(known, key=repr), length))
-    return tuple(broadcast)
+        axes_here = [axes[-back] for axes in inputs if axes is not None and len(axes) >= back]
+        placed = {axis for axis in axes_here if any(p for _, p in axis) and math.prod(n for n, _ in axis) == length}
+        joined.append(_join(sorted(placed, key=repr), length))
+    return tuple(joined)
 
 
-def _meet(candidates: list[Axis], length: int) -> Axis:
+def _join(candidates: list[Axis], length: int) -> Axis:
     if not candidates:
         return _axis(length, None)
-    met, *others = candidates
+    joined, *others = candidates
     for axis in others:
-        if [n for n, _ in met] != [n for n, _ in axis]:
+        if [n for n, _ in joined] != [n for n, _ in axis]:
             return _axis(length, None)
-        places = [b if a is None else a if b is None else a.joined(b) for (_, a), (_, b) in zip(met, axis)]
-        if any(place is None and a and b for place, (_, a), (_, b) in zip(places, met, axis)):
+        places = [b if a is None else a if b is None else a.joined(b) for (_, a), (_, b) in zip(joined, axis)]
+        if any(place is None and a and b for place, (_, a), (_, b) in zip(places, joined, axis)):
             return _axis(length, None)
-        met = tuple((n, place) for (n, _), place in zip(met, places))
-    return met
+        joined = tuple((n, place) for (n, _), place in zip(joined, places))
+    return joined
 
 
 def _regroup(atoms: list[Atom], shape: tuple[int, ...]) -> Axes:
-    """Atoms in new axes; where an axis ends within an atom, that and all that it is merged with are unknown."""
+    """Atoms regrouped into new axes; if an axis splits an atom, all axes that share its atoms are unknown."""
     regrouped: list[Axis] = []
     atoms, lengths = list(atoms), list(shape)
     while lengths:
-        taken, ends, size, reach = [], [lengths.pop(0)], 1, 1
-        reach = ends[0]
-        while size != reach:
-            if size < reach:
+        group, new_lengths, group_size = [], [lengths.pop(0)], 1
+        new_size = new_lengths[0]
+        while group_size != new_size:
+            if group_size < new_size:
                 if not atoms:
                     return _unknown(shape)
-                taken.append(atoms.pop(0))
-                size *= taken[-1][0]
+                group.append(atoms.pop(0))
+                group_size *= group[-1][0]
             else:
                 if not lengths:
                     return _unknown(shape)
-                ends.append(lengths.pop(0))
-                reach *= ends[-1]
-        if ends == [1] and atoms and atoms[0][0] == 1:
-            taken.append(atoms.pop(0))
-        regrouped += [tuple(taken)] if len(ends) == 1 else [_axis(length, None) for length in ends]
+                new_lengths.append(lengths.pop(0))
+                new_size *= new_lengths[-1]
+        if new_lengths == [1] and atoms and atoms[0][0] == 1:
+            group.append(atoms.pop(0))
+        regrouped += [tuple(group)] if len(new_lengths) == 1 else [_axis(length, None) for length in new_lengths]
     return tuple(regrouped)
 
 
-def _on_last(axes: Axes, change: Sequence[Callable[[Place], Place] | None], shape: tuple[int, ...]) -> Axes:
-    """Axes of which the last are changed, each as said; None for what is lost there. Others keep what they have."""
+def _move_last(axes: Axes, moves: Sequence[Callable[[Place], Place] | None], shape: tuple[int, ...]) -> Axes:
+    """Axes whose last ``len(moves)`` places are moved, or become unknown where a move is None; others are kept."""
     kept = [
         axis if math.prod(n for n, _ in axis) == length else _axis(length, None)
-        for axis, length in zip(axes[: -len(change)], shape)
+        for axis, length in zip(axes[: -len(moves)], shape)
     ]
     changed = []
-    for axis, moved, length in zip(axes[-len(change) :], change, shape[-len(change) :]):
+    for axis, move, length in zip(axes[-len(moves) :], moves, shape[-len(moves) :]):
         place = axis[0][1] if len(axis) == 1 else None
-        changed.append(_axis(length, None if place is None or moved is None else moved(place)))
+        changed.append(_axis(length, None if place is None or move is None else move(place)))
     return (*kept, *changed)
 
 
 def _for_each(values: Sequence[int], n: int) -> Sequence[int]:
-    """One value for each of ``n`` axes, where there may be one for all."""
+    """One value for each of ``n`` axes, from as many or from one for all."""
     return values if len(values) == n else tuple(values) * n
 
 
 def _convolved(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
     kernel = node._saved_weight.shape[2:]
     geometry = node._saved_stride, node._saved_padding, node._saved_dilation
-    change = []
+    moves = []
     for k, stride, pad, dilation in zip(kernel, *(_for_each(values, len(kernel)) for values in geometry)):
         reach = dilation * (k - 1)
         if node._saved_transposed:
-            change.append(lambda p, s=stride, a=pad, r=reach: p.moved((a - r) / s, r / s, 1 / s))
+            moves.append(lambda p, s=stride, a=pad, r=reach: p.moved((a - r) / s, r / s, 1 / s))
         else:
-            change.append(lambda p, s=stride, a=pad, r=reach: p.moved(-a, r, s))
-    return _on_last(axes, change, shape)
+            moves.append(lambda p, s=stride, a=pad, r=reach: p.moved(-a, r, s))
+    return _move_last(axes, moves, shape)
 
 
 def _pooled(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
     n = int(kind_of(node).split("Pool")[1][0])
     kernel = node._saved_kernel_size
     geometry = kernel, node._saved_stride or kernel, node._saved_padding, getattr(node, "_saved_dilation", (1,))
-    change = [
+    moves = [
         lambda p, k=k, s=s, a=a, d=d: p.moved(-a, d * (k - 1), s)
         for k, s, a, d in zip(*(_for_each(values, n) for values in geometry))
     ]
-    return _on_last(axes, change, shape)
+    return _move_last(axes, moves, shape)
 
 
 def _resized(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
-    """Adaptive pooling and interpolation, at any one ratio; nothing is known of windows of several sizes."""
+    """Adaptive pooling and interpolation with windows of one size; other places become unknown."""
     n = int(kind_of(node)[-2])
     before = [math.prod(units for units, _ in axis) for axis in axes[-n:]]
     corners = getattr(node, "_saved_align_corners", False)
-    change = []
+    moves = []
     for old, new in zip(before, shape[-n:]):
         ratio = (old - 1) / max(new - 1, 1) if corners else old / new
-        known = not kind_of(node).startswith("Adaptive") or (old % new == 0 and (new > 1 or old == 1))
+        one_size = not kind_of(node).startswith("Adaptive") or (old % new == 0 and (new > 1 or old == 1))
         shift = 0 if corners else (ratio - 1) / 2
-        change.append((lambda p, r=ratio, s=shift: p.moved(s, 0, r)) if known else None)
-    return _on_last(axes, change, shape)
+        moves.append((lambda p, r=ratio, s=shift: p.moved(s, 0, r)) if one_size else None)
+    return _move_last(axes, moves, shape)
 
 
 def _padded(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
     before = (node._saved_pad if hasattr(node, "_saved_pad") else node._saved_padding)[::2][::-1]
-    return _on_last(axes, [lambda p, a=pad: p.moved(-a) for pad in before], shape)
+    return _move_last(axes, [lambda p, a=pad: p.moved(-a) for pad in before], shape)
 
 
 def _sliced(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
@@ -322,28 +322,28 @@ def _sliced(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
 
 
 def _scattered(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
-    """Turned round, or picked from here and there."""
+    """Flipped, rolled or indexed: the axes that had places are `ELSEWHERE`."""
     if len(axes) != len(shape):
         return _unknown(shape)
     had_place = (any(place for _, place in axis) for axis in axes)
     return tuple(_axis(length, ELSEWHERE if had else None) for had, length in zip(had_place, shape))
 
 
-def _divided(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
-    """Into parts along an axis that has no place; elsewhere nothing is known."""
+def _split(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
+    """Split along an axis, which becomes unknown."""
     changed, dim = list(axes), _signed(node._saved_dim) % len(axes)
     changed[dim] = _axis(shape[dim], None)
     return changed
 
 
-def _without(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
-    """Axes of which some are summed up or selected from, and kept at length one or not."""
+def _reduced(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
+    """Reduced over or selected from some axes, which are dropped or kept at length one."""
     dims = getattr(node, "_saved_dim", ())
     dims = dims if isinstance(dims, (tuple, list)) else [dims]
-    gone = {_signed(dim) % len(axes) for dim in dims} or set(range(len(axes)))
+    reduced = {_signed(dim) % len(axes) for dim in dims} or set(range(len(axes)))
     if len(shape) == len(axes):
-        return tuple(() if dim in gone else axis for dim, axis in enumerate(axes))
-    return tuple(axis for dim, axis in enumerate(axes) if dim not in gone)
+        return tuple(() if dim in reduced else axis for dim, axis in enumerate(axes))
+    return tuple(axis for dim, axis in enumerate(axes) if dim not in reduced)
 
 
 def _permuted(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
@@ -358,12 +358,12 @@ def _transposed(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
 
 
 def _mixed(node: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
-    """A product with a matrix of weights: the last axis is channels."""
+    """A product with a weight matrix: the last axis becomes channels."""
     return (*axes[:-1], _axis(shape[-1], None))
 
 
 def _signed(number: int) -> int:
-    """Autograd shows some negative numbers as unsigned ones of 64 bits."""
+    """Undo autograd's representation of some negative numbers as unsigned 64-bit integers."""
     return number - (1 << 64) if number >= 1 << 63 else number
 
 
@@ -376,8 +376,8 @@ _RULES: dict[str, Callable[[Any, Axes, tuple[int, ...]], Axes]] = {
     **dict.fromkeys(_PADDING, _padded),
     "Slice": _sliced,
     **dict.fromkeys(_MOVING, _scattered),
-    **dict.fromkeys(("Split", "SplitWithSizes"), _divided),
-    **dict.fromkeys(("Mean", "Sum", "Amax", "Select", "Unbind"), _without),
+    **dict.fromkeys(("Split", "SplitWithSizes"), _split),
+    **dict.fromkeys(("Mean", "Sum", "Amax", "Select", "Unbind"), _reduced),
     "Permute": _permuted,
     "Transpose": _transposed,
     **dict.fromkeys(("Addmm", "Mm", "Linear"), _mixed),
@@ -385,12 +385,12 @@ _RULES: dict[str, Callable[[Any, Axes, tuple[int, ...]], Axes]] = {
 
 
 def units(node: Any) -> int:
-    """Over how many places a convolution's output extends."""
+    """Number of spatial positions in the output of a convolution."""
     return math.prod(int(length) for length in node._input_metadata[0].shape[2:])
 
 
 def passes_everything(score: Tensor, x: Tensor, tensor: Tensor) -> bool:
-    """Whether all that led from ``x`` to ``score`` went through ``tensor``, and no convolution over places after it."""
+    """Whether every path from ``x`` to ``score`` goes through ``tensor``, and no spatial convolution follows it."""
     after = set(walk(score.grad_fn, without=tensor.grad_fn))
     if get_gradient_edge(x).node in after:
         return False
@@ -398,5 +398,5 @@ def passes_everything(score: Tensor, x: Tensor, tensor: Tensor) -> bool:
 
 
 def leads_to(earlier: Tensor, later: Tensor) -> bool:
-    """Whether ``later`` is made of ``earlier``."""
+    """Whether ``later`` depends on ``earlier``."""
     return earlier.grad_fn in set(walk(later.grad_fn))

@@ -1,14 +1,14 @@
-"""Attribution methods beside those that are rules of a composite: paths, noise, feature maps, and what is taken away.
+"""Attribution methods that are not composites of rules: path, noise, feature map and perturbation methods.
 
-Each explains one case: a `Decision` and its input ``x`` [1, channels, X, Y, Z] (any number of axes) to a map of that
-shape. Keyword arguments are the options that a user may choose. Volumes go through the network ``at_once`` at a time,
-`LIGHTER` times as many where no gradient is taken, which changes nothing but speed. What draws random numbers does so
-from its own ``seed``, the same for every case.
+Each explains one case: from a `Decision` and its input ``x`` [1, channels, X, Y, Z] (any number of axes), it computes a
+map of the same shape. Keyword arguments are the options that a user may choose. The network processes ``at_once``
+volumes at a time, `LIGHTER` times as many without gradients, which affects only the speed. Random numbers are drawn
+from the method's ``seed``, the same for every case.
 
 A *baseline* is the intensity that stands for absence: 0 is no counts at all; in a volume scaled by its reference
-region, 1 is non-specific uptake. It may be a whole input as well, such as the mean scan: a tensor like ``x``. Methods
-that take parcels away share a parcel's attribution evenly among its voxels, so that a map's sum over any set of parcels
-is what these parcels did.
+region, 1 is non-specific uptake. It may also be a whole input, such as the mean scan: a tensor like ``x``. Methods that
+remove parcels share a parcel's attribution evenly among its voxels, so that the sum of a map over any set of parcels is
+the attribution of these parcels.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from datxai.explain.layers import ELEMENTWISE, computes_as_defined, has_hooks, i
 from datxai.explain.network import MIXES, answer, are_close, gradient, note, note_mixing, require_way_back, run
 from datxai.explain.parcels import make_blocks, make_supervoxels
 
-LIGHTER = 4  # times as many inputs take the same memory where no gradient needs what the layers handed on
-_EXACT = {"dtype": torch.float64, "device": "cpu"}  # said wherever a tensor is made: defaults are the process's
+LIGHTER = 4  # without gradients, activations are not kept: this many times as many inputs take the same memory
+_DOUBLE_CPU = {"dtype": torch.float64, "device": "cpu"}  # explicit, as the user may have changed PyTorch's defaults
 
 
 class Decision(nn.Module):
-    """What is explained: sum_k seed_k times output k of ``model``, one number per input [batch].
+    """The score that is explained: the sum over k of seed_k times output k of ``model``, one number per input [batch].
 
-    ``answers``, where given, are asked in the place of the network wherever no gradient is taken.
+    ``answers``, if given, replaces calls of the network when no gradient is taken.
     """
 
     def __init__(self, model: nn.Module, seed: Tensor, answers: Answers | None = None):
@@ -50,18 +50,18 @@ class Decision(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The decision [batch]."""
-        ask = answer if self.answers is None or torch.is_grad_enabled() else self.answers
-        outputs = ask(self.model, x)
+        predict = answer if self.answers is None or torch.is_grad_enabled() else self.answers
+        outputs = predict(self.model, x)
         return outputs.reshape(len(x), -1) @ self.seed
 
 
 def integrate_gradients(
     decision: Decision, x: Tensor, at_once: int, *, n_steps: int = 32, baseline: float | Tensor = 0.0
 ) -> Tensor:
-    """(x - baseline) times the mean gradient along the straight way from the baseline (Sundararajan et al. 2017).
+    """(x - baseline) times the mean gradient along the straight path from the baseline (Sundararajan et al. 2017).
 
-    arXiv 1703.01365. The mean is taken by Gauss-Legendre quadrature at ``n_steps`` points. The map's sum approaches
-    the decision's difference between input and baseline.
+    arXiv 1703.01365. The mean is computed by Gauss-Legendre quadrature at ``n_steps`` points. The sum of the map
+    approaches the difference of the decision between input and baseline.
     """
     nodes, weights = np.polynomial.legendre.leggauss(n_steps)
     nodes, weights = (torch.as_tensor(values, dtype=x.dtype, device=x.device) / 2 for values in (nodes, weights))
@@ -82,16 +82,16 @@ def smooth_gradients(
     deviation, total = noise * (x.max() - x.min()), torch.zeros_like(x)
     generator = _generator(seed)
     for count in _counts(n_samples, at_once):
-        drawn = [torch.randn(x.shape[1:], generator=generator, dtype=x.dtype, device="cpu") for _ in range(count)]
-        total += _gradients(decision, x + deviation * torch.stack(drawn).to(x.device)).sum(dim=0, keepdim=True)
+        draws = [torch.randn(x.shape[1:], generator=generator, dtype=x.dtype, device="cpu") for _ in range(count)]
+        total += _gradients(decision, x + deviation * torch.stack(draws).to(x.device)).sum(dim=0, keepdim=True)
     return total / n_samples
 
 
 def propagate_differences(decision: Decision, x: Tensor, at_once: int, *, baseline: float | Tensor = 0.0) -> Tensor:
     """DeepLIFT's rescale rule (Shrikumar et al. 2017, arXiv 1704.02685), by captum.
 
-    The map's sum is the decision's difference between input and baseline. Captum sees activations and pooling that
-    are modules used once; a network for which the sum does not come out is refused.
+    The sum of the map is the difference of the decision between input and baseline. Captum supports activations and
+    pooling that are modules used once; raises InputError for a network whose map does not have that sum.
     """
     try:
         from captum.attr import DeepLift
@@ -100,18 +100,18 @@ def propagate_differences(decision: Decision, x: Tensor, at_once: int, *, baseli
             "attribution.method=deep_lift needs captum, which is not installed: pip install 'datxai[methods]'."
         ) from error
     for name, module in decision.model.named_modules():
-        known = type(module) in (*ELEMENTWISE, *types.MaxPool.__subclass__)  # captum goes by the class
-        if known and (has_hooks(module) or not computes_as_defined(module)):
+        replaced = type(module) in (*ELEMENTWISE, *types.MaxPool.__subclass__)  # captum goes by the class
+        if replaced and (has_hooks(module) or not computes_as_defined(module)):
             raise InputError(
-                f"attribution.method=deep_lift: layer {name} ({type(module).__name__}) has hooks or a forward of its "
-                f"own, and captum goes by its class; choose another method, such as integrated_gradients."
+                f"attribution.method=deep_lift: layer {name} ({type(module).__name__}) has hooks or its own "
+                f"forward, but captum goes by its class; choose another method, such as integrated_gradients."
             )
     reference = _absent(baseline, x)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Setting forward, backward hooks")  # `attribute` undoes them
             relevance = DeepLift(decision).attribute(x.detach().requires_grad_(), reference).detach()
-    except Exception as error:  # captum's own, of many kinds, for what it cannot follow
+    except Exception as error:  # captum raises many types for networks that it does not support
         require_way_back(decision(x.detach().requires_grad_()).requires_grad)
         if isinstance(error, InputError):
             raise
@@ -125,24 +125,24 @@ def propagate_differences(decision: Decision, x: Tensor, at_once: int, *, baseli
         with torch.no_grad():
             expected = decision(x) - decision(reference)
         missing = (relevance.sum() - expected).abs()
-        if missing <= torch.finfo(x.dtype).eps ** 0.5 * relevance.abs().sum():  # of rounding, and no more
+        if missing <= torch.finfo(x.dtype).eps ** 0.5 * relevance.abs().sum():  # rounding only
             return relevance
     raise InputError(
-        "attribution.method=deep_lift: its multipliers do not account for the decision. The network has activations or "
-        "pooling that are no modules, are used more than once, or have multipliers in captum that do not add up (GELU, "
-        "SiLU, max pooling from some baselines), or multiplies what depends on the input; choose another method, such "
-        "as integrated_gradients."
+        "attribution.method=deep_lift: the map does not sum to the difference of the decision. The network has "
+        "activations or pooling that are not modules, are used more than once, or have multipliers in captum that do "
+        "not add up (GELU, SiLU, max pooling with some baselines), or it multiplies values that depend on the input; "
+        "choose another method, such as integrated_gradients."
     )
 
 
 def weigh_feature_maps(decision: Decision, x: Tensor, at_once: int, *, layer: str | None = None) -> Tensor:
     """Grad-CAM: feature maps weighted by their mean gradients, rectified (Selvaraju et al. 2017).
 
-    doi 10.1109/ICCV.2017.74. ``layer`` is a module's name; by default the last convolution with the batch norm and
-    activation behind it, or where branches pass that by, the module in which they have met. The map of a layer is
-    brought to the voxels linearly, each unit at the centre of its receptive field (`datxai.explain.graph`): unpadded
-    convolutions hand on less than the whole input, over which a map must not be stretched. Beyond the outermost units,
-    half a step further out, it is zero. InputError for a layer of which that is not known.
+    doi 10.1109/ICCV.2017.74. ``layer`` is a module's name; by default the last convolution with its batch norm and
+    activation, or, if branches bypass that, the module in which they meet. The map of the layer is interpolated
+    linearly, with each unit at the centre of its receptive field (`datxai.explain.graph`): the units of unpadded
+    convolutions do not span the whole input, so their map must not be stretched over it. Half a step beyond the
+    outermost units the map is zero. Raises InputError if the position of the layer's units is unknown.
     """
     x = x.detach().requires_grad_()
     score, layers = _trace_layers(decision, x)
@@ -154,9 +154,9 @@ def weigh_feature_maps(decision: Decision, x: Tensor, at_once: int, *, layer: st
     slope = gradient(score, features.output)
     sizes = [n for n, _ in features.atoms]
     output, slope = (tensor.detach().reshape(sizes) for tensor in (features.output, slope))
-    placed = [number for number, (_, place) in enumerate(features.atoms) if place]
-    cam = output * slope.mean(dim=placed, keepdim=True)
-    channels = [number for number in range(len(sizes)) if number not in placed]
+    spatial = [number for number, (_, place) in enumerate(features.atoms) if place]
+    cam = output * slope.mean(dim=spatial, keepdim=True)
+    channels = [number for number in range(len(sizes)) if number not in spatial]
     cam = (cam.sum(dim=channels) if channels else cam).relu()
     order = [place.axis for _, place in features.atoms if place]
     cam = cam.permute([order.index(axis) for axis in sorted(order)])
@@ -167,23 +167,23 @@ def weigh_feature_maps(decision: Decision, x: Tensor, at_once: int, *, layer: st
 
 
 def _spread_units(cam: Tensor, axis: int, length: int, place: graph.Place) -> Tensor:
-    """A map of units brought to the ``length`` voxels of one axis, linearly between the units' centres."""
-    n, exact = cam.shape[axis], {"dtype": torch.float64, "device": cam.device}
-    at = (torch.arange(length, **exact) - place.start) / place.step
-    tent = (1 - (at.clamp(0, n - 1)[:, None] - torch.arange(n, **exact)).abs()).relu()
-    tent *= ((at >= -0.5) & (at <= n - 0.5))[:, None]
-    return (cam.movedim(axis, -1) @ tent.T.to(cam.dtype)).movedim(-1, axis)
+    """Interpolate a map of units linearly to the ``length`` voxels of one axis, between the units' centres."""
+    n, double = cam.shape[axis], {"dtype": torch.float64, "device": cam.device}
+    position = (torch.arange(length, **double) - place.start) / place.step  # of each voxel, in units
+    weights = (1 - (position.clamp(0, n - 1)[:, None] - torch.arange(n, **double)).abs()).relu()
+    weights *= ((position >= -0.5) & (position <= n - 0.5))[:, None]
+    return (cam.movedim(axis, -1) @ weights.T.to(cam.dtype)).movedim(-1, axis)
 
 
 def _refuse_layer(layer: str | None, layers: Mapping[str, _Layer]) -> NoReturn:
-    """Say why a layer has no map over the voxels, or none was chosen, and which have."""
+    """Raise an InputError that says why a layer has no map over the voxels, or none was chosen, and which have one."""
     names = [name for name, traced in layers.items() if not traced.reason]
     if layer is not None and layer in layers:
-        reason = f"of {layer}, {layers[layer].reason}"
+        reason = layers[layer].reason
     elif layer is None and names:
-        reason = "no convolution is the last that all of the decision passes through in a place that is known"
+        reason = "no convolution is the last that the whole decision passes through at a known place"
     else:
-        reason = "expected a layer that hands on maps over the input's axes"
+        reason = "expected a layer that outputs maps over the input's axes"
     advice = f"name one such as {', '.join(names[-8:])}." if names else "this network has none."
     raise InputError(f"attribution.options.layer={layer}: {reason}; {advice}")
 
@@ -197,9 +197,9 @@ def occlude(
     block: int = 5,
     baseline: float | Tensor = 0.0,
 ) -> Tensor:
-    """What the decision loses when a parcel is set to the baseline (Zeiler and Fergus 2014).
+    """The drop of the decision when a parcel is set to the baseline (Zeiler and Fergus 2014).
 
-    doi 10.1007/978-3-319-10590-1_53. Without parcels: blocks of ``block`` voxels along each axis.
+    doi 10.1007/978-3-319-10590-1_53. Without parcels: blocks with an edge of ``block`` voxels.
     """
     index, sizes = _index(make_blocks(x.shape[2:], block) if parcels is None else parcels, x)
     scores = _score_without_each(decision, x, index, baseline, at_once)
@@ -221,14 +221,14 @@ def fit_surrogate(
 ) -> Tensor:
     """LIME: the weights of a linear surrogate over random subsets of parcels (Ribeiro et al. 2016).
 
-    doi 10.1145/2939672.2939778; of DAT-SPECT: Magesh et al. 2020, doi 10.1016/j.compbiomed.2020.104041. As in the
-    authors' package, the first subset is the whole, a parcel is kept with probability one half, a subset weighs
-    sqrt(exp(-(d / kernel_width)^2)) with its cosine distance d from the whole, and the fit has an L2 penalty ``ridge``.
-    Without parcels: supervoxels of the case.
+    doi 10.1145/2939672.2939778; in DAT-SPECT: Magesh et al. 2020, doi 10.1016/j.compbiomed.2020.104041. As in the
+    authors' package, the first subset has all parcels, others have each with probability one half, a subset's weight is
+    sqrt(exp(-(d / kernel_width)^2)) with its cosine distance d from the full set, and the fit has an L2 penalty
+    ``ridge``. Without parcels: supervoxels of the case.
     """
     from sklearn.linear_model import Ridge
 
-    index, sizes = _choose_parts(parcels, x, n_supervoxels)
+    index, sizes = _choose_parcels(parcels, x, n_supervoxels)
     n = len(sizes) - 1
     kept = _draw(n_samples, n, _generator(seed)) < 0.5
     kept[0] = True
@@ -252,26 +252,26 @@ def estimate_shapley_values(
 ) -> Tensor:
     """Kernel SHAP: Shapley values of parcels, by weighted least squares (Lundberg and Lee 2017, arXiv 1705.07874).
 
-    Exact where ``n_samples`` allows for every subset of parcels. Otherwise subsets are drawn from the Shapley kernel,
-    each with its complement (Covert and Lee 2021, arXiv 2012.01536). That the values sum up to the decision's
-    difference between input and baseline holds by construction. Without parcels: supervoxels of the case.
+    Exact if ``n_samples`` suffices for every subset of parcels. Otherwise subsets are drawn from the Shapley kernel,
+    each with its complement (Covert and Lee 2021, arXiv 2012.01536). The values sum to the difference of the decision
+    between input and baseline by construction. Without parcels: supervoxels of the case.
     """
-    index, sizes = _choose_parts(parcels, x, n_supervoxels)
+    index, sizes = _choose_parcels(parcels, x, n_supervoxels)
     n = len(sizes) - 1
     if n < 2 or n_samples < 2 * n:
         raise InputError(
-            f"attribution.method=kernel_shap: expected two parcels or more and at least twice as many samples, there "
-            f"are {n} parcels and n_samples={n_samples}."
+            f"attribution.method=kernel_shap: expected two or more parcels and at least twice as many samples, got "
+            f"{n} parcels and n_samples={n_samples}."
         )
     kept, weights = _draw_coalitions(n, n_samples, seed)
-    ends = torch.tensor([[False] * n, [True] * n], device="cpu")
-    scores = _score_coalitions(decision, x, index, torch.cat([ends, kept]), baseline, at_once)
-    nothing, whole, scores = scores[0], scores[1], scores[2:]
+    empty_and_full = torch.tensor([[False] * n, [True] * n], device="cpu")
+    scores = _score_coalitions(decision, x, index, torch.cat([empty_and_full, kept]), baseline, at_once)
+    empty, full, scores = scores[0], scores[1], scores[2:]
     z, root = kept.double(), weights.sqrt()[:, None]
-    target = scores - nothing - z[:, -1] * (whole - nothing)
+    target = scores - empty - z[:, -1] * (full - empty)
     design = (z[:, :-1] - z[:, -1:]) * root
     values = torch.linalg.lstsq(design, target[:, None] * root, driver="gelsd").solution[:, 0]
-    return _spread(torch.cat([values, (whole - nothing - values.sum())[None]]), index, sizes, x)
+    return _spread(torch.cat([values, (full - empty - values.sum())[None]]), index, sizes, x)
 
 
 METHODS: dict[str, Callable[..., Tensor]] = {
@@ -288,7 +288,7 @@ _NOT_NEGATIVE = {"seed", "ridge"}
 
 
 def options_of(method: str) -> dict:
-    """The options of a method, with their defaults; none for the methods that are rules of a composite."""
+    """The options of a method with their defaults; methods that are composites of rules have none."""
     if method not in METHODS:
         return {}
     parameters = inspect.signature(METHODS[method]).parameters.values()
@@ -296,21 +296,21 @@ def options_of(method: str) -> dict:
 
 
 def takes_parcels(method: str) -> bool:
-    """Whether the method takes parts of the input away."""
+    """Whether the method removes parcels of the input."""
     return method in METHODS and "parcels" in inspect.signature(METHODS[method]).parameters
 
 
 def check_options(method: str, options: Mapping) -> None:
-    """Refuse what the method does not know, and values of another kind than the defaults."""
-    known = options_of(method)
+    """Raise InputError for options that the method does not have, and for values of another type than the default."""
+    defaults = options_of(method)
     if not isinstance(options, Mapping):
         raise InputError(f"attribution.options={options}: expected names with values, as in {{n_samples: 50}}.")
     for name, value in options.items():
         where = f"attribution.options.{name}={value}"
-        if name not in known:
-            expected = f"some of {', '.join(known)}" if known else "no options"
+        if name not in defaults:
+            expected = f"some of {', '.join(defaults)}" if defaults else "no options"
             raise InputError(f"{where}: attribution.method={method} takes {expected}.")
-        default = known[name]
+        default = defaults[name]
         if name == "baseline" and isinstance(value, Tensor):
             if value.is_complex() or not torch.isfinite(value).all():
                 raise InputError("attribution.options.baseline: expected finite numbers.")
@@ -336,26 +336,26 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _draw(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Uniform numbers, the same whatever PyTorch's default type and device are."""
+    """Uniform random numbers that do not depend on PyTorch's default data type and device."""
     return torch.rand(rows, columns, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:
-    """Values [n] that broadcast against inputs [n, ...]."""
+    """Values [n], shaped to broadcast against inputs [n, ...]."""
     return values.view(-1, *[1] * (x.ndim - 1))
 
 
 def _absent(baseline: float | Tensor, x: Tensor) -> Tensor:
-    """The input of which everything is absent, like ``x`` [1, ...]."""
+    """The input with all voxels at the baseline, like ``x`` [1, ...]."""
     return baseline.clone() if isinstance(baseline, Tensor) else torch.full_like(x, baseline)
 
 
-def _counts(total: int, most: int) -> list[int]:
-    return [min(most, total - start) for start in range(0, total, most)]
+def _counts(total: int, at_once: int) -> list[int]:
+    return [min(at_once, total - start) for start in range(0, total, at_once)]
 
 
-def _choose_parts(parcels: ArrayLike | None, x: Tensor, n_supervoxels: int) -> tuple[Tensor, Tensor]:
-    """What LIME and Kernel SHAP take away, as `_index` has it: the parcels, or without any the case's supervoxels."""
+def _choose_parcels(parcels: ArrayLike | None, x: Tensor, n_supervoxels: int) -> tuple[Tensor, Tensor]:
+    """The `_index` of what LIME and Kernel SHAP remove: the parcels, or by default supervoxels of the case."""
     if parcels is None:
         mean = x[0].mean(dim=0)
         parcels = make_supervoxels(mean.to(torch.promote_types(mean.dtype, torch.float32)).cpu().numpy(), n_supervoxels)
@@ -363,12 +363,12 @@ def _choose_parts(parcels: ArrayLike | None, x: Tensor, n_supervoxels: int) -> t
 
 
 def _index(parcels: ArrayLike, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Which parcel each voxel belongs to, [X, Y, Z], numbered from 1 on without gaps; and how many voxels each has."""
-    given = np.asarray(parcels)
-    if given.shape != x.shape[2:]:
-        raise InputError(f"parcels are of shape {given.shape}, expected {tuple(x.shape[2:])}, the input's.")
-    whole = given.dtype.kind in "biuf" and np.isfinite(given).all() and (given == np.round(given)).all()
-    labels = torch.from_numpy(given.astype(np.int64) if whole else np.full(given.shape, -1))  # below zero: refused
+    """Parcel of each voxel [X, Y, Z], numbered from 1 without gaps (0: none), and the number of voxels of each."""
+    array = np.asarray(parcels)
+    if array.shape != x.shape[2:]:
+        raise InputError(f"parcels are of shape {array.shape}, expected {tuple(x.shape[2:])}, the input's.")
+    whole = array.dtype.kind in "biuf" and np.isfinite(array).all() and (array == np.round(array)).all()
+    labels = torch.from_numpy(array.astype(np.int64) if whole else np.full(array.shape, -1))  # negative: refused below
     numbers, index = torch.unique(labels, return_inverse=True)
     if numbers[0] < 0 or not (numbers > 0).any():
         raise InputError("parcels: expected whole numbers, 0 for no parcel, and at least one parcel.")
@@ -379,18 +379,18 @@ def _index(parcels: ArrayLike, x: Tensor) -> tuple[Tensor, Tensor]:
 def _score_coalitions(
     decision: Decision, x: Tensor, index: Tensor, kept: Tensor, baseline: float | Tensor, at_once: int
 ) -> Tensor:
-    """The decision [n], float64, for each set of parcels ``kept`` [n, parcels]; the others are at the baseline."""
+    """The decision [n], float64, for each set of parcels ``kept`` [n, parcels], with the others at the baseline."""
     kept = nn.functional.pad(kept, (1, 0), value=True).to(x.device)
     absent = _absent(baseline, x)
-    parts = kept.split(LIGHTER * at_once)
+    batches = kept.split(LIGHTER * at_once)
     with torch.no_grad():
-        scores = [decision(torch.where(some[:, index].unsqueeze(1), x, absent)) for some in parts]
+        scores = [decision(torch.where(batch[:, index].unsqueeze(1), x, absent)) for batch in batches]
         alone = decision(x)
     scores = torch.cat(scores)
     if not scores.isfinite().all():
         raise InputError(
-            "the network's answers without some parcels are not finite, and neither would a map be; look for NaN or "
-            "infinity in the input and in the weights."
+            "the network's answers without some parcels are not finite, so the map would not be either; look for NaN "
+            "or infinity in the input and in the weights."
         )
     if not are_close(scores[kept.all(dim=1)], alone, scores, x.dtype):
         note(MIXES)
@@ -398,10 +398,10 @@ def _score_coalitions(
 
 
 def _score_without_each(decision: Decision, x: Tensor, index: Tensor, baseline: float | Tensor, at_once: int) -> Tensor:
-    """The decision [1 + parcels], float64, of the case as it is, and with each parcel in turn at the baseline.
+    """The decision [1 + parcels], float64, for the unchanged case, then with each parcel in turn at the baseline.
 
-    Layers whose units see a few voxels are run around the parcel alone, if that is the same for the case as it is and
-    for one parcel, the largest.
+    Layers whose units see only a few voxels run only around the parcel, provided that this gives the same decision for
+    the unchanged case and for the largest parcel.
     """
     n = int(index.max())
     whole = torch.ones(1, n, dtype=torch.bool, device="cpu")
@@ -409,9 +409,9 @@ def _score_without_each(decision: Decision, x: Tensor, index: Tensor, baseline: 
     first, rest, reach = _split_local(decision.model, x.ndim - 2)
     if len(first):
         largest = int(torch.bincount(index.flatten())[1:].argmax())
-        proof = _score_coalitions(decision, x, index, torch.cat([whole, without[[largest]]]), baseline, at_once)
+        reference = _score_coalitions(decision, x, index, torch.cat([whole, without[[largest]]]), baseline, at_once)
         scores = _score_around_each(first, Decision(rest, decision.seed), reach, x, index, baseline, at_once)
-        if are_close(scores[[0, 1 + largest]].to(x.dtype), proof.to(x.dtype), proof.to(x.dtype)):
+        if are_close(scores[[0, 1 + largest]].to(x.dtype), reference.to(x.dtype), reference.to(x.dtype)):
             return scores
     return _score_coalitions(decision, x, index, torch.cat([whole, without]), baseline, at_once)
 
@@ -425,7 +425,7 @@ def _score_around_each(
     baseline: float | Tensor,
     at_once: int,
 ) -> Tensor:
-    """`_score_without_each`, if units of ``first`` see no farther than ``reach`` voxels from their own place on."""
+    """`_score_without_each`, where unit i of ``first`` sees voxels i to i + ``reach`` along each axis."""
     from scipy.ndimage import find_objects
 
     absent = _absent(baseline, x)
@@ -451,15 +451,16 @@ _LOCAL_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def _split_local(model: nn.Module, axes: int) -> tuple[nn.Sequential, nn.Module, list[int]]:
-    """Layers whose units see a few voxels, from their own place on; what comes after these; and how far they see.
+    """Split a network into local layers and the rest, and return the reach of the local layers along each axis.
 
-    Unpadded convolutions of stride one and activations, as far as a `torch.nn.Sequential` begins with them.
+    Local layers are the unpadded convolutions of stride one and the activations that a `torch.nn.Sequential` begins
+    with. Their unit i sees voxels i to i + reach.
     """
     if not (isinstance(model, nn.Sequential) and is_plain(model, nn.Sequential)):
         return nn.Sequential(), model, []
     n = len(list(takewhile(_is_local, model)))
     first, rest = model[:n], model[n:]
-    assert isinstance(first, nn.Sequential)  # as every slice of one is
+    assert isinstance(first, nn.Sequential)  # so is every slice of one
     kernels = [layer for layer in first if isinstance(layer, _LOCAL_CONVOLUTIONS)]
     reach = [sum(layer.dilation[axis] * (layer.kernel_size[axis] - 1) for layer in kernels) for axis in range(axes)]
     return first, rest, reach
@@ -473,28 +474,28 @@ def _is_local(layer: Any) -> bool:
 
 
 def _spread(values: Tensor, index: Tensor, sizes: Tensor, x: Tensor) -> Tensor:
-    """A map like ``x`` in which each parcel's value is shared by its voxels, in all channels alike."""
-    by_voxel = torch.cat([torch.zeros(1, **_EXACT), values.double() / sizes[1:].cpu()]) / x.shape[1]
+    """A map like ``x`` in which each parcel's value is shared equally among its voxels and channels."""
+    by_voxel = torch.cat([torch.zeros(1, **_DOUBLE_CPU), values.double() / sizes[1:].cpu()]) / x.shape[1]
     return by_voxel.to(x)[index].expand_as(x)
 
 
 def _draw_coalitions(n: int, n_samples: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Sets of parcels [samples, n], neither empty nor whole, and their weights [samples]: the Shapley kernel's."""
+    """Sets of parcels [samples, n], neither empty nor full, and their Shapley kernel weights [samples]."""
     if 2**n - 2 <= n_samples:
         kept = torch.tensor(list(product([False, True], repeat=n))[1:-1], device="cpu")
         weights = [(n - 1) / (math.comb(n, k) * k * (n - k)) for k in kept.sum(dim=1).tolist()]
-        return kept, torch.tensor(weights, **_EXACT)
+        return kept, torch.tensor(weights, **_DOUBLE_CPU)
     generator = _generator(seed)
-    sizes = torch.arange(1, n, **_EXACT)
-    drawn = 1 + torch.multinomial(1 / (sizes * (n - sizes)), n_samples // 2, replacement=True, generator=generator)
+    sizes = torch.arange(1, n, **_DOUBLE_CPU)
+    n_kept = 1 + torch.multinomial(1 / (sizes * (n - sizes)), n_samples // 2, replacement=True, generator=generator)
     ranks = _draw(n_samples // 2, n, generator).argsort(dim=1).argsort(dim=1)
-    kept = ranks < drawn[:, None]
-    return torch.cat([kept, ~kept]), torch.ones(2 * len(kept), **_EXACT)
+    kept = ranks < n_kept[:, None]
+    return torch.cat([kept, ~kept]), torch.ones(2 * len(kept), **_DOUBLE_CPU)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """What a layer handed on last, and where its units lie; ``reason`` says why that is not known."""
+    """The last output of a layer, and where its units lie; ``reason``: why that is unknown."""
 
     output: Tensor
     atoms: tuple[graph.Atom, ...]
@@ -505,14 +506,14 @@ class _Layer:
 
 
 def _trace_layers(decision: Decision, x: Tensor) -> tuple[Tensor, dict[str, _Layer]]:
-    """The decision; and the layers that handed on one tensor made of ``x``, by name, in order of execution."""
+    """The decision, and the layers by name that output one tensor which depends on ``x``, in order of execution."""
     outputs: dict[str, list[Tensor]] = {}
 
     def keep(name: str, output: object) -> Tensor | None:
         if not isinstance(output, Tensor) or not output.requires_grad:
             return None
         outputs[name] = [*outputs.pop(name, []), output]
-        return output.clone()  # what comes next may write into it
+        return output.clone()  # the next layer may modify it in place
 
     named = [(name, module) for name, module in decision.model.named_modules() if name]
     handles = [
@@ -527,35 +528,33 @@ def _trace_layers(decision: Decision, x: Tensor) -> tuple[Tensor, dict[str, _Lay
     if not score.requires_grad:
         return score, {}
     locate = graph.locate(score, x)
-    return score, {name: _place(name, made, x, locate) for name, made in outputs.items()}
+    return score, {name: _locate_layer(tensors, x, locate) for name, tensors in outputs.items()}
 
 
-def _place(name: str, outputs: list[Tensor], x: Tensor, locate: Callable[[Tensor], graph.Axes | None]) -> _Layer:
-    """A layer by its outputs: the last, if that is made of the others."""
+def _locate_layer(outputs: list[Tensor], x: Tensor, locate: Callable[[Tensor], graph.Axes | None]) -> _Layer:
+    """A layer from its outputs; only the last is used, and the others must lead to it."""
     *earlier, last = outputs
     axes = locate(last) or ()
     atoms = tuple(atom for axis in axes for atom in axis)
-    places = [place.axis for _, place in atoms if place]
-    wanted = [axis for axis, length in enumerate(x.shape) if axis > 1 and length > 1]
-    if len(places) != len(set(places)) or not set(wanted) <= set(places):
-        return _Layer(last, atoms, "where its units lie in the input cannot be told")
+    located = [place.axis for _, place in atoms if place]
+    required = [axis for axis, length in enumerate(x.shape) if axis > 1 and length > 1]
+    if len(located) != len(set(located)) or not set(required) <= set(located):
+        return _Layer(last, atoms, "it is unknown where its units lie in the input")
     if not all(graph.leads_to(output, last) for output in earlier):
-        return _Layer(last, atoms, "it runs in several places side by side")
+        return _Layer(last, atoms, "it runs in several branches")
     return _Layer(last, atoms)
 
 
 def _choose_layer(decision: Decision, score: Tensor, x: Tensor, traced: Mapping[str, _Layer]) -> str | None:
-    """The last convolution with the batch norm and activation behind it, if the decision rests on that alone.
+    """The last convolution with its batch norm and activation, if the decision depends on the input only through it.
 
-    Where branches pass it by, the first module behind them that is made of layers.
+    If branches bypass it, the first module after them that contains convolutions.
     """
     modules = dict(decision.model.named_modules())
-    known = [
-        name
-        for name, layer in traced.items()
-        if not layer.reason and graph.passes_everything(score, x, layer.output)
+    usable = [
+        name for name, layer in traced.items() if not layer.reason and graph.passes_everything(score, x, layer.output)
     ]
-    kinds = (types.Convolution, types.BatchNorm, *ELEMENTWISE)
-    layers = [name for name in known if isinstance(modules[name], kinds)]
-    blocks = [name for name in known if any(isinstance(part, types.Convolution) for part in modules[name].modules())]
+    layer_types = (types.Convolution, types.BatchNorm, *ELEMENTWISE)
+    layers = [name for name in usable if isinstance(modules[name], layer_types)]
+    blocks = [name for name in usable if any(isinstance(part, types.Convolution) for part in modules[name].modules())]
     return next(iter([*reversed(layers), *blocks]), None)

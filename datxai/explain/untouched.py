@@ -1,4 +1,4 @@
-"""A network is worked on while it is explained, and is afterwards what it was."""
+"""Restore a network after it was modified to explain it."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from datxai.errors import InputError
 
 
 class State:
-    """What a network was when this was made, for `restore`: its modules' attributes, and which memory tensors use.
+    """A snapshot of a network for `restore`: the attributes of its modules, and the memory of its tensors.
 
-    No weight is copied: canonizers put other memory behind a parameter and leave the old as it was. Buffers are, for
-    networks that count or average what they are asked.
+    Weights are not copied, since canonizers give a parameter new memory and leave the old unchanged. Buffers are, for
+    networks that count or average their inputs.
     """
 
     def __init__(self, model: nn.Module):
         self.modules = list(model.modules())
-        self.held = [[held.copy() for held in _holders(module)] for module in self.modules]
+        self.attributes = [[attributes.copy() for attributes in _attribute_dicts(module)] for module in self.modules]
         self.tensors = [(tensor, tensor.data) for tensor in chain(model.parameters(), model.buffers())]
-        counting = (tensor for tensor in model.buffers() if not tensor.is_inference())
-        self.buffers = [(tensor, tensor._version, tensor.detach().clone()) for tensor in counting]
+        mutable = (tensor for tensor in model.buffers() if not tensor.is_inference())
+        self.buffers = [(tensor, tensor._version, tensor.detach().clone()) for tensor in mutable]
 
     def restore(self) -> None:
-        """Make the network what it was."""
-        for module, copies in zip(self.modules, self.held):
-            for held, copy in zip(_holders(module), copies):
-                for key in held.keys() - copy.keys():
-                    del held[key]
-                held.update(copy)
+        """Restore the network to the snapshot."""
+        for module, copies in zip(self.modules, self.attributes):
+            for attributes, copy in zip(_attribute_dicts(module), copies):
+                for key in attributes.keys() - copy.keys():
+                    del attributes[key]
+                attributes.update(copy)
         for tensor, data in self.tensors:
             if tensor.data_ptr() != data.data_ptr():
                 tensor.data = data
@@ -42,17 +42,17 @@ class State:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without parameter gradients; afterwards the network is what it was, also after an exception."""
+    """Evaluate without parameter gradients, and restore the network afterwards, also after an exception."""
     before = State(model)
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters() if not parameter.is_inference()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters() if not parameter.is_inference()]
     try:
         _evaluate(model)
-        for parameter, _ in wanted:
+        for parameter, _ in flags:
             parameter.requires_grad_(False)
         yield
     finally:
         before.restore()
-        for parameter, requires_grad in wanted:
+        for parameter, requires_grad in flags:
             parameter.requires_grad_(requires_grad)
 
 
@@ -62,15 +62,15 @@ def _evaluate(model: nn.Module) -> None:
     except NotImplementedError as error:
         raise InputError(
             f"the network, a {type(model).__name__}, cannot be put into evaluation mode ({error}), as those of "
-            f"torch.export cannot; hand over the network that it was made from."
+            f"torch.export cannot; pass the network that was exported."
         ) from error
     for module in model.modules():
         module.training = False  # also where ``train`` is overridden
 
 
-_OWN = [name for name, value in vars(nn.Module()).items() if isinstance(value, dict)]  # hooks among them
+_DICTS = [name for name, value in vars(nn.Module()).items() if isinstance(value, dict)]  # hooks among them
 
 
-def _holders(module: nn.Module) -> tuple[dict, ...]:
-    """Where a module keeps its state: canonizers, rules and hooks replace entries of these."""
-    return vars(module), *(vars(module)[name] for name in _OWN if name in vars(module))
+def _attribute_dicts(module: nn.Module) -> tuple[dict, ...]:
+    """The dicts that hold a module's state, in which canonizers, rules and hooks replace entries."""
+    return vars(module), *(vars(module)[name] for name in _DICTS if name in vars(module))

@@ -1,4 +1,4 @@
-"""What makes the rule of a layer wrong and shows only while the network runs."""
+"""Detect, while the network runs, what makes the rule of a layer invalid."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _KEEP_SHAPE = ("pass", "guided_backprop")
 
 
 class Watch:
-    """Follows a network's forward pass from `open` on, and raises `InputError`.
+    """Checks each forward pass of a network after `open`, and raises `InputError`.
 
-    For layers with a rule that never run, run again although Zennit's hook keeps but the last input, get their input
-    by keyword or more than one that depends on the image, hand on something else than one tensor, or change its shape
-    although their rule hands relevance on as it is; and for weights that a hook of Zennit cannot modify. What else a
-    layer is called with, such as ``output_size``, holds for what Zennit's hook makes of it as well.
+    For layers with a rule that never run, run again although Zennit's hook keeps only the last input, get their input
+    by keyword or more than one input that depends on the image, output anything but one tensor, or change its shape
+    although their rule passes relevance on unchanged; and for weights that a hook of Zennit cannot modify. Further
+    arguments of a layer, such as ``output_size``, also apply when Zennit's hook runs it.
     """
 
     def __init__(self):
@@ -32,7 +32,7 @@ class Watch:
         self.ran: set[str] = set()
 
     def open(self, model: nn.Module, ruled_layers: Iterable[RuledLayer]) -> RemovableHandleList:
-        """Begin to watch; the handles end it."""
+        """Start checking; the handles end it."""
         self.ruled_layers = list(ruled_layers)
         handles = RemovableHandleList()
         for ruled in self.ruled_layers:
@@ -48,10 +48,10 @@ class Watch:
         where = f"layer {name} ({type(module).__name__})"
         _require_modifiable(where, module, rule, hook)
         keeps_nothing = isinstance(hook, _KEEPS_NOTHING)
-        other = "epsilon with rules=fast" if keeps_nothing or fast.Epsilon().fits(module) else "gradient"
-        bound = None if isinstance(hook, fast.Rule) else _Bound(module)
+        other_rule = "epsilon with rules=fast" if keeps_nothing or fast.Epsilon().fits(module) else "gradient"
+        bound = None if isinstance(hook, fast.Rule) else _BoundForward(module)
 
-        def before(module: nn.Module, args: tuple, named: dict) -> tuple[tuple, dict] | None:
+        def before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             if not args or not isinstance(args[0], Tensor):
                 raise InputError(
                     f"{where} with rule {rule} is not called with a tensor as its first argument; call it as layer(x), "
@@ -59,24 +59,24 @@ class Watch:
                 )
             if self.running and name in self.ran and not keeps_nothing:
                 raise InputError(
-                    f"{where} is used more than once, and Zennit's hook for rule {rule} keeps but the last input; "
-                    f"use a module of its own for each place, or give it the rule {other}."
+                    f"{where} is used more than once, and Zennit's hook for rule {rule} keeps only the last input; "
+                    f"use a separate module for each place, or give it the rule {other_rule}."
                 )
-            if any(tensor.requires_grad for tensor in tensors_in((args[1:], named))):
+            if any(tensor.requires_grad for tensor in tensors_in((args[1:], kwargs))):
                 raise InputError(
-                    f"{where} is called with more than one tensor that depends on the input, and rule {rule} knows the "
-                    f"first alone; give it the rule gradient, or for a sum hand them to zennit.layer.Sum as one stack."
+                    f"{where} is called with more than one tensor that depends on the input, and rule {rule} supports "
+                    f"only one; give it the rule gradient, or for a sum pass them to zennit.layer.Sum as one stack."
                 )
             self.ran.add(name)
             if bound is None:
                 return None
-            bound.settings, bound.named = args[1:], named
+            bound.args, bound.kwargs = args[1:], kwargs
             return args[:1], {}
 
         def after(module: nn.Module, args: tuple, output: object) -> None:
             if not isinstance(output, Tensor):
                 raise InputError(
-                    f"{where} hands on a {type(output).__name__}, and rule {rule} is for layers that hand on one "
+                    f"{where} outputs a {type(output).__name__}, and rule {rule} is for layers that output one "
                     f"tensor; give it the rule gradient."
                 )
             if rule in _KEEP_SHAPE and output.shape != args[0].shape:
@@ -107,35 +107,35 @@ class Watch:
         if idle:
             raise InputError(
                 f"composite.layers gives a rule to {', '.join(idle)}, which did not run as a layer, so that no rule "
-                f"reaches what the network does with it; if that is meant, give it the rule gradient."
+                f"applies to what the network does with it; if that is intended, give it the rule gradient."
             )
 
 
-class _Bound:
-    """Stands in for a layer's ``forward`` that takes more than a tensor: Zennit's hook calls it with a tensor alone.
+class _BoundForward:
+    """Binds further arguments of a layer to its ``forward``, as Zennit's hook calls it with one tensor only.
 
-    The rest, ``settings`` and ``named``, is what the layer was called with.
+    ``args`` and ``kwargs`` are those that the layer was last called with.
     """
 
     def __init__(self, module: nn.Module):
-        self.module, self.displaced = module, vars(module).get("forward")
-        self.settings, self.named = (), {}
-        plain = module.forward
-        module.forward = lambda x: plain(x, *self.settings, **self.named)
+        self.module, self.instance_forward = module, vars(module).get("forward")
+        self.args, self.kwargs = (), {}
+        forward = module.forward
+        module.forward = lambda x: forward(x, *self.args, **self.kwargs)
 
     def remove(self) -> None:
         vars(self.module).pop("forward", None)
-        if self.displaced is not None:
-            self.module.forward = self.displaced
+        if self.instance_forward is not None:
+            self.module.forward = self.instance_forward
 
 
 def _require_modifiable(where: str, module: nn.Module, rule: str, hook: Any) -> None:
-    """Refuse rules that modify weights where what they would modify is not what the layer computes with."""
+    """Raise InputError if a rule modifies weights that are not parameters of the layer."""
     modifiers = (isinstance(hook, BasicHook) and hook.param_modifiers) or ()
-    made = made_weights(module) if any(not isinstance(modifier, stock.NoMod) for modifier in modifiers) else []
-    if made:
+    computed = made_weights(module) if any(not isinstance(modifier, stock.NoMod) for modifier in modifiers) else []
+    if computed:
         raise InputError(
-            f"the {' and '.join(made)} of {where} is no parameter but made of others (weight norm, spectral norm, "
-            f"pruning) or a buffer, which Zennit's hook for rule {rule} cannot modify; make it one, as by "
+            f"the {' and '.join(computed)} of {where} is not a parameter but computed from others (weight norm, "
+            f"spectral norm, pruning) or a buffer, which Zennit's hook for rule {rule} cannot modify; make it one, by "
             f"torch.nn.utils.remove_weight_norm or prune.remove, or give it the rule epsilon."
         )

@@ -109,7 +109,7 @@ def test_weights_of_inference_mode(method):
 @pytest.mark.parametrize("method", ["lrp", "gradient", "occlusion"])
 def test_exported_and_quantised_networks(method):
     x = image()
-    with pytest.raises(InputError, match=r"cannot be put into evaluation mode .* hand over the network that"):
+    with pytest.raises(InputError, match=r"cannot be put into evaluation mode .* pass the network that"):
         explain(torch.export.export(net(), (x,)).module(), x, method)
     quantised = torch.ao.quantization.quantize_dynamic(net(), {nn.Linear}, dtype=torch.qint8)
     if method == "occlusion":

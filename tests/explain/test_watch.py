@@ -227,7 +227,7 @@ class First(nn.Module):
 @pytest.mark.parametrize("rule", ["epsilon", "pass"])
 def test_layers_that_hand_on_several_tensors(x, rule, rules):
     chosen = [{"match": ["pair"], "rule": rule}, *lines()]
-    with pytest.raises(InputError, match=rf"layer pair \(Pair\) hands on a tuple, and rule {rule} is for .* one"):
+    with pytest.raises(InputError, match=rf"layer pair \(Pair\) outputs a tuple, and rule {rule} is for .* one"):
         attribute(First().double(), x, composite=chosen, target=1, rules=rules)
 
 

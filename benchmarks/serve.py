@@ -10,6 +10,7 @@ the 95th percentile of the time at most three times the median, and no file left
 import argparse
 import http.client
 import itertools
+import json
 import os
 import re
 import signal
@@ -76,21 +77,22 @@ def _load(pid: int, port: int, scans: list[bytes], n: int, clients: int) -> None
         outcomes += pool.map(lambda scan: _upload(port, scan), itertools.islice(turns, rest))
     after, seconds = _resident_mib(pid), [seconds for seconds, _ in outcomes]
     median, p95 = statistics.median(seconds), statistics.quantiles(seconds, n=20)[-1]
-    refused = sum(status != 200 for _, status in outcomes)
+    refusals = [answer for _, answer in outcomes if "page" not in answer]
     print(
-        f"{clients:7}  {n:5}  {refused:7}  {median:8.2f}  {p95:6.2f}  {p95 / median:5.2f}  {before:.0f}, {after:.0f}, "
-        f"{100 * (after / before - 1):+.1f} %",
+        f"{clients:7}  {n:5}  {len(refusals):7}  {median:8.2f}  {p95:6.2f}  {p95 / median:5.2f}  "
+        f"{before:.0f}, {after:.0f}, {100 * (after / before - 1):+.1f} %",
         flush=True,
     )
+    if refusals:
+        print(f"refused: {refusals[0]['error']}")
 
 
-def _upload(port: int, scan: bytes) -> tuple[float, int]:
+def _upload(port: int, scan: bytes) -> tuple[float, dict]:
     begin, connection = time.perf_counter(), http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     connection.request("POST", "/read", scan, {"Datxai-Sizes": str(len(scan))})
-    answer = connection.getresponse()
-    answer.read()
+    answer = json.loads(connection.getresponse().read())
     connection.close()
-    return time.perf_counter() - begin, answer.status
+    return time.perf_counter() - begin, answer
 
 
 def _resident_mib(pid: int) -> float:

@@ -51,6 +51,7 @@ SMALLEST = {  # words of the command, and what has to be in its answer
     "reconstruction": (["--rounds", "1", "--tiny"], r"8 slices x 40 views x 32 bins: ms per slice"),
     "registration": (["--scans", "1"], r"\| datxai, all \| 1 \|"),
     "sanity": (["FINISHED", "--cases", "2", "--networks", "1"], r"## LRP(.|\n)*\| metric \| trained \| random"),
+    "serve": (["WHOLE", "--scans", "2", "--clients", "2"], r" 2 +2 +0 (.|\n)*\n0 files left after it has ended"),
     "shift": (
         ["JUDGED", "--scans", "1", "--fresh", "1", "--conditions", "blur", "--n-jobs", "1"],
         r"own \| 1 \| [01] \| (.|\n)*blur \| 1 \| 1 \| 100.0% (.|\n)*: \d of 6 marked",
@@ -79,6 +80,8 @@ def places(request, tmp_path):
     def find(word: str) -> str:
         if word == "RUN":
             return str(make_preprocessed(tmp_path / "run"))
+        if word == "WHOLE":
+            return str(request.getfixturevalue("finished")[0])
         if word == "FINISHED":
             return str(make_right(request.getfixturevalue("finished")[0], tmp_path / "run"))
         if word == "JUDGED":

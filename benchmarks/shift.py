@@ -161,7 +161,7 @@ def prepare_scan(subject: Subject, condition: Condition, data: Phantom, folder: 
 def judge(reader: Reader, volume: Volume, measures: dict) -> dict:
     with watching_features(reader.explainer.model) as features:
         reader.explainer.model(torch.from_numpy(volume.data)[None, None].to(reader.explainer.device))
-    found = reader._hold_against_training(volume, measures, features)
+    found = reader._compare_with_training(volume, measures, features)
     assert found is not None
     return found
 

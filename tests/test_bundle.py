@@ -62,7 +62,7 @@ def caches(tmp_path_factory):
 def make(folder, out, least=1, **changes):
     """The bundle of a run; the run of the tests has too few cases of a group for a mean that is handed on."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "LEAST", least)
+        patch.setattr(command, "MIN_CASES", least)
         command.run(replace(_restore(Run(folder)), out=str(out), **changes), Run(folder))
     return out
 

@@ -129,7 +129,7 @@ def test_stages_and_commands_go_on_in_it(finished, labelled, tmp_path):
     for stage in ("explain", "evaluate", "report", "external"):
         forked.datxai(stage, f"run={to}", "explanation=gradient", "attribution=gradient")
     own = to / "explanations" / "gradient"
-    assert any("made another way" in remark for remark in read_json(own / "external.json")["remarks"])
+    assert any("not made in the same way" in remark for remark in read_json(own / "external.json")["remarks"])
     assert {row["classifier"] for row in read_table(own / "external.tsv")} == {"cnn", "sbr", "cart"}
     assert "external.html" in (own / "report.html").read_text() and (own / "external.html").is_file()
     forked.datxai("compare", to, finished[0], f"out={tmp_path / 'compare'}")

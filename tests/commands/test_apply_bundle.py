@@ -40,7 +40,7 @@ def caches(tmp_path_factory):
 def make(finished, path, least=1, **changes):
     """The bundle of the run, whose groups are of so few cases that none would be handed on."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "LEAST", least)
+        patch.setattr(command, "MIN_CASES", least)
         run = Run(finished[0])
         command.run(replace(_restore(run), out=str(path), **changes), run)
     return path

@@ -354,7 +354,7 @@ def test_one_page_shows_the_cases_in_turn(tmp_path, open_page):
     assert_shown("sub-3")
     for address in ("../../elsewhere", "sub-9", "%"):  # not a case: none is shown, least of all another one's
         page.evaluate("hash => { location.hash = hash; }", address)
-        page.wait_for_function("() => document.querySelector('#case').innerText.includes('there is no such case')")
+        page.wait_for_function("() => document.querySelector('#case').innerText.includes('not in this report')")
         assert page.locator(".viewer").count() == 0
     page.click("text=Next")
     assert_shown("sub-1")

@@ -238,7 +238,7 @@ def test_report_says_how_often_test_cases_are_unlike_the_training_scans(tmp_path
     few = {"judged": False, "note": "12 training cases are too few.", "level": 0.05, "measures": {}}
     write_report(tmp_path / "report.html", replace(content, metrics={**content.metrics, "shift": few}))
     text = " ".join(Page(tmp_path / "report.html").text.split())
-    assert "12 training cases are too few." in text and "on which no limit was set" not in text
+    assert "12 training cases are too few." in text and "which were not used to set the limits" not in text
 
 
 @pytest.mark.parametrize(("ratio", "word"), [(0.94, "below"), (1.5, "within"), (2.3, "above")])

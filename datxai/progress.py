@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,3 +65,20 @@ def parallel(
         for number, result in enumerate(pool(joblib.delayed(function)(*task) for task in tasks)):
             bar.update(1 if sizes is None else sizes[number])
             yield result
+
+
+def on_one_thread(function: Callable) -> Callable:
+    """Decorator: run a task of `parallel` on one thread of BLAS and OpenMP.
+
+    The last digits of its result depend on the number of threads, which would depend on ``n_jobs`` and on how many
+    tasks are left.
+    """
+
+    @functools.wraps(function)
+    def run(*arguments, **keywords):
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(limits=1):
+            return function(*arguments, **keywords)
+
+    return run

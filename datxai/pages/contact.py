@@ -13,6 +13,7 @@ from datxai.pages.style import NEUTRAL, PAGE, SMALL, add_note, styled
 PER_SHEET, COLUMNS = 48, 6
 COLOURS = {"green": NEUTRAL, "amber": "#b07a00", "red": "#d55e00"}
 GAP_MM, LABEL_MM = 8.0, 46.0  # between tiles, and for the name above each
+BELOW = 0.9  # inches for the colour bar, its label and a note of two lines
 MAX_UPTAKE = 4.0  # end of the colour scale, relative to the reference region; fixed so that sheets are comparable
 
 
@@ -30,9 +31,9 @@ def plot_contact_sheet(frame: Frame, scans: Sequence[Mapping], title: str = "") 
     tile_width = sum(size[0] for size in sizes.values()) + GAP_MM
     tile_height = max(size[1] for size in sizes.values()) + LABEL_MM
     rows = -(-len(scans) // COLUMNS)
-    height = PAGE * rows * tile_height / (COLUMNS * tile_width) + 0.9
+    height = PAGE * rows * tile_height / (COLUMNS * tile_width) + BELOW + 0.25  # inches; the title is above
     figure = Figure(figsize=(PAGE, height))
-    axes = figure.add_axes((0, 0.65 / height, 1, 1 - 0.9 / height))
+    axes = figure.add_axes((0, BELOW / height, 1, 1 - (BELOW + 0.25) / height))
     shade = Shade("uptake / reference region", "inferno", 0.0, MAX_UPTAKE, "white")
     for number, scan in enumerate(scans):
         row, column = divmod(number, COLUMNS)
@@ -55,7 +56,7 @@ def plot_contact_sheet(frame: Frame, scans: Sequence[Mapping], title: str = "") 
     axes.set(xlim=(0, COLUMNS * tile_width), ylim=(-rows * tile_height, 0), aspect="equal")
     axes.axis("off")
     figure.text(0.01, 1 - 0.15 / height, title, size=7, weight="bold", va="center")
-    add_bar(figure, None, shade, "bottom", cax=figure.add_axes((0.35, 0.5 / height, 0.3, 0.07 / height)))
+    add_bar(figure, None, shade, "bottom", cax=figure.add_axes((0.35, (BELOW - 0.15) / height, 0.3, 0.07 / height)))
     positions = [frame.place(axis, level) for axis, level in levels.items()]
     side = "right" if frame.radiological else "left"
     add_note(

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from datxai.anatomy import Anatomy, grid_of
 from datxai.case import HALVES, SBR, Imaging, describe_imaging
@@ -21,7 +20,7 @@ from datxai.config import Config
 from datxai.data_source import find_scans
 from datxai.errors import InputError
 from datxai.files import hash_content, hash_once, read_json, write_table
-from datxai.progress import parallel
+from datxai.progress import on_one_thread, parallel
 from datxai.run import Run
 from datxai.scan import Scan
 from datxai.volume import UPTAKE, load, save, sidecar_path
@@ -162,7 +161,7 @@ def _find_hashes(scan: CohortScan) -> list[str] | None:
     return None
 
 
-@threadpool_limits.wrap(limits=1)  # rounding depends on the number of threads, hence on the number of processes
+@on_one_thread
 def _preprocess(
     scan: CohortScan, hashes: list[str] | None, path: Path, settings: Config, imaging_hash: str, anatomy: Path | None
 ) -> tuple[dict, np.ndarray, list] | str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from datxai.config import Config, Phantom
 from datxai.data_source import makes_projections, set_camera
@@ -21,7 +20,7 @@ from datxai.imaging.dicom import Projections, write_projections
 from datxai.imaging.reconstruction import reconstruct
 from datxai.phantom.population import Subject, draw_population
 from datxai.phantom.scan import simulate_projections, simulate_volume
-from datxai.progress import parallel
+from datxai.progress import on_one_thread, parallel
 from datxai.run import Run
 from datxai.volume import save, write_sidecar
 
@@ -64,7 +63,7 @@ def make(settings: Config, run: Run) -> None:
     write_table(run.simulated / "reads.tsv", reads, list(reads[0]))
 
 
-@threadpool_limits.wrap(limits=1)  # rounding depends on the number of threads, hence on the number of processes
+@on_one_thread
 def simulate_scan(subject: Subject, path: Path, camera: dict[str, Any], raw: bool, fingerprint: str) -> None:
     """Write the scan of a subject to ``path``: projections (.dcm), their reconstruction at its site (.nii.gz), or,
     unless ``raw``, the volume of the short cut."""

@@ -63,8 +63,8 @@ from datxai.phantom.population import (
     Acquisition,
     Biology,
     draw_acquisition,
-    draw_case,
     draw_head,
+    draw_presentation,
     draw_uptake,
 )  # fmt: skip
 from datxai.phantom.reads import READERS, majority, settle
@@ -183,10 +183,10 @@ def draw_head_of(index: int) -> Anatomy:
     sex, age = "FMMF"[index % 4], float(np.clip(rng.normal(67.5, 11.3), 30, 95))
     head, acquisition = draw_head(rng, age, sex), draw_acquisition(rng)
     drawn = draw_uptake(rng, np.ones((2, len(BINDING))))
-    while (case := draw_case(rng, age, sex, START.biology, START.case_spread)).diseased != bool(index % 2):
+    while (shown := draw_presentation(rng, age, sex, START.biology, START.case_spread)).diseased != bool(index % 2):
         pass
     spread = {name: drawn[name] / value for name, value in UPTAKE.items() if name in drawn}
-    return Anatomy(head, acquisition, spread, case.binding)
+    return Anatomy(head, acquisition, spread, shown.binding)
 
 
 def _split_head(subject: Anatomy) -> list[np.ndarray]:
@@ -265,7 +265,7 @@ class Population:
     def measure(self, sought: Parameters) -> Measures:
         """Measures of this population with the parameters ``sought``."""
         cases = [
-            draw_case(np.random.default_rng([PEOPLE_SEED, i]), age, sex, sought.biology, sought.case_spread)
+            draw_presentation(np.random.default_rng([PEOPLE_SEED, i]), age, sex, sought.biology, sought.case_spread)
             for i, (sex, age) in enumerate(self.people)
         ]
         labels = np.array([settle(case.reads) for case in cases])

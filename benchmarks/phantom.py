@@ -27,7 +27,7 @@ from datxai.anatomy import WORKING_GRID
 from datxai.cohort.consensus import reach_consensus, read_reads
 from datxai.files import read_table, write_text
 from datxai.findings import Findings
-from datxai.imaging.atlas import Atlas, load_atlas, make_parcellation, make_regions
+from datxai.imaging.atlas import LabelAtlas, load_atlas, make_parcellation, make_regions
 from datxai.imaging.intensity import scale
 from datxai.imaging.quantification import average_hottest, measure_sbr
 from datxai.run import Run
@@ -71,7 +71,7 @@ HEMISPHERES = ("left", "right")
 class Average:
     """Measures of the mean of normal scans."""
 
-    def __init__(self, atlas: Atlas):
+    def __init__(self, atlas: LabelAtlas):
         self.regions = make_regions(WORKING_GRID, atlas)
         parcels, names = make_parcellation(WORKING_GRID, atlas)
         self.parcels = {
@@ -107,7 +107,7 @@ def read_profile(volume: Volume, profile: tuple) -> np.ndarray:
     return volume.data[tuple(index.T)]
 
 
-def make_slab_regions(atlas: Atlas) -> dict[str, np.ndarray]:
+def make_slab_regions(atlas: LabelAtlas) -> dict[str, np.ndarray]:
     """Regions of the slab, boolean (91, 109): around putamen and caudate of each side, the putamen's front and
     rear, and the ring whose 75th percentile is the reference."""
     parcels, names = make_parcellation(SLAB, atlas)
@@ -215,7 +215,7 @@ def _describe_average(
     return lines
 
 
-def _describe_slabs(images: np.ndarray, labels: np.ndarray, atlas: Atlas) -> list[str]:
+def _describe_slabs(images: np.ndarray, labels: np.ndarray, atlas: LabelAtlas) -> list[str]:
     regions = {name: mask.ravel() for name, mask in make_slab_regions(atlas).items()}
     found = [measure_slabs(images[labels == label], regions) for label in (0, 1)]
 

@@ -20,7 +20,7 @@ from datxai.volume import Grid, Volume, distance_from, load
 
 if TYPE_CHECKING:
     from datxai.imaging.appearance import Appearance
-    from datxai.imaging.atlas import Atlas, View
+    from datxai.imaging.atlas import LabelAtlas, View
     from datxai.pages.slices import Frame
 
 WORKING_GRID = Grid.axis_aligned((91, 109, 91), (2, 2, 2), (-90, -126, -72), "mni_2mm")  # where scans are measured
@@ -64,7 +64,7 @@ class Anatomy:
         return cls(grid_of(settings), atlas.labels, atlas.names, settings.registration.template, cache, sides)
 
     @cached_property
-    def atlas(self) -> Atlas:
+    def atlas(self) -> LabelAtlas:
         from datxai.imaging.atlas import load_atlas
 
         return load_atlas(*(None if file is None else Path(file) for file in (self.labels, self.names)))

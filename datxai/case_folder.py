@@ -212,16 +212,20 @@ def describe_reading(reading: Reading, anatomy: Anatomy, reference: Reference) -
         | {key: reference.evaluated[key] for key in ("finished", "fingerprint")},
         warnings=result["warnings"],
         ledger=result["ledger"],
-        beside={
-            name: MapBeside(
-                relevance=map_.relevance,
-                own_relevance=map_.own_relevance,
-                explanation={**map_.result["method"], "sum": map_.result["sum"]},
-                measures={**map_.result["roi_relevance"], "consistent": map_.result["consistent"]},
-            )
-            for name, map_ in reading.beside.items()
-        },
+        beside=_describe_beside(reading),
     )
+
+
+def _describe_beside(reading: Reading) -> dict[str, MapBeside]:
+    return {
+        name: MapBeside(
+            relevance=map_.relevance,
+            own_relevance=map_.own_relevance,
+            explanation={**map_.result["method"], "sum": map_.result["sum"]},
+            measures={**map_.result["roi_relevance"], "consistent": map_.result["consistent"]},
+        )
+        for name, map_ in reading.beside.items()
+    }
 
 
 def _describe_prior(reading: Reading) -> PriorScan | None:

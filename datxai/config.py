@@ -416,6 +416,11 @@ def require_sensible(settings: Config) -> None:
             raise InputError(f"{name} is {value}, expected {expected}; change {name}=VALUE.")
     describe_network(network)
     describe_split(split)
+    _require_weights(network, training)
+
+
+def _require_weights(network: Network, training: Training) -> None:
+    """Raise `InputError` if foreign weights are needed but not given, or given together with what contradicts them."""
     if training.max_epochs == 0 and network.weights is None:
         raise InputError("training=none: expected the weights of a trained network; give network.weights=FILE.")
     if network.weights is None and (network.rename or network.initial):

@@ -88,14 +88,7 @@ def run(settings: Config, trained: Run) -> None:
         members[MEANS] = safetensors.numpy.save(pair)
     if reference.shift is not None and reference.shift.measures:
         members[SHIFT] = trained.shift.read_bytes()
-    stages = {stage: entry["fingerprint"] for stage, entry in trained.entries().items() if "/" not in stage}
-    about = {
-        "explanation": trained.explanation,
-        "precision": settings.precision,
-        "made_by": {**versions(), "git_revision": git_revision()},
-        "run": stages,
-        "weights": hash_file(trained.model / checkpoint.WEIGHTS),
-    }
+    about = _describe_origin(trained, settings.precision)
     card = ModelCard(
         name=f"DAT-SPECT classifier {reference.evaluated['fingerprint'][:12]}",
         precision=settings.precision,
@@ -111,6 +104,17 @@ def run(settings: Config, trained: Run) -> None:
     members[CARD] = page.render_card(card).encode()
     write_bundle(path, members, about)
     log.info("Bundle: %s, %.1f MB; `datxai bundle run=%s` shows its card", path, path.stat().st_size / 1e6, path)
+
+
+def _describe_origin(trained: Run, precision: str) -> dict:
+    """The run that a bundle was made from, and the software that made the bundle."""
+    return {
+        "explanation": trained.explanation,
+        "precision": precision,
+        "made_by": {**versions(), "git_revision": git_revision()},
+        "run": {stage: entry["fingerprint"] for stage, entry in trained.entries().items() if "/" not in stage},
+        "weights": hash_file(trained.model / checkpoint.WEIGHTS),
+    }
 
 
 def _read_record(settings: Config, trained: Run) -> Record:

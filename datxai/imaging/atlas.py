@@ -32,7 +32,7 @@ View = Literal["all", "striatum", "extrastriatal"]
 
 
 @dataclass(frozen=True, eq=False)
-class Atlas:
+class LabelAtlas:
     """Anatomy on `LATTICE`, symmetric about x = 0.
 
     ``labels`` holds whole numbers, ``names`` says which region each is (``caudate_left``, ``brainstem``),
@@ -46,7 +46,7 @@ class Atlas:
     masks: Mapping[str, np.ndarray] = field(repr=False)
 
 
-def load_atlas(labels: Path | None = None, names: Path | None = None) -> Atlas:
+def load_atlas(labels: Path | None = None, names: Path | None = None) -> LabelAtlas:
     """The packaged Desikan-Killiany atlas, or a user's own.
 
     Parameters
@@ -63,7 +63,7 @@ def load_atlas(labels: Path | None = None, names: Path | None = None) -> Atlas:
 
 
 @lru_cache(maxsize=2)
-def _load_atlas(labels: Path | None, names: Path | None, content: str) -> Atlas:
+def _load_atlas(labels: Path | None, names: Path | None, content: str) -> LabelAtlas:
     if labels is None or names is None:
         image, table = mni.load_labels()
     else:
@@ -78,10 +78,10 @@ def _load_atlas(labels: Path | None, names: Path | None, content: str) -> Atlas:
             f"{labels}: no voxel of {', '.join(missing)} lies in the MNI brain; check its affine."
         )
     masks = _make_masks(symmetric, table, tissue)
-    return Atlas(Volume(symmetric, LATTICE.affine), table, Volume(tissue, LATTICE.affine), masks)
+    return LabelAtlas(Volume(symmetric, LATTICE.affine), table, Volume(tissue, LATTICE.affine), masks)
 
 
-def make_regions(grid: Grid, atlas: Atlas) -> dict[str, np.ndarray]:
+def make_regions(grid: Grid, atlas: LabelAtlas) -> dict[str, np.ndarray]:
     """Boolean masks of shape ``grid.shape``.
 
     ``brain``; ``reference_region``: brain without striata, thalamus, brain stem and ventricles and without a margin
@@ -107,7 +107,7 @@ def make_regions(grid: Grid, atlas: Atlas) -> dict[str, np.ndarray]:
     return regions
 
 
-def make_view(grid: Grid, atlas: Atlas, see: View) -> np.ndarray:
+def make_view(grid: Grid, atlas: LabelAtlas, see: View) -> np.ndarray:
     """Boolean mask of the voxels that a network sees: ``all``; ``striatum``, the hottest-voxels ROIs of both sides; or
     ``extrastriatal``, beyond the reach of striatal spill-over (`STRIATUM_MARGIN_MM`)."""
     if see == "all":
@@ -119,7 +119,7 @@ def make_view(grid: Grid, atlas: Atlas, see: View) -> np.ndarray:
     return np.asarray(ndimage.distance_transform_edt(~striatum, grid.spacing)) > STRIATUM_MARGIN_MM
 
 
-def make_parcellation(grid: Grid, atlas: Atlas) -> tuple[np.ndarray, dict[int, str]]:
+def make_parcellation(grid: Grid, atlas: LabelAtlas) -> tuple[np.ndarray, dict[int, str]]:
     """Every region of the atlas on a grid: int16 labels of shape ``grid.shape`` (0: none) and their names.
 
     A voxel gets the label that fills the largest part of it, or 0 if unlabelled space fills more.
@@ -132,7 +132,7 @@ def make_parcellation(grid: Grid, atlas: Atlas) -> tuple[np.ndarray, dict[int, s
 
 
 def _make_masks(labels: np.ndarray, names: Mapping[int, str], tissue: np.ndarray) -> dict[str, np.ndarray]:
-    """The masks of an `Atlas`. Distances are measured in the left half only, since the head is symmetric."""
+    """The masks of a `LabelAtlas`. Distances are measured in the left half only, since the head is symmetric."""
     left = labels[: MIDLINE + 1]
 
     def structure(*wanted: str) -> np.ndarray:

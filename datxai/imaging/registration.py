@@ -45,7 +45,7 @@ SIZES, ANISOTROPY = (0.75, 1.35), 1.35
 
 
 @dataclass(frozen=True, eq=False)
-class Registration:
+class Alignment:
     """How a scan lies in the template's space.
 
     ``affine`` (4 x 4) maps world mm of the template to world mm of the scan, as `resample` expects it; its inverse maps
@@ -61,7 +61,7 @@ class Registration:
     upright: np.ndarray | None = None
 
 
-def register(volume: Volume, bases: Mapping[str, Volume]) -> Registration:
+def register(volume: Volume, bases: Mapping[str, Volume]) -> Alignment:
     """Find the affine map with 12 parameters from the template's space to the scan's.
 
     Parameters
@@ -83,12 +83,12 @@ def register(volume: Volume, bases: Mapping[str, Volume]) -> Registration:
     straight = [fit for fit in (upright, turned) if not describe_orientation(fit.pose)]
     askew = min((fit for fit in (upright, turned) if describe_orientation(fit.pose)), key=_rank, default=None)
     if askew and (not straight or _is_clearly_better(askew, min(straight, key=_rank), finer[0])):
-        return Registration(np.linalg.inv(askew.pose), {}, describe_orientation(askew.pose), make_upright(askew.pose))
+        return Alignment(np.linalg.inv(askew.pose), {}, describe_orientation(askew.pose), make_upright(askew.pose))
     fits = [min(straight, key=_rank)]
     for problem in finer:
         fits.append(problem.fit(fits[-1].pose, _AFFINE))
     weights = dict(zip(bases, (finer[-1].unit * fits[-1].weights).tolist()))
-    return Registration(np.linalg.inv(fits[-1].pose), weights)
+    return Alignment(np.linalg.inv(fits[-1].pose), weights)
 
 
 def _is_clearly_better(fit: _Fit, other: _Fit, finer: _Problem) -> bool:
@@ -116,7 +116,7 @@ def prepare(bases: Mapping[str, Volume]) -> None:
 def compare(volume: Volume, bases: Mapping[str, Volume], affine: np.ndarray) -> tuple[float, float, float | None]:
     """Similarity of a scan and the template fitted to it, both smoothed by 16 mm so that noise does not count.
 
-    ``affine`` is that of a `Registration`, or the identity for a scan in the template's space. Returns the correlation
+    ``affine`` is that of an `Alignment`, or the identity for a scan in the template's space. Returns the correlation
     over brain and scalp; the Dice overlap of the two heads, above the neck and within the field of view; and the
     drift: how far, in mm, another fit that starts at ``affine`` moves the striatum, which is hardly at all if the
     registration is right. A slab thinner than `SLAB_MM` and the template there are smoothed within the slab only; its

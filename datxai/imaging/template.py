@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from datxai import mni
 from datxai.errors import InputError
-from datxai.imaging.atlas import Atlas, make_regions
+from datxai.imaging.atlas import LabelAtlas, make_regions
 from datxai.imaging.intensity import scale
 from datxai.imaging.lattice import LATTICE, average, fill, paste, symmetrise
 from datxai.photons import average_transmission
@@ -56,7 +56,7 @@ SMOOTH_MM = 4.0  # FWHM; reduces the noise in a mean of few scans at little cost
 MIN_SEEN = 0.5  # the mean is zero where a smaller fraction of the scans covers a voxel
 
 
-def make_template(grid: Grid, atlas: Atlas) -> Volume:
+def make_template(grid: Grid, atlas: LabelAtlas) -> Volume:
     """FP-CIT uptake of an average healthy subject on ``grid``, relative to the reference region.
 
     The resolution is `TEMPLATE_FWHM_MM`.
@@ -66,7 +66,7 @@ def make_template(grid: Grid, atlas: Atlas) -> Volume:
     return resample(Volume(data, HEAD.affine, ({"step": "template", "fwhm_mm": TEMPLATE_FWHM_MM},)), grid)
 
 
-def make_template_bases(atlas: Atlas, template: Volume | None = None) -> dict[str, Volume]:
+def make_template_bases(atlas: LabelAtlas, template: Volume | None = None) -> dict[str, Volume]:
     """The template's components on `HEAD`, blurred: brain, dimming, each part of the striatum, scalp, glands.
 
     The template is their sum with the weights `BASES`; registration fits separate weights to each scan.
@@ -93,7 +93,7 @@ class _VolumeKey:
 
 
 @lru_cache(maxsize=2)
-def _make_bases(atlas: Atlas, template: _VolumeKey | None) -> dict[str, Volume]:
+def _make_bases(atlas: LabelAtlas, template: _VolumeKey | None) -> dict[str, Volume]:
     labels = atlas.labels.data.astype(np.int16)
     factor = np.ones(max(atlas.names) + 1, np.float32)
     maps = {"brain": np.where(atlas.masks["brain"], CSF_UPTAKE + (1 - CSF_UPTAKE) * atlas.tissue.data, 0)}
@@ -181,7 +181,7 @@ def _make_extracranial(brain: np.ndarray) -> dict[str, np.ndarray]:
     return {"scalp": scalp.astype(np.float32), "glands": np.logical_or.reduce(glands).astype(np.float32)}
 
 
-def average_scans(scans: Iterable[tuple[Volume, np.ndarray]], atlas: Atlas) -> Volume:
+def average_scans(scans: Iterable[tuple[Volume, np.ndarray]], atlas: LabelAtlas) -> Volume:
     """Mean of scans on `HEAD`, each scaled by its reference region, symmetric about x = 0, lightly smoothed.
 
     ``scans``: volumes, each with its affine map from MNI space (mm) to the scan, as found by registration.

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from datxai.analysis.spectral import Strategies
-from datxai.pages.slices import Frame, Shade, add_bar, draw_slice, largest_slice, name_power, outline, show, tile
+from datxai.pages.slices import Frame, Plane, Shade, add_bar, draw_slice, largest_slice, name_power, outline, show, tile
 from datxai.pages.style import (
     COLOURS,
     COLUMN,
@@ -268,7 +268,7 @@ def plot_case(
         for panels, cuts, background, prefix in zip(rows, slices, under, ("", "earlier: ")):
             for axes, cut, below, (name, axis) in zip(panels, cuts, background, planes.items()):
                 letters = sides if axis else None
-                draw_slice(axes, frame, cut, shade, axis, peak[axis], under=below, sides=letters)
+                draw_slice(axes, frame, cut, shade, Plane(axis, peak[axis]), under=below, sides=letters)
                 _draw_crosshair(axes, frame, axis, peak)
                 axes.set_title(f"{prefix}{name}, {frame.place(axis, peak[axis])}")
         add_bar(figure, rows, shade)
@@ -355,7 +355,7 @@ def _draw_groups(
         pair = {f"group {number + 1}: mean": mean, f"prototype\n{_shorten(names[prototype], 16)}": maps[prototype]}
         for axes, (title, data) in zip(panels[2 * number :], pair.items()):
             cut = data[:, :, level] / (np.abs(data[:, :, level]).max() or 1.0)
-            draw_slice(axes, frame, cut, shade, index=level)
+            draw_slice(axes, frame, cut, shade, Plane(index=level))
             axes.set_title(title, color=colours[number])
             axes.set_xlabel(frame.place(2, level), labelpad=2)
     add_bar(pictures, panels, shade)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -99,21 +100,31 @@ def largest_slice(mask: np.ndarray) -> int:
     return int(mask.sum(axis=(0, 1)).argmax())
 
 
+class Plane(NamedTuple):
+    """The plane of a slice: the axis across it, and its voxel along that axis, or None for the frame's level."""
+
+    across: int = AXIAL
+    index: int | None = None
+
+
+AT_LEVEL = Plane()
+
+
 def draw_slice(
     axes: Axes,
     frame: Frame,
     data: np.ndarray | None,
     shade: Shade,
-    across: int = AXIAL,
-    index: int | None = None,
+    plane: Plane = AT_LEVEL,
     outlines: bool = True,
     under: np.ndarray | None = None,
     sides: tuple[str, str] | None = ("I", "C"),
 ) -> None:
-    """Draw a slice (2-D, the frame's axes without ``across``) in mm, or "no case" if it is None.
+    """Draw a slice (2-D, the frame's axes in ``plane``) in mm, or "no case" if it is None.
 
     With another slice ``under`` it, drawn in grey, values become more transparent towards zero.
     """
+    across = plane.across
     extent = frame.extent(across)
     turned = frame.turns(across)
     axes.set(xlim=extent[1::-1] if turned else extent[:2], ylim=extent[2:], xticks=[], yticks=[], aspect="equal")
@@ -127,7 +138,7 @@ def draw_slice(
         alpha = np.sqrt(np.abs(data) / max(abs(shade.low), abs(shade.high))).clip(0, 1)
     show(axes, data, extent, shade, alpha)
     if outlines:
-        index = frame.level if index is None else index
+        index = frame.level if plane.index is None else plane.index
         outline(axes, np.take(frame.brain, index, across), extent, "#888888", 0.6)
         outline(axes, np.take(frame.striatum, index, across), extent, shade.ink, 0.7)
     if sides:

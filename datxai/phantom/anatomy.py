@@ -214,7 +214,7 @@ def average_head() -> tuple[sparse.csr_array, tuple[str, ...]]:
     depth = _distance(brain)
     brain = brain.ravel()
     rest = np.where(brain, np.clip(1.0 - covered, 0.0, 1.0), 0.0)
-    x, y, z = HEAD_GRID.world_coordinates().reshape(-1, 3).T
+    _, y, z = HEAD_GRID.world_coordinates().reshape(-1, 3).T
 
     # Unlabelled grey matter goes to the nearest cortex; behind and below, grey and white matter are cerebellum.
     cortical = [i for i, name in enumerate(names) if name in _CORTEX]
@@ -248,25 +248,35 @@ def average_head() -> tuple[sparse.csr_array, tuple[str, ...]]:
         fill(name, ~cerebellum & (ring == i), white)
     fill("white", ~cerebellum & (ring >= len(_RINGS)), white)
 
+    free, rest = ~brain, 1.0 - covered
+    for name, region in _outer_layers(outside):
+        fill(name, free & region, rest)
+        free &= ~region
+    rows, columns, weights = (np.concatenate(parts) for parts in zip(*cells))
+    shape = (brain.size, len(names))
+    return sparse.csr_array((weights.astype(np.float32), (rows, columns)), shape=shape), tuple(names)
+
+
+def _outer_layers(outside: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """The head outside the brain, from the inside out; ``outside`` is the distance from the brain in mm.
+
+    Where several regions are, the first fills the voxel.
+    """
+    x, y, z = HEAD_GRID.world_coordinates().reshape(-1, 3).T
     glands = {
         name: _ellipsoid(np.abs(x) if centre[0] else x, y, z, centre, axes) for name, (centre, axes) in _GLANDS.items()
     }
     neck = (np.hypot((x - _NECK[0][0]) / _NECK[1][0], (y - _NECK[0][1]) / _NECK[1][1]) < 1.0) & (z < _NECK[2])
     head = (outside < _SCALP_MM) | _ellipsoid(x, y, z, *_FACE) | neck
     skin = _distance(_image(head)) < _SCALP_MM - _SKULL_MM
-    free, rest = head & ~brain, 1.0 - covered
-    for name, region in (
+    layers = [
         ("csf", outside <= _SUBARACHNOID_MM),
         ("skull", outside <= _SKULL_MM),
         *glands.items(),
         ("scalp", skin & (z > -100.0)),
         ("soft", head),
-    ):
-        fill(name, free & region, rest)
-        free &= ~region
-    rows, columns, weights = (np.concatenate(parts) for parts in zip(*cells))
-    shape = (x.size, len(names))
-    return sparse.csr_array((weights.astype(np.float32), (rows, columns)), shape=shape), tuple(names)
+    ]
+    return [(name, head & region) for name, region in layers]
 
 
 def _labelled() -> tuple[sparse.csr_array, list[str]]:

@@ -168,27 +168,27 @@ def draw_subject(seed: int, index: int, label: int, sex: str) -> Subject:
     rng = np.random.default_rng([seed, index])
     _, mean, deviation = STRATA[label, sex]
     age = _draw_truncated(rng, mean, deviation, *AGE_RANGE)
-    while settle((case := draw_case(rng, age, sex)).reads) != label:
+    while settle((shown := draw_presentation(rng, age, sex)).reads) != label:
         pass
     return Subject(
         participant_id=f"sub-{index + 1:04d}",
         age=round(age, 1),
         sex=sex,
         label=label,
-        diseased=case.diseased,
-        pattern=case.pattern,
-        severity=float(-np.log(case.kept.min())),
-        side=SIDES[int(case.kept.argmin())],
-        asymmetry=float(case.kept.max() / case.kept.min() - 1),
-        uptake=draw_uptake(rng, case.binding),
+        diseased=shown.diseased,
+        pattern=shown.pattern,
+        severity=float(-np.log(shown.kept.min())),
+        side=SIDES[int(shown.kept.argmin())],
+        asymmetry=float(shown.kept.max() / shown.kept.min() - 1),
+        uptake=draw_uptake(rng, shown.binding),
         head=draw_head(rng, age, sex),
         acquisition=draw_acquisition(rng),
-        reads=case.reads,
+        reads=shown.reads,
         seed=(seed, index),
     )
 
 
-class Case(NamedTuple):
+class Presentation(NamedTuple):
     """Disease and its pattern, the putaminal binding kept on each side, binding (2 sides, regions of `BINDING`), and
     the reads."""
 
@@ -199,9 +199,9 @@ class Case(NamedTuple):
     reads: tuple[Read, ...]
 
 
-def draw_case(
+def draw_presentation(
     rng: np.random.Generator, age: float, sex: str, biology: Biology = BIOLOGY, case_spread: float = CASE_SPREAD
-) -> Case:
+) -> Presentation:
     """Draw a person of this age and sex, diseased or not, and the reads of the scan."""
     diseased = bool(rng.random() < DISEASED_SHARE)
     pattern, loss = _draw_loss(rng, diseased, biology)
@@ -212,7 +212,8 @@ def draw_case(
     expected = np.array(biology.binding) * (1 - np.array(DECADE)) ** ((age - REFERENCE_AGE) / 10)
     expected[list(_CAUDATE)] *= np.exp(biology.caudate * rng.standard_normal())
     binding = expected * (1 + FEMALE_GAIN * (sex == "F")) * level * kept
-    return Case(diseased, pattern, apparent, binding, read_case(apparent.min() * level**READER_LEVEL, rng, case_spread))
+    reads = read_case(apparent.min() * level**READER_LEVEL, rng, case_spread)
+    return Presentation(diseased, pattern, apparent, binding, reads)
 
 
 def _draw_loss(rng: np.random.Generator, diseased: bool, biology: Biology) -> tuple[str, np.ndarray]:

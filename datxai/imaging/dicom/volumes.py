@@ -49,7 +49,7 @@ class _Slice:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _File:
     """The content of one file; ``promised`` is the declared number of slices of the volume, 0 if missing."""
 
     patient: str
@@ -97,7 +97,7 @@ def read_series(files: Files | Series) -> Volume:
     return replace(to_ras(data, affine), history=(record,))
 
 
-def _read_file(path: Path) -> _Part:
+def _read_file(path: Path) -> _File:
     with reading(path) as dataset:
         if kind_of(dataset, path) == "projections":
             raise InputError(
@@ -106,7 +106,7 @@ def _read_file(path: Path) -> _Part:
             )
         _require_tracer(dataset, path)
         require_pixels(dataset, path)
-        return _Part(
+        return _File(
             str(dataset.get("PatientID", "")),
             str(dataset.get("SeriesInstanceUID", "")),
             str(dataset.get("SeriesDescription", "")),
@@ -127,7 +127,7 @@ def _require_tracer(dataset, path: Path) -> None:
         )
 
 
-def _require_single_series(parts: list[_Part], name: object) -> None:
+def _require_single_series(parts: list[_File], name: object) -> None:
     """Raise `InputError` unless the files are of one patient and one series. Identities are never shown."""
     if len({part.patient for part in parts}) > 1:
         raise InputError(f"{name}: the files are of more than one patient, expected one series; separate them.")

@@ -60,7 +60,9 @@ OF_SPLIT = {  # settings of each kind of split
     "column": ("column", "test", "validation", "candidates"),
 }
 SPLITS = {"random": "a random split", "kfold": "split=kfold", "column": "split=column"}
-OF_PLAIN = ("channels", "kernel_size", "padding", "hidden", "dropout")  # settings of network=nazari2021 only
+OF_PLAIN = (  # settings of network=nazari2021 only
+    "channels", "kernel_size", "padding", "hidden", "dropout", "initialisation",
+)  # fmt: skip
 OF_OTHERS = ("target", "arguments", "in_channels", "spatial_dims")  # settings of all other networks
 FILES = ("template", "labels", "names", "weights")  # settings of registration, atlas and network that name a file
 
@@ -192,6 +194,7 @@ class Network:
     padding: str = "auto"
     hidden: list[int] = field(default_factory=list)
     dropout: float = 0.2
+    initialisation: str = "glorot"  # glorot | looks_linear
     target: str | None = None  # package.module:Class, which is executed
     arguments: Any = None  # {name: value}; a typed mapping would refuse new keys on the command line
     in_channels: int = 1  # number of copies of the scan: 3 for networks for colour images and videos

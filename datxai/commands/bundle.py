@@ -199,9 +199,11 @@ def _describe_run(record: Record, findings: Findings) -> dict[str, Any]:
     values, metrics = record.values, findings.metrics
     split = values["split"]
     training = {name: value for name, value in values["training"].items() if name not in ("tracking", "shard")}
-    plain = values["network"]["architecture"] == "plain"
-    drawn = "Glorot uniform, biases zero" if plain else "as the network's class draws them"
-    initialisation = {"initial weights": "of another training" if values["network"].get("weights") else drawn}
+    network = values["network"]
+    drawn = "Glorot uniform, biases zero" if network["architecture"] == "plain" else "as the network's class draws them"
+    if network.get("initialisation") == "looks_linear":
+        drawn += ", paired so that the untrained network is linear"
+    initialisation = {"initial weights": "of another training" if network.get("weights") else drawn}
     groups = ("grid", "registration", "atlas", "preprocessing")
     imaging = {name: value for group in groups for name, value in values[group].items()}
     method = {**values["attribution"], "target": values["target"], "composite": values["composite"]["name"]}

@@ -14,6 +14,7 @@ from torch import nn
 from datxai.errors import InputError
 
 VIEWS = ("all", "striatum", "extrastriatal")  # the part of a scan that a network sees
+INITIALISATIONS = ("glorot", "looks_linear")
 LAYOUT = torch.channels_last_3d  # the memory format in which oneDNN and cuDNN convolve volumes fastest
 _LAYOUTS = {4: torch.channels_last, 5: LAYOUT}  # by number of axes: batches of images, of volumes
 
@@ -48,6 +49,7 @@ def build(
     dropout: float = 0.2,
     see: Literal["all", "striatum", "extrastriatal"] = "all",
     centre: bool = False,
+    initialisation: Literal["glorot", "looks_linear"] = "glorot",
     n_classes: int = 2,
     seed: int = 0,
 ) -> nn.Sequential:
@@ -73,15 +75,20 @@ def build(
         Whether the network sees ``all`` of a scan, only its ``striatum``, or only what is ``extrastriatal``; and
         whether the mean training case is subtracted. Where needed, the first module is an `Input` called ``input``,
         whose mean and mask the caller fills in.
+    initialisation
+        Initial weights, which the paper does not specify. "glorot": uniform after Glorot and Bengio (AISTATS 2010), with
+        zero biases, so that they absorb no relevance at first. "looks_linear": these, paired after Balduzzi et al. (ICML
+        2017, arXiv:1702.08591), so that the untrained network is linear: uptake below zero (the mean scan, with
+        ``centre``) activates as many units as uptake above, and speaks for the other class. Of an odd number of units,
+        the last is not paired.
     seed
-        Seed of the initial weights, which the paper does not specify: uniform after Glorot and Bengio (AISTATS 2010),
-        with zero biases, so that they absorb no relevance at first. The global random state does not change.
+        Seed of the initial weights. The global random state does not change.
 
     Raises
     ------
     InputError
-        If the convolutions would leave nothing of the grid, if ``padding`` or ``see`` has another value, or if
-        channels, kernel size or units are not numbers of 1 or more.
+        If the convolutions would leave nothing of the grid, if ``padding``, ``see`` or ``initialisation`` has another
+        value, or if channels, kernel size or units are not numbers of 1 or more.
     """
     if not all(isinstance(n, int) and n > 0 for n in (*channels, kernel_size, *hidden)):
         raise InputError(
@@ -90,6 +97,8 @@ def build(
         )
     if see not in VIEWS:
         raise InputError(f"network.see={see}: expected one of {', '.join(VIEWS)}.")
+    if initialisation not in INITIALISATIONS:
+        raise InputError(f"network.initialisation={initialisation}: expected {' or '.join(INITIALISATIONS)}.")
     pads = _padding(shape, len(channels), kernel_size, padding)
     sizes = [n + len(channels) * (2 * pad - kernel_size + 1) for n, pad in zip(shape, pads)]
     modules: OrderedDict[str, nn.Module] = OrderedDict()
@@ -122,9 +131,29 @@ def build(
                 nn.init.xavier_uniform_(parameter)
             else:
                 nn.init.zeros_(parameter)
+        if initialisation == "looks_linear":
+            _pair_units(model)
         for name, buffer in model.named_buffers():
             buffer.fill_(name == "input.mask")
     return model
+
+
+def _pair_units(model: nn.Sequential) -> None:
+    """Make the second half of each layer's units the negative of the first, and the next layer subtract them.
+
+    The ReLU of a number minus that of its negative is the number, so the network is linear.
+    """
+    channels = None  # of the layer before
+    for layer in model:
+        if not isinstance(layer, (nn.Conv3d, nn.Linear)):
+            continue
+        weight, units = layer.weight, len(layer.weight)
+        if channels is not None:
+            blocks = weight.view(units, channels, -1)  # of a flattened volume, the voxels of each channel
+            paired = channels // 2
+            blocks[:, paired : 2 * paired] = -blocks[:, :paired]
+        weight[units // 2 : 2 * (units // 2)] = -weight[: units // 2]
+        channels = units
 
 
 def place(model: nn.Module, device: str | torch.device) -> None:

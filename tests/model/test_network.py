@@ -90,6 +90,34 @@ def test_initial_weights_are_glorots():
     assert weight.mean().abs() < 4 * bound / (3 * weight.numel()) ** 0.5  # four standard errors
 
 
+@pytest.mark.parametrize(("channels", "hidden"), [((4, 6, 2), (8, 4)), ((2,), ()), ((16, 16, 16, 16), (32, 16))])
+def test_a_network_that_looks_linear_is_linear_until_trained(channels, hidden):
+    model = build((10, 9, 11), channels, hidden=hidden, initialisation="looks_linear", seed=3).double().eval()
+    a, b = torch.randn(2, 3, 1, 10, 9, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(2 * a - 3 * b), 2 * model(a) - 3 * model(b))
+    torch.testing.assert_close(model(a)[:, 0], -model(a)[:, 1])
+    assert model(a).abs().min() > 0
+    glorot = build((10, 9, 11), channels, hidden=hidden, seed=3).double().eval()
+    assert not torch.allclose(glorot(-a), -glorot(a)), "unpaired, it is not"
+
+
+def test_of_an_odd_number_of_units_the_last_is_not_paired():
+    settings = {"shape": (7, 7, 7), "channels": (3, 5), "hidden": (3,), "seed": 3}
+    paired, plain = build(**settings, initialisation="looks_linear"), build(**settings)
+    assert torch.equal(paired.conv1.weight[1], -paired.conv1.weight[0])
+    assert torch.equal(paired.conv1.weight[2], plain.conv1.weight[2])
+    assert torch.equal(paired.conv2.weight[4, 2], plain.conv2.weight[4, 2])
+    assert torch.equal(paired.conv2.weight[:4, 1], -paired.conv2.weight[:4, 0])
+    fc1 = paired.fc1.weight.view(3, 5, -1)
+    assert torch.equal(fc1[:, 2:4], -fc1[:, :2])
+    assert torch.equal(fc1[2, 4], plain.fc1.weight.view(3, 5, -1)[2, 4])
+
+
+def test_an_unknown_initialisation_is_refused():
+    with pytest.raises(InputError, match=r"network\.initialisation=zeros: expected glorot or looks_linear"):
+        build((9, 9, 9), initialisation="zeros")
+
+
 def test_layers_and_classes_are_free():
     model = build((12, 10, 9), channels=(4, 3), hidden=(), n_classes=3)
     assert names(model) == "conv1 relu1 conv2 relu2 flatten output"

@@ -4,10 +4,9 @@
 
 Per method, over test cases: the similarity of a map to that of networks with more and more random layers (the cascade
 of `datxai.metrics.randomisation`), and every other metric of the map, compared with maps of networks with all
-weights random. Flipping uses the trained network in both. The explained output is the logit of normal minus that of
-reduced in all cases: the evidence for reduced is missing uptake, where no map can have relevance, and which of the two
-logits carries the decision is an accident of the training. A metric distinguishes them if it is higher for the trained
-network than for each of the random ones in more cases than by chance.
+weights random. Flipping uses the trained network in both. The explained output is the trained network's decision, the
+logit of the class it predicts minus that of the other, for the random networks as well. A metric distinguishes them if
+it is higher for the trained network than for each of the random ones in more cases than by chance.
 """
 
 from __future__ import annotations
@@ -60,8 +59,8 @@ def main(words: Sequence[str] | None = None) -> None:
         "# Do the metrics tell a trained network from a random one?",
         "",
         f"Made by `python -m benchmarks.sanity RUN --networks {options.networks}` on {len(cases)} "
-        f"test cases of a default run, explained for the logit of normal minus that of reduced (gradients start with "
-        f"one, LRP with the logits). "
+        f"test cases of a default run, explained for the logit of the class that the trained network predicts minus "
+        f"that of the other (gradients start with one, LRP with the logits). "
         f"Upper tables: means over cases. Lower tables: `higher` is the share of cases in "
         f"which the trained network's map has a higher value than the map of each random network, with its 95 % "
         f"interval (Wilson); chance is {chance:.0%}, and a metric whose interval begins above it tells them apart.",
@@ -100,17 +99,18 @@ def read_cases(run: Run, model: torch.nn.Module, n: int):
     means = [np.mean([store.volume(row["participant_id"]) for row in group], axis=0) for group in groups]
     fill = torch.from_numpy(np.mean(means, axis=0)).float()
 
-    def score(x: torch.Tensor) -> torch.Tensor:
-        logits = model(x)
-        return logits[:, NORMAL] - logits[:, REDUCED]
-
     right = [[row for row in rows if row["set"] == "test" and row["group"] == group] for group in ("TN", "TP")]
     for row in [row for pair in zip(*right) for row in pair][:n]:
         x = torch.from_numpy(np.array(store.volume(row["participant_id"]))).float()[None, None]
+        sign = 1 if row["group"] == "TP" else -1
         memo: dict = {}
 
-        def make(network, how, x=x, memo=memo) -> Case:
-            explain = partial(explain_by, how=how)
+        def score(x: torch.Tensor, sign=sign) -> torch.Tensor:
+            logits = model(x)
+            return sign * (logits[:, REDUCED] - logits[:, NORMAL])
+
+        def make(network, how, x=x, score=score, sign=sign, memo=memo) -> Case:
+            explain = partial(explain_by, how=how, sign=sign)
             relevance = explain(network, x)[0]
             other = None  # no metric compared here needs another output
             return Case(
@@ -120,8 +120,8 @@ def read_cases(run: Run, model: torch.nn.Module, n: int):
         yield make
 
 
-def explain_by(model: torch.nn.Module, x: torch.Tensor, how: dict) -> torch.Tensor:
-    return -attribute(model, x, target="difference", ledger=False, **how).relevance[:, 0]
+def explain_by(model: torch.nn.Module, x: torch.Tensor, how: dict, sign: int) -> torch.Tensor:
+    return sign * attribute(model, x, target="difference", ledger=False, **how).relevance[:, 0]
 
 
 if __name__ == "__main__":

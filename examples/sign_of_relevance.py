@@ -197,8 +197,9 @@ def measure(cases, places, putamen) -> dict:
         f"positive_{group}": float(positive[groups == group].mean()) if (groups == group).any() else None
         for group in GROUPS
     }
+    defined = all(mean is not None and mean.any() for mean in means)  # both outputs can have the same map
     return {
-        "correlation": None if any(mean is None for mean in means) else float(np.corrcoef(*means)[0, 1]),
+        "correlation": float(np.corrcoef(*means)[0, 1]) if defined else None,
         **shares,
         "accuracy": right / len(cases),
         "accuracy_low": low,

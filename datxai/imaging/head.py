@@ -75,9 +75,11 @@ def measure_level(data: np.ndarray) -> float:
     Hot spots change it little, air not at all.
     """
     level = max(float(data.mean()), 0.0) / EDGE
+    ordered = np.sort(data[data > 0])  # once, for all medians
     for _ in range(MAX_ITERATIONS):
-        bright = data[data > EDGE * level]
-        before, level = level, float(np.median(bright)) if bright.size else np.inf
+        bright = ordered[np.searchsorted(ordered, ordered.dtype.type(EDGE * level), side="right") :]
+        middle = bright[(len(bright) - 1) // 2 : len(bright) // 2 + 1]
+        before, level = level, float(middle.mean()) if bright.size else np.inf
         if level == before:
             break
     return level

@@ -76,11 +76,11 @@ def build(
         whether the mean training case is subtracted. Where needed, the first module is an `Input` called ``input``,
         whose mean and mask the caller fills in.
     initialisation
-        Initial weights, which the paper does not specify. "glorot": uniform after Glorot and Bengio (AISTATS 2010), with
-        zero biases, so that they absorb no relevance at first. "looks_linear": these, paired after Balduzzi et al. (ICML
-        2017, arXiv:1702.08591), so that the untrained network is linear: uptake below zero (the mean scan, with
-        ``centre``) activates as many units as uptake above, and speaks for the other class. Of an odd number of units,
-        the last is not paired.
+        Initial weights, which the paper does not specify. "glorot": uniform after Glorot and Bengio (AISTATS 2010),
+        with zero biases, so that they absorb no relevance at first. "looks_linear": these, paired after Balduzzi et
+        al. (ICML 2017, arXiv:1702.08591), so that the untrained network is linear: uptake below zero (the mean scan,
+        with ``centre``) activates as many units as uptake above, and speaks for the other class. Of an odd number of
+        units, the last is not paired.
     seed
         Seed of the initial weights. The global random state does not change.
 
@@ -124,6 +124,11 @@ def build(
     if device.type == "meta":  # on the meta device there are no weights to initialise
         return model
     model.to_empty(device=device)
+    _initialise(model, initialisation, seed)
+    return model
+
+
+def _initialise(model: nn.Sequential, initialisation: str, seed: int) -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for name, parameter in model.named_parameters():
@@ -135,7 +140,6 @@ def build(
             _pair_units(model)
         for name, buffer in model.named_buffers():
             buffer.fill_(name == "input.mask")
-    return model
 
 
 def _pair_units(model: nn.Sequential) -> None:

@@ -62,7 +62,8 @@ class Frame:
     def sides(self) -> str:
         """A legend for the letters I and C and the outlines."""
         side = "right" if self.radiological else "left"
-        return f"I ipsilateral (lower putamen, {side} of the picture), C contralateral; outline: caudate and putamen"
+        legend = f"I ipsilateral (lower putamen, {side} of the picture), C contralateral; outline: caudate and putamen"
+        return legend.replace("I ", "I\u00a0").replace("C ", "C\u00a0")  # a letter stays with its meaning
 
     def extent(self, across: int) -> tuple[float, ...]:
         """Left, right, bottom and top edge in mm of a slice across axis ``across``."""

@@ -155,10 +155,10 @@ def plot_maps(
     shade = Shade("relevance / its largest", "RdBu_r", -1.0, 1.0, "black")
     for axes, (name, data) in zip(panels, pictures.items()):
         if name == "scan":
-            draw_slice(axes, frame, data[..., level], Shade.of_uptake([data]), Plane(index=level), sides=("I", "C"))
+            draw_slice(axes, frame, data[..., level], Shade.of_uptake([data]), Plane(level=level), sides=("I", "C"))
         else:
             high = float(np.percentile(np.abs(data[frame.brain]), FULL_SCALE)) or 1.0
-            draw_slice(axes, frame, (data[..., level] / high).clip(-1, 1), shade, Plane(index=level), sides=None)
+            draw_slice(axes, frame, (data[..., level] / high).clip(-1, 1), shade, Plane(level=level), sides=None)
         if lesion is not None:
             outline(axes, lesion[..., level], frame.extent(AXIAL), TRUTH_COLOUR, 1.0)
         axes.set_title(textwrap.fill(words(name), 14), fontsize=SMALL, pad=2)

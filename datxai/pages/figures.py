@@ -355,7 +355,7 @@ def _draw_groups(
         pair = {f"group {number + 1}: mean": mean, f"prototype\n{_shorten(names[prototype], 16)}": maps[prototype]}
         for axes, (title, data) in zip(panels[2 * number :], pair.items()):
             cut = data[:, :, level] / (np.abs(data[:, :, level]).max() or 1.0)
-            draw_slice(axes, frame, cut, shade, Plane(index=level))
+            draw_slice(axes, frame, cut, shade, Plane(level=level))
             axes.set_title(title, color=colours[number])
             axes.set_xlabel(frame.place(2, level), labelpad=2)
     add_bar(pictures, panels, shade)

@@ -105,7 +105,7 @@ class Plane(NamedTuple):
     """The plane of a slice: the axis across it, and its voxel along that axis, or None for the frame's level."""
 
     across: int = AXIAL
-    index: int | None = None
+    level: int | None = None
 
 
 AT_LEVEL = Plane()
@@ -139,7 +139,7 @@ def draw_slice(
         alpha = np.sqrt(np.abs(data) / max(abs(shade.low), abs(shade.high))).clip(0, 1)
     show(axes, data, extent, shade, alpha)
     if outlines:
-        index = frame.level if plane.index is None else plane.index
+        index = frame.level if plane.level is None else plane.level
         outline(axes, np.take(frame.brain, index, across), extent, "#888888", 0.6)
         outline(axes, np.take(frame.striatum, index, across), extent, shade.ink, 0.7)
     if sides:

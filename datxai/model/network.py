@@ -129,6 +129,7 @@ def build(
 
 
 def _initialise(model: nn.Sequential, initialisation: str, seed: int) -> None:
+    """Fill weights, biases, mean and mask in place; the global random state does not change."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for name, parameter in model.named_parameters():

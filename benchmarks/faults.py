@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -33,8 +34,8 @@ from safetensors.numpy import save_file
 from datxai.api import Pipeline
 from datxai.config import STAGES
 from datxai.errors import InputError
-from datxai.files import UNFINISHED, read_rows
-from datxai.integrity import hash_of_all
+from datxai.files import UNFINISHED, hash_file, read_rows
+from datxai.integrity import TIMES, hash_of_all
 from datxai.model import checkpoint
 from datxai.nifti import read as read_nifti
 from datxai.record import RECORD, read_record
@@ -197,30 +198,86 @@ def _stages(folder: Path) -> list[str]:
     return [stage for stage in STAGES if stage in Run(folder).entries()]
 
 
+class Command(NamedTuple):
+    """A command that is killed: its words, those of the call that ends its work, and what removes its output."""
+
+    words: list[str]
+    last: list[str]
+    forget: Callable[[], None]
+
+
+def _commands(folder: Path) -> dict[str, Command]:
+    """Every stage of the run; and, on few cases, what works beside it."""
+    at, beside, scan = f"run={folder}", folder.parent, min(Run(folder).simulated.glob("*_spect.dcm"))
+    other = ["data=phantom", "data.seed=7", "data.n_subjects=4"]
+    stages = {stage: ([stage, at], [stage, at], partial(_forget, folder, stage)) for stage in _stages(folder)}
+    shards = ["explain", "-m", "shard=0/2,1/2", at]
+    few = ["n_cases=2", "lesions=[]", "methods=[lrp_nazari2021,occlusion]", "metrics=[relevance_mass,patch_flipping]"]
+    others = {
+        folder / "benchmark": ["benchmark", at, *(f"benchmark.{setting}" for setting in few)],
+        beside / "case": ["case", at, f"scan={scan}", f"out={beside / 'case'}"],
+        beside / "applied": ["apply", at, f"to={beside / 'applied'}", *other],
+        beside / "sweep": ["train", "-m", f"run={beside / 'sweep'}", f"base={folder}", "training.seed=1,2"],
+    }
+    return {
+        **{name: Command(*stage) for name, stage in stages.items()},
+        "shards": Command(shards, stages["explain"][1], stages["explain"][2]),
+        **{path.name: Command(words, words, partial(shutil.rmtree, path, True)) for path, words in others.items()},
+    }
+
+
 def kill(folder: Path, chance: random.Random, until: float) -> Counter:
-    """Kill commands at random moments and repeat them: the result must equal that of an uninterrupted one."""
-    outcomes, command = Counter(), [sys.executable, "-m", "datxai"]
-    stages = [stage for stage in _stages(folder) if stage != "report"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    while time.monotonic() < until:
-        run, stage = Run(folder), chance.choice(stages)
-        before = _content(run, stage)
-        run.release(stage, [])
-        process = subprocess.Popen([*command, stage, f"run={folder}"], start_new_session=True, **quiet)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(0, 20))
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, chance.choice(SIGNALS))
-        said = process.communicate()[1]
-        answer = subprocess.run([*command, stage, f"run={folder}"], **quiet)
-        if b"Traceback" in said + answer.stderr or answer.returncode not in (0, 2):
-            outcomes["traceback"] += 1
-        elif any(folder.rglob(f"{UNFINISHED}*")):
-            outcomes["litter"] += 1
-        else:
-            same = answer.returncode == 0 and _holds(folder, stage, before)
-            outcomes["made again" if same else "silent"] += 1
+    """Kill commands at random moments, some twice, and repeat them: what they make must not differ from before."""
+    outcomes, commands, usual_s, place = Counter(), _commands(folder), {}, folder.parent
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, command in commands.items():
+            command.forget()
+            begin = time.monotonic()
+            for words in (command.words, command.last):
+                if said := _call(words, temporary):
+                    sys.exit(said)
+            usual_s[name] = time.monotonic() - begin
+        before = _numbers(place)
+        while time.monotonic() < until:
+            name = chance.choice(list(commands))
+            command = commands[name]
+            command.forget()
+            said = _call(command.words, temporary, chance.uniform(0, usual_s[name]), chance)
+            said += _call(command.last, temporary)
+            if said:
+                print(f"  {name}: {said}", file=sys.stderr)
+                outcomes["traceback"] += 1
+            elif litter := [*place.rglob(f"{UNFINISHED}*"), *filter(Path.is_file, Path(temporary).rglob("*"))]:
+                print(f"  {name}: {litter}", file=sys.stderr)
+                outcomes["litter"] += 1
+            else:
+                outcomes["made again" if _numbers(place) == before else "silent"] += 1
     return outcomes
+
+
+def _call(words: list[str], temporary: str, kill_after_s: float = math.inf, chance: random.Random | None = None) -> str:
+    """Run a command, which may be killed once or twice; returns what it said if it does not end as it should."""
+    command, own = [sys.executable, "-m", "datxai", *words], {**os.environ, "TMPDIR": temporary}
+    process = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=own
+    )
+    if chance is not None:
+        send = chance.choice((os.kill, os.killpg))  # to the command alone, or to its processes as well
+        for wait_s in (kill_after_s, 0.3)[: chance.choice((1, 2))]:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(wait_s)
+            with suppress(ProcessLookupError):
+                send(process.pid, chance.choice(SIGNALS))
+    said = process.communicate()[1]
+    as_it_should = "Traceback" not in said and (chance is not None or process.returncode == 0)
+    return "" if as_it_should else said or f"status {process.returncode}"
+
+
+def _numbers(place: Path) -> dict[Path, str]:
+    """Hashes of all files with numbers in ``place``, but for those with times."""
+    patterns = ("*.nii.gz", "*.npy", "*.safetensors", "*.tsv", "metrics.json")
+    paths = (path for pattern in patterns for path in place.rglob(pattern))
+    return {path: hash_file(path) for path in paths if path.name not in (TIMES, "results.tsv")}
 
 
 def _holds(folder: Path, stage: str, content: str | None) -> bool:

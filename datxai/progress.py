@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from datxai.errors import escape
@@ -60,6 +61,8 @@ def parallel(
     """
     import joblib
 
+    # A process that has come to hold 300 MB more than at first is replaced. Tasks of one cohort differ by as much.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
     with Bar(n if sizes is None else sum(sizes), what) as bar:
         pool = joblib.Parallel(n_jobs=max(1, min(joblib.effective_n_jobs(n_jobs), n)), return_as="generator")
         for number, result in enumerate(pool(joblib.delayed(function)(*task) for task in tasks)):

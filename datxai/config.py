@@ -52,6 +52,12 @@ CALL = (  # settings of one call or one machine, which a run does not record
     "file", "out", "device", "n_jobs", "on_error", "check", "dry_run", "objective", "benchmark", "search",
     "explanation", "explanations", "precision", "to",
 )  # fmt: skip
+READ_BY = {  # settings of one call that only these commands read
+    "scan": ("case",), "age": ("case",), "sex": ("case",), "prior": ("case",), "prior_years": ("case",),
+    "dicom": ("case", "serve"), "deidentify": ("case", "serve"), "explanations": ("case", "serve", "compare"),
+    "port": ("serve",), "runs": ("compare",), "file": ("reads",), "precision": ("bundle",), "to": ("export",),
+    "out": ("case", "compare", "bundle", "export", "reads"),
+}  # fmt: skip
 RADIOLOGICAL = "radiological"
 TARGETS = ("difference", "decision", "predicted", "normal", "reduced", "label")
 OF_SPLIT = {  # settings of each kind of split

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datxai.config import COMMANDS, OF_BUNDLES, require_name
+from datxai.config import COMMANDS, OF_BUNDLES, READ_BY, require_name
 from datxai.errors import InputError
 from datxai.order import FROM_TRAINING_ON, NEED_NO_RUN, Order, group_of, key_of, quote
 
@@ -69,6 +69,12 @@ def _require_possible(order: Order) -> None:
             "--config-path and --config-name: a run begins with the configuration of datxai, or with its record; "
             "put your settings into D/experiment/mine.yaml and give --config-dir D experiment=mine."
         )
+    for key, readers in READ_BY.items():
+        if key in order.given and order.task not in readers:
+            raise InputError(
+                f"{key}={order.given[key]}: only `{'`, `'.join(readers)}` {'reads' if len(readers) == 1 else 'read'} "
+                f"this setting; leave it out."
+            )
     if order.sweeps and "applied" in order.given:
         raise InputError("`datxai apply` takes one run to one cohort; leave out -m.")
     if order.sweeps and order.given.get("dry_run") == "true":

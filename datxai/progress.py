@@ -32,6 +32,7 @@ class Bar:
             bar_format="  {percentage:3.0f} % {bar:30} {n_fmt}/{total_fmt} " + unit + ", {remaining} left",
             leave=False,
             mininterval=0.2 if live else 30,
+            delay=0 if live else 30,
             file=sys.stderr,
         )
 

@@ -218,6 +218,12 @@ def test_numbers_that_cannot_be_are_refused_before_anything_is_touched(tmp_path,
     assert {path: path.read_bytes() for path in (tmp_path / "run" / ".hydra").iterdir()} == before
 
 
+@pytest.mark.parametrize("words", [["out=elsewhere"], ["explain", "scan=a.nii.gz"], ["serve", "age=60"]])
+def test_settings_that_a_command_does_not_read_are_refused(tmp_path, words):
+    answer = forked.datxai("run=run", *words, cwd=tmp_path, status=2)
+    assert f"{words[-1]}: only `" in answer.stderr and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["clinic data (Köln)", "Müller, Hans (1)", "it's", "a=b"])
 def test_names_of_files_need_no_quotes_within_quotes(tmp_path, name):
     answer = forked.datxai("preprocess", f"data.root={name}", "data=folder", f"run={name} run", cwd=tmp_path, status=2)

@@ -1,4 +1,5 @@
 import os
+import sys
 
 from datxai.progress import Bar, parallel
 
@@ -18,6 +19,7 @@ def test_one_job_stays_in_this_process():
 
 
 def test_tasks_count_as_much_as_they_make(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     counted = []
     monkeypatch.setattr(Bar, "update", lambda bar, n=1: counted.append(n))
     assert len(list(parallel(square, [(1,), (2,)], 2, 1, "squares", sizes=[3, 4]))) == 2
@@ -28,7 +30,13 @@ def test_nothing_to_do():
     assert list(parallel(square, [], 0, -1, "squares")) == []
 
 
-def test_the_bar_says_what_is_done(capsys):
+def test_the_bar_says_what_is_done(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with Bar(3, "maps") as bar:
         bar.update(3)
     assert "maps" in capsys.readouterr().err
+
+
+def test_short_work_leaves_nothing_in_a_log(capsys):
+    assert len(list(parallel(square, [(1,), (2,)], 2, 1, "squares"))) == 2
+    assert capsys.readouterr().err == ""

@@ -2,8 +2,8 @@
 
     python -m benchmarks.serve RUN [--scans 500] [--clients 1 8]
 
-Uploads scans of the run's own cohort, ``--scans`` of them for each number of clients at a time. Memory is the resident
-set of the server after the first tenth of the scans and after the last. Targets: none refused, memory flat within 5 %,
+Uploads scans of the run's own cohort, ``--scans`` of them for each number of clients at a time. Memory is the largest
+resident set of the server so far, after the first tenth of the scans and after the last. Targets: none refused, memory flat within 5 %,
 the 95th percentile of the time at most three times the median, and no file left once the server has ended.
 """
 
@@ -27,7 +27,7 @@ from datxai.findings import Findings
 from datxai.run import Run
 
 COHORT = 8  # different scans, uploaded in turn
-COLUMNS = "clients  scans  refused  median s  95 % s  ratio  memory MiB: after a tenth, at the end, growth"
+COLUMNS = "clients  scans  refused  median s  95 % s  ratio  peak memory MiB: after a tenth, at the end, growth"
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -73,9 +73,9 @@ def _load(pid: int, port: int, scans: list[bytes], n: int, clients: int) -> None
     with ThreadPoolExecutor(clients) as pool:
         turns = itertools.cycle(scans)
         outcomes = [*pool.map(lambda scan: _upload(port, scan), itertools.islice(turns, warm_up))]
-        before = _resident_mib(pid)
+        before = _peak_mib(pid)
         outcomes += pool.map(lambda scan: _upload(port, scan), itertools.islice(turns, rest))
-    after, seconds = _resident_mib(pid), [seconds for seconds, _ in outcomes]
+    after, seconds = _peak_mib(pid), [seconds for seconds, _ in outcomes]
     median, p95 = statistics.median(seconds), statistics.quantiles(seconds, n=20)[-1]
     refusals = [answer for _, answer in outcomes if "page" not in answer]
     print(
@@ -95,9 +95,9 @@ def _upload(port: int, scan: bytes) -> tuple[float, dict]:
     return time.perf_counter() - begin, answer
 
 
-def _resident_mib(pid: int) -> float:
+def _peak_mib(pid: int) -> float:
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(status["VmRSS"].split()[0]) / 1024
+    return int(status["VmHWM"].split()[0]) / 1024
 
 
 def _count_files(place: str) -> int:

@@ -422,8 +422,10 @@ def plot_among_normals(panels: Mapping[str, Mapping], age: float | None) -> Figu
     an ``age`` the scan is drawn as a line.
     """
     columns = -(-len(panels) // 2)
-    figure = Figure(figsize=(PAGE, 3.6), layout="constrained")
+    figure = Figure(figsize=(PAGE, 3.6))
     grid = figure.subplots(2, columns, squeeze=False, sharex=True, sharey="col")
+    # Margins are set, since finding them takes longer than drawing, while somebody waits for the scan.
+    figure.subplots_adjust(left=0.07, right=0.99, bottom=0.11, top=0.94, wspace=0.18, hspace=0.18)
     for axes, (title, panel) in zip(grid.ravel(), panels.items()):
         curve = panel["curve"]
         axes.fill_between(curve["age"], curve["low"], curve["high"], color="#dcebf5", linewidth=0)
@@ -439,6 +441,8 @@ def plot_among_normals(panels: Mapping[str, Mapping], age: float | None) -> Figu
                 axes.plot(age, panel["value"], "o", color=REDUCED, markersize=7, fillstyle="none", markeredgewidth=1.8)
         axes.set_title(title)
         axes.grid(color="#eeeeee")
+    for axes in grid.ravel()[len(panels) :]:
+        axes.axis("off")
     for axes in grid[-1]:
         axes.set_xlabel("age, years")
     grid[0, 0].set_ylabel("SBR")

@@ -82,7 +82,7 @@ def damaged(path: Path, kind: str, chance: random.Random) -> Iterator[bool]:
         path.unlink()
     else:
         path.write_bytes(changed)
-        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + chance.randrange(1, 10**9)))  # another each time
     try:
         yield changed != content or kind == "gone"
     finally:
@@ -125,7 +125,10 @@ def damage_files(folder: Path, chance: random.Random, until: float) -> Counter:
     while time.monotonic() < until:
         name, kind = chance.choice(names), chance.choice(list(DAMAGES))
         with damaged(folder / name, kind, chance) as differs:
-            outcomes[judge(read, says_the_same if name in names[-2:] else bool, differs)] += 1
+            outcome = judge(read, says_the_same if name in names[-2:] else bool, differs)
+        outcomes[outcome] += 1
+        if outcome in BAD:
+            print(f"  {name}, {kind}: {outcome}", file=sys.stderr)
     return outcomes
 
 

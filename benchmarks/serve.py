@@ -3,8 +3,9 @@
     python -m benchmarks.serve RUN [--scans 500] [--clients 1 8]
 
 Uploads scans of the run's own cohort, ``--scans`` of them for each number of clients at a time. Memory is the largest
-resident set of the server so far, after the first tenth of the scans and after the last. Targets: none refused, memory flat within 5 %,
-the 95th percentile of the time at most three times the median, and no file left once the server has ended.
+resident set of the server so far, after the first tenth of the scans and after the last. Targets: none refused, memory
+flat within 5 %, the 95th percentile of the time at most three times the median, and no file left once the server has
+ended.
 """
 
 import argparse

@@ -90,8 +90,13 @@ def write_json(path: str | os.PathLike, content: object) -> None:
 
 def read_json(path: str | os.PathLike) -> dict:
     """Read a JSON object; raises `InputError` if the file is damaged."""
+    return parse_json(Path(path).read_bytes(), path)
+
+
+def parse_json(data: bytes, path: str | os.PathLike) -> dict:
+    """The JSON object that the file at ``path`` holds as ``data``; raises `InputError` if it is damaged."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(data.decode("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({error}); delete it and run the stage again.") from error
     if not isinstance(content, dict):

@@ -29,7 +29,7 @@ from typing import Any
 from datxai import __version__
 from datxai.config import DEFAULT, EXPLAINED, entry_name
 from datxai.errors import InputError
-from datxai.files import hash_content, hash_json, read_json, replacing, write_json
+from datxai.files import hash_content, hash_json, parse_json, read_json, replacing, write_json
 from datxai.integrity import describe_files, find_damage, hash_of_all
 from datxai.volume import is_whole, sidecar_path
 
@@ -109,10 +109,8 @@ class Run:
         """The manifest's entries by stage; empty if nothing has been made yet. Raises `InputError` if damaged."""
         if not self.manifest.is_file():
             return {}
-        entries = read_json(self.manifest)
-        for stage, entry in entries.items():
-            _require_entry(self.manifest, stage, entry)
-        return {stage: {key: entry[key] for key in entry if key != "checksum"} for stage, entry in entries.items()}
+        entries = _parse_entries(self.manifest.read_bytes(), self.manifest)
+        return {stage: dict(entry) for stage, entry in entries.items()}
 
     @property
     def explanations(self) -> list[str]:
@@ -291,6 +289,15 @@ class Run:
         write_json(
             self.manifest, {stage: {**entry, "checksum": hash_json([stage, entry])} for stage, entry in entries.items()}
         )
+
+
+@functools.lru_cache(maxsize=8)
+def _parse_entries(data: bytes, manifest: Path) -> dict[str, dict]:
+    """The entries of a manifest; cached, because a command looks them up many times, and their checksums take time."""
+    entries = parse_json(data, manifest)
+    for stage, entry in entries.items():
+        _require_entry(manifest, stage, entry)
+    return {stage: {key: entry[key] for key in entry if key != "checksum"} for stage, entry in entries.items()}
 
 
 def _require_entry(manifest: Path, stage: str, entry: Any) -> None:

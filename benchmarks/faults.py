@@ -32,14 +32,19 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from datxai.api import Pipeline
-from datxai.config import STAGES
+from datxai.compose import refusing
+from datxai.config import STAGES, Reconstruction
 from datxai.errors import InputError
 from datxai.files import UNFINISHED, hash_file, read_rows
+from datxai.imaging.dicom import Projections, write_projections
 from datxai.integrity import TIMES, hash_of_all
 from datxai.model import checkpoint
 from datxai.nifti import read as read_nifti
+from datxai.order import HELP, VERSION, read_order
+from datxai.plan import prepare
 from datxai.record import RECORD, read_record
 from datxai.run import Run
+from datxai.scan import Scan
 from datxai.schema import read_document
 from datxai.volume import Volume, save
 
@@ -141,10 +146,15 @@ def mutate_inputs(place: Path, chance: random.Random, until: float) -> Counter:
     (place / "d.json").write_text(json.dumps({"method": {"name": "lrp"}, "ledger": [1, 2.5, None]}))
     save_file({"weight": np.ones((3, 2), np.float32)}, place / "e.safetensors")
     (place / "f.yaml").write_text("network: {shape: [9, 9, 1], channels: [2], hidden: [3], dropout: 0.2}\n")
+    counts, angles, radius = np.full((30, 8, 16), 9, np.float32), np.arange(0.0, 360, 12), np.full(30, 150.0)
+    write_projections(place / "g.dcm", Projections(counts, angles, 15.0, 15.0, radius), "g")
+    words = ["explain", f"run={place / 'run'}", "composite=gamma", "training.seed=1", "split.sizes=[8,4,4]"]
+    (place / "h.txt").write_text("\n".join([*words, "data.label_values={HC: 0, PD: 1}", "explanation=gamma"]))
     readers: dict[str, Callable[[Path], object]] = {
         "a.nii.gz": read_nifti, "b.nii": read_nifti, "c.tsv": read_rows,
         "d.json": lambda path: read_document(path, {"method": dict, "ledger": list}),
         "e.safetensors": checkpoint.is_whole, "f.yaml": checkpoint.load_network,
+        "g.dcm": lambda path: Scan.find(path).read(Reconstruction()), "h.txt": _plan,
     }  # fmt: skip
     outcomes = Counter()
     while time.monotonic() < until:
@@ -152,6 +162,15 @@ def mutate_inputs(place: Path, chance: random.Random, until: float) -> Counter:
         with damaged(place / name, kind, chance):
             outcomes[judge(partial(readers[name], place / name), lambda: True, differs=False)] += 1
     return outcomes
+
+
+def _plan(path: Path) -> None:
+    """Read the lines of a file as the words of a command; without the file, it has none."""
+    text = path.read_bytes().decode("utf-8", "surrogateescape") if path.is_file() else ""
+    with refusing():
+        order = read_order(text.replace("\0", "").splitlines())
+        if order.task not in (HELP, VERSION):
+            prepare(order)
 
 
 def fail_writes(folder: Path, chance: random.Random, until: float) -> Counter:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel import filebasedimages, spatialimages
+from nibabel import filebasedimages, imageglobals, spatialimages
 
 from datxai.errors import InputError
 from datxai.forms import GZIP, NIFTI, PAIR, READ, header_of, tell_form
@@ -44,8 +44,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     which has the orientation. Raises `InputError` for unreadable files, for sizes that no scan has (before memory is
     allocated), and for headers without an orientation or with contradictions.
     """
-    with _reading(path), warnings.catch_warnings(), _open(path) as image:
-        warnings.simplefilter("ignore")  # odd but readable headers are common
+    with _reading(path), _quiet(), _open(path) as image:
         _require_size(image.shape, path)
         affine = _find_affine(image, path)
         require_lattice(image.shape, affine, path)
@@ -85,6 +84,18 @@ def _reading(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path}: cannot be read as NIfTI ({reason}); the file is truncated or of another format, export it again."
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what nibabel says of odd headers: readable ones are common, and for others there is an `InputError`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        imageglobals.logger.disabled = True
+        try:
+            yield
+        finally:
+            imageglobals.logger.disabled = False
 
 
 @contextmanager

@@ -59,6 +59,16 @@ def test_a_header_that_does_not_say_how_the_scan_lies_is_refused(tmp_path):
         volume.load(tmp_path / "scan.nii.gz")
 
 
+def test_nothing_but_the_sentence_is_said_of_an_odd_header(tmp_path, caplog):
+    path = write(tmp_path / "scan.nii", np.ones(SHAPE), np.eye(4))
+    with path.open("r+b") as stream:
+        stream.seek(254)
+        stream.write(b"\x63\x00")  # sform_code 99
+    with pytest.raises(InputError):
+        volume.load(path)
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("name", ORIENTATIONS)
 def test_resampling_a_linear_image_gives_its_value_at_the_voxel_centres(name):
     grid = Grid((24, 24, 24), make_affine(ORIENTATIONS[name]))

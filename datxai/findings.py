@@ -301,6 +301,12 @@ class Findings:
             self.store.grid, atlas["labels"], atlas["names"], cache=self.run.anatomy, radiological=self.radiological
         )
 
+    @cached_property
+    def provenance(self) -> dict[str, str]:
+        """When the maps were made, by which revision of datxai, and their fingerprint."""
+        entry = self.run.entry("explain", "report")
+        return {key: entry[key] for key in ("finished", "git_revision", "fingerprint")}
+
     def map_of(self, case: str) -> Volume:
         """The relevance map of a case."""
         return load(self.run.relevance_of(case), blank=True)

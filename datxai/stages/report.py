@@ -194,7 +194,6 @@ def describe_case(findings: Findings, case: Mapping, ranges: Ranges | None = Non
     files = {"spect": run.scan_of(name), "relevance": run.relevance_of(name)}
     relevance = findings.roi_relevance.get(name)
     sides = {"ipsilateral side": "right" if measures["mirrored"] else "left"}
-    stage_entry = run.entry("explain", "report")
     return CasePage(
         case_id=name,
         label=case["label"],
@@ -212,7 +211,7 @@ def describe_case(findings: Findings, case: Mapping, ranges: Ranges | None = Non
         explanation={"name": run.explanation, **record["method"], "sum": record["sum"]},
         quality=measures["quality"] | {"mirrored for the network": measures["mirrored"]},
         subject={"set": case["set"], "age": "n/a" if age is None else f"{age:.7g}", "sex": person["sex"]},
-        provenance={key: stage_entry[key] for key in ("finished", "git_revision", "fingerprint")},
+        provenance=findings.provenance,
         ledger=record["ledger"],
     )
 

@@ -50,6 +50,7 @@ from datxai.volume import Volume, save
 
 GOOD, BAD = ("refused", "made again", "harmless"), ("traceback", "silent", "slow", "litter")
 SLOW_S = 10.0
+TIMED = (TIMES, "results.tsv", "summary.tsv")  # tables with the seconds that something took
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -273,7 +274,11 @@ def kill(folder: Path, chance: random.Random, until: float) -> Counter:
                 print(f"  {name}: {litter}", file=sys.stderr)
                 outcomes["litter"] += 1
             else:
-                outcomes["made again" if _numbers(place) == before else "silent"] += 1
+                now = _numbers(place)
+                if other := [path for path, _ in {*before.items()} ^ {*now.items()}]:
+                    print(f"  {name}: {other} differ", file=sys.stderr)
+                outcomes["silent" if other else "made again"] += 1
+                before = now
     return outcomes
 
 
@@ -299,7 +304,7 @@ def _numbers(place: Path) -> dict[Path, str]:
     """Hashes of all files with numbers in ``place``, but for those with times."""
     patterns = ("*.nii.gz", "*.npy", "*.safetensors", "*.tsv", "metrics.json")
     paths = (path for pattern in patterns for path in place.rglob(pattern))
-    return {path: hash_file(path) for path in paths if path.name not in (TIMES, "results.tsv")}
+    return {path: hash_file(path) for path in paths if path.name not in TIMED}
 
 
 def _holds(folder: Path, stage: str, content: str | None) -> bool:

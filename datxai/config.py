@@ -355,7 +355,7 @@ class Config:
     applied: str | None = None  # a finished run whose network and calibration judge this cohort, all of it a test set
     subgroups: list[str] = field(default_factory=list)  # columns of the participants by which the cohort is divided
     stage: str = ALL
-    shard: str | None = None  # K/N: every N-th case, from K on, of `preprocess` or `explain`
+    shard: str | None = None  # K/N: every N-th case of `preprocess`, or batch of `explain`, from K on
     explanation: str = DEFAULT  # the explanation of the run that is made or used
     explanations: list[str] = field(default_factory=list)  # of `compare` and `case`: shown side by side
     runs: list[str] = field(default_factory=list)  # of `compare`

@@ -1,15 +1,15 @@
 """Sweeps: runs that share what a base run has made."""
 
-import gzip
 import math
 import shutil
+from itertools import chain
 from pathlib import Path
 
-import nibabel as nib
 import pytest
 from forked import datxai
 
 from datxai.errors import InputError
+from datxai.explain.batches import WORTHWHILE
 from datxai.files import read_json, read_table
 from datxai.run import Run
 
@@ -245,15 +245,14 @@ def test_shards_and_a_last_call_make_what_one_call_makes(few, swept, tmp_path, s
     datxai(stage, "-m", "shard=0/3,2/3", f"run={folder}", cwd=tmp_path)
     names = sorted(expected)
     made = {path.name: path.stat().st_mtime_ns for path in (folder / place).glob("*.nii.gz")}
-    assert sorted(made) == sorted({*names[0::3], *names[2::3]})
+    size = {"preprocess": 1, "explain": WORTHWHILE["cpu"]}[stage]
+    parts = [names[start : start + size] for start in range(0, len(names), size)]
+    assert sorted(made) == sorted(chain(*parts[0::3], *parts[2::3]))
     assert not Run(folder).holds(stage)
     datxai(stage, f"run={folder}", cwd=tmp_path)
     assert Run(folder).holds(stage)
     assert {name: (folder / place / name).stat().st_mtime_ns for name in made} == made
-    for name, content in expected.items():
-        assert nib.load(folder / place / name).get_fdata() == pytest.approx(
-            nib.Nifti1Image.from_bytes(gzip.decompress(content)).get_fdata(), rel=1e-5, abs=1e-9
-        )
+    assert {name: (folder / place / name).read_bytes() for name in names} == expected
 
 
 @pytest.mark.parametrize("arguments", [["explain", "shard=2/2"], ["explain", "shard=1"], ["train", "shard=0/2"]])

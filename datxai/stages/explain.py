@@ -44,12 +44,12 @@ def outputs(run: Run) -> list[Path]:
 def make(settings: Config, run: Run) -> None:
     cases = _choose_cases(settings, run)
     run.keep_only(run.relevance, [run.relevance_of(case["participant_id"]) for case in cases])
-    _explain(cases, settings, run)
+    _explain(cases, slice(None), settings, run)
 
 
 def make_part(settings: Config, run: Run, part: slice) -> None:
-    """Explain some of the cases, so that `make` can skip them."""
-    _explain(_choose_cases(settings, run)[part], settings, run)
+    """Explain some of the batches, so that `make` can skip them."""
+    _explain(_choose_cases(settings, run), part, settings, run)
 
 
 def _choose_cases(settings: Config, run: Run) -> list[dict]:
@@ -64,15 +64,23 @@ def _choose_cases(settings: Config, run: Run) -> list[dict]:
     return cases
 
 
-def _explain(cases: list[dict], settings: Config, run: Run) -> None:
-    """Explain the cases that have no map yet."""
+def _explain(cases: list[dict], part: slice, settings: Config, run: Run) -> None:
+    """Explain the ``part`` of the batches in which a map is missing.
+
+    Batches are cut from all cases, whichever have a map: in another batch, the last digits of a map may be others.
+    """
     assert run.making is not None, "the stage has not been started"
     fingerprint = run.making
     run.relevance.mkdir(parents=True, exist_ok=True)
-    missing = [case for case in cases if not run.made_with(run.relevance_of(case["participant_id"]), fingerprint)]
     store, explainer = open_store(run.store), Explainer.of(settings, run)
+    size = explainer.batch_size(store.shape)
+    batches = [cases[start : start + size] for start in range(0, len(cases), size)][part]
+    missing = [
+        case for batch in batches for case in batch
+        if not all(run.made_with(run.relevance_of(other["participant_id"]), fingerprint) for other in batch)
+    ]  # fmt: skip
     dataset = CaseDataset(store, [c["participant_id"] for c in missing], [c["label"] for c in missing])
-    loader = torch.utils.data.DataLoader(dataset, batch_size=explainer.batch_size(store.shape))
+    loader = torch.utils.data.DataLoader(dataset, batch_size=size)  # only the last batch may be smaller
     names = iter(dataset.case_ids)
     with Bar(len(missing), "maps") as bar:
         for volumes, labels in loader:

@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -55,7 +54,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 _load(server.pid, port, scans, arguments.scans, clients)
             print(f"{_count_files(place)} files while it serves: the last results, of which the oldest are deleted")
         finally:
-            server.send_signal(signal.SIGINT)
+            server.terminate()
             server.wait(60)
         print(f"{_count_files(place) - 1} files left after it has ended")  # less the log
 

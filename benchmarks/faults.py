@@ -328,8 +328,8 @@ def main() -> None:
     words = dict(word.partition("=")[::2] for word in sys.argv[1:])
     source, minutes = Path(words.get("run", "runs/phantom")), float(words.get("minutes", 10))
     entries = Run(source).entries()
-    if not entries or not all("files" in entry for entry in entries.values()):
-        sys.exit(f"{source}: expected a finished run, with checksums; make one: datxai run={source}")
+    if "simulate" not in entries or not all("files" in entry for entry in entries.values()):
+        sys.exit(f"{source}: expected a finished run of the phantom, with checksums; make one: datxai run={source}")
     chance, rows = random.Random(int(words.get("seed", 0))), {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"

@@ -75,10 +75,11 @@ def _explain(cases: list[dict], part: slice, settings: Config, run: Run) -> None
     store, explainer = open_store(run.store), Explainer.of(settings, run)
     size = explainer.batch_size(store.shape)
     batches = [cases[start : start + size] for start in range(0, len(cases), size)][part]
-    missing = [
-        case for batch in batches for case in batch
-        if not all(run.made_with(run.relevance_of(other["participant_id"]), fingerprint) for other in batch)
-    ]  # fmt: skip
+    unfinished = (
+        batch for batch in batches
+        if not all(run.made_with(run.relevance_of(case["participant_id"]), fingerprint) for case in batch)
+    )  # fmt: skip
+    missing = [case for batch in unfinished for case in batch]
     dataset = CaseDataset(store, [c["participant_id"] for c in missing], [c["label"] for c in missing])
     loader = torch.utils.data.DataLoader(dataset, batch_size=size)  # only the last batch may be smaller
     names = iter(dataset.case_ids)
